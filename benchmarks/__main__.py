@@ -1,0 +1,30 @@
+"""``python -m benchmarks NAME ...``: run one of the measures."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+NAMES = {
+    "cross-dub": "does the drawn mouth follow the new speech, and not the old one",
+    "silence": "does digital silence close the mouth",
+    "outside": "are the pixels outside the mask left as they were",
+    "memory-growth": "does peak memory stay the same when the video gets longer",
+    "speed": "frames per second end to end, and where the time goes",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Hand the rest of the command line to the measure that its first word names; exit code."""
+    if not arguments or arguments[0] not in NAMES:
+        print("usage: python -m benchmarks NAME ... (NAME --help lists its options)", file=sys.stderr)
+        for name, what in NAMES.items():
+            print(f"  {name:<14} {what}", file=sys.stderr)
+        return 0 if arguments in (["-h"], ["--help"]) else 2
+    # Imported only when asked for: memory-growth must stay small itself, or it would measure its own size.
+    code: int = import_module(f"benchmarks.{arguments[0].replace('-', '_')}").main(arguments[1:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""The ``lipdub`` command: one module per subcommand. Nothing heavy is imported here, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import typer
+
+from lipdub import __version__
+from lipdub.cli import batch, export, prepare, sheet, sync, train
+from lipdub.cli.console import errors
+from lipdub.errors import LipdubError
+
+app = typer.Typer(
+    name="lipdub",
+    help="Give a video of a person speaking new speech: the mouth is redrawn, everything else stays as it was.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("sync", epilog=sync.EXAMPLES)(sync.sync)
+app.command("batch", epilog=batch.EXAMPLES)(batch.batch)
+app.command("sheet", epilog=sheet.EXAMPLES)(sheet.sheet)
+app.command("prepare", epilog=prepare.EXAMPLES)(prepare.prepare)
+app.add_typer(train.app, name="train")
+app.command("export-onnx", epilog=export.EXAMPLES)(export.export_onnx)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lipdub {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(False, "--version", help="Show the version and leave.", callback=_show_version, is_eager=True),
+) -> None:
+    """Options that stand before the command."""
+
+
+def main() -> NoReturn:
+    """Run the command line: exit code 0, 1 for an error that the user can do something about, 2 for usage, 130 for Ctrl-C."""
+    # A polite kill cleans up as Ctrl-C does: no partial output, no temporary file.
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False) or 0
+    except LipdubError as error:
+        _say(f"error: {error}")
+        code = 1
+    except KeyboardInterrupt:
+        _say("stopped; nothing was written")
+        code = 130
+    except BrokenPipeError:
+        # Whoever read our output has gone (lipdub ... | head): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except typer.Exit as leave:
+        code = leave.exit_code
+    except Exception as error:
+        code = _usage_error(error)
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    # One line, whatever a path or a library's message holds; soft wrapping keeps it one line for scripts, too.
+    errors().print(" ".join(line.split()), markup=False, highlight=False, soft_wrap=True)
+
+
+def _usage_error(error: Exception) -> int:
+    """Typer's own errors (a wrong option, a missing argument) in its own words; everything else is a bug and shows its traceback."""
+    show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+    if type(error).__name__ == "Abort":
+        _say("stopped; nothing was written")
+        return 130
+    if show is None or code is None:
+        raise error
+    show()
+    return int(code)

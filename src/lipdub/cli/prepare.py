@@ -1,0 +1,58 @@
+"""``lipdub prepare``: clips to training data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lipdub.cli.console import progress, results
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  lipdub prepare clips/train -o prepared/train --manifest clips/manifest.csv
+
+  lipdub prepare interview1.mp4 interview2.mov -o prepared/studio --workers 4
+"""
+
+
+def prepare(
+    clips: Annotated[list[Path], typer.Argument(help="Clips of one person speaking each, or folders of them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the prepared clips; run again to go on.")],
+    manifest: Annotated[Path | None, typer.Option(help="CSV with the columns file and speaker: training draws speakers evenly.")] = None,
+    size: Annotated[int, typer.Option(min=64, max=512, help="Crop side that the network will see, px.")] = 128,
+    workers: Annotated[int | None, typer.Option(min=1, help="Clips prepared at the same time; all cores by default.")] = None,
+) -> None:
+    """Cut aligned face crops, mel and lip landmarks out of CLIPS for training. Resumes where it stopped; says what was dropped and why."""
+    import os
+    from collections import Counter
+
+    from rich.table import Table
+
+    from lipdub.train import prepare as preparing
+
+    found = preparing.find_clips(clips)
+    speakers = preparing.read_speakers(manifest) if manifest is not None else None
+    with progress() as tell:
+        seen = 0
+
+        def on_clip(clip: preparing.Prepared) -> None:
+            nonlocal seen
+            seen += 1
+            tell("preparing", seen, len(found))
+
+        done = preparing.prepare(
+            found, output, preparing.PrepareSettings(size=size), workers=workers or os.cpu_count() or 1, on_clip=on_clip, speakers=speakers
+        )
+    kept = [clip for clip in done if clip.why is None]
+    table = Table(title=f"prepared {output}", title_justify="left", show_header=False)
+    table.add_row("kept", f"{len(kept)} clips, {sum(clip.frames for clip in kept)} frames")
+    for why, count in Counter(clip.why for clip in done if clip.why is not None).most_common(12):
+        table.add_row("dropped", f"{count}: {why}")
+    results().print(table)
+    for clip in done:
+        if clip.why is not None:
+            results().print(f"dropped {clip.source}: {clip.why}", markup=False, soft_wrap=True)
+    preparing.require_some(done)

@@ -1,0 +1,139 @@
+"""``lipdub sync``: dub one video."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lipdub.cli.console import progress, results
+
+if TYPE_CHECKING:
+    from lipdub.records import DubReport
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  lipdub sync talk.mp4 german.wav -o talk_de.mp4
+
+  lipdub sync portrait.jpg speech.mp3 -o speaking.mp4
+
+  lipdub sync film.mkv other_language.mkv -o dubbed.mkv --silence keep --report report.json
+"""
+
+
+class DeviceChoice(str, Enum):
+    """Where the networks run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class FitChoice(str, Enum):
+    """What decides the length of the output."""
+
+    longest = "longest"
+    video = "video"
+    speech = "speech"
+
+
+class SilenceChoice(str, Enum):
+    """What the mouth does while the speech pauses."""
+
+    close = "close"
+    keep = "keep"
+    off = "off"
+
+
+class PresetChoice(str, Enum):
+    """x264's presets."""
+
+    ultrafast = "ultrafast"
+    superfast = "superfast"
+    veryfast = "veryfast"
+    faster = "faster"
+    fast = "fast"
+    medium = "medium"
+    slow = "slow"
+    slower = "slower"
+    veryslow = "veryslow"
+
+
+def sync(
+    video: Annotated[Path, typer.Argument(help="Video of a person speaking, or a photo.")],
+    speech: Annotated[Path, typer.Argument(help="The new speech: any file with sound, a video, too.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Dubbed video to write: .mp4, .mov or .mkv.")],
+    model: Annotated[str, typer.Option(help="Model bundle: a name (base) or a folder.")] = "base",
+    device: Annotated[DeviceChoice, typer.Option(help="cuda fails, rather than falls back, where CUDA does not really load.")] = DeviceChoice.auto,
+    fit: Annotated[
+        FitChoice,
+        typer.Option(
+            help="longest: nothing of picture and speech is lost (a longer speech plays the picture back and forth, a longer "
+            "picture goes on with a resting mouth). video, speech: cut to the one named."
+        ),
+    ] = FitChoice.longest,
+    silence: Annotated[
+        SilenceChoice,
+        typer.Option(help="Pauses of the speech: close the mouth, keep the source's own picture, or off (draw what the model hears)."),
+    ] = SilenceChoice.close,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of the encoding: lower is better and larger; 0 loses nothing.")] = 18,
+    preset: Annotated[PresetChoice, typer.Option(help="Speed of the encoding against size.")] = PresetChoice.medium,
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of the networks; all cores by default.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if any frame cannot be dubbed, instead of passing it through.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write what was done as JSON to this file.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+) -> None:
+    """Redraw the mouth in VIDEO so that it speaks SPEECH. All other pixels, the timing and the sound stay as they are."""
+    from lipdub import media
+    from lipdub.pipeline import dub
+
+    if report is not None:
+        media.check_folder(report)
+    with progress(quiet=quiet) as tell:
+        done = dub(
+            video, speech, output, model=model, device=device.value, fit=fit.value, silence=silence.value, crf=crf,
+            preset=preset.value, threads=threads, strict=strict, force=force, on_progress=tell,
+        )  # fmt: skip
+    if report is not None:
+        write_report(done, report)
+    if not quiet:
+        show(done)
+
+
+def write_report(report: DubReport, path: Path) -> None:
+    """The report as JSON."""
+    import json
+    from dataclasses import asdict
+
+    content = {**asdict(report), "frames_per_s": round(report.frames_per_s, 2)}
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def show(report: DubReport) -> None:
+    """One table: what was done, what was passed through and why, where the time went."""
+    from rich.table import Table
+
+    table = Table(title=f"dubbed {report.output}", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("frames", f"{report.frames} ({report.output_s:.2f} s)")
+    table.add_row("dubbed", f"{report.dubbed}, of them {report.silent_frames} in pauses (--silence {report.silence})")
+    table.add_row("passed through", _passed(report))
+    table.add_row("speed", f"{report.frames_per_s:.1f} frames/s, {report.wall_s:.1f} s in all")
+    table.add_row("seconds per stage", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.stage_s.items()))
+    table.add_row("model", f"{report.model} on {report.provider}")
+    results().print(table)
+    if report.dubbed == 0:
+        results().print("[bold]note:[/bold] no frame could be dubbed; the output shows the source untouched")
+
+
+def _passed(report: DubReport) -> str:
+    if not report.spans:
+        return "none"
+    shown = [f"{s.start_s:.2f}-{s.end_s:.2f} s {s.why}" for s in report.spans[:4]]
+    more = f" and {len(report.spans) - 4} more stretches" if len(report.spans) > 4 else ""
+    return f"{report.passed_through}: {', '.join(shown)}{more}"

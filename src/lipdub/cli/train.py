@@ -1,0 +1,206 @@
+"""``lipdub train``: memory, offsets, generator."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lipdub.cli.console import errors, progress, results
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lipdub.train.data import Clip
+    from lipdub.train.loop import LoopSettings, Progress, Stage
+
+EXAMPLES = """
+[bold]The whole way from clips to a bundle[/bold]
+
+  lipdub prepare clips/train -o prepared/train --manifest clips/manifest.csv
+
+  lipdub prepare clips/val -o prepared/val
+
+  lipdub train memory prepared/train --val prepared/val -o runs/memory
+
+  lipdub train generator prepared/train --val prepared/val --memory runs/memory/latest.pt -o runs/generator
+
+  lipdub export-onnx runs/generator/latest.pt -o models/mine
+"""
+
+app = typer.Typer(
+    help="Train the audio-lip memory, then the generator, on prepared clips.", no_args_is_help=True, epilog=EXAMPLES, rich_markup_mode="rich"
+)
+
+
+class PresetChoice(str, Enum):
+    """Network sizes."""
+
+    compact = "compact"
+    paper = "paper"
+
+
+class PrecisionChoice(str, Enum):
+    """Fabric's precisions that make sense here."""
+
+    full = "32-true"
+    bf16 = "bf16-mixed"
+
+
+class DecodeChoice(str, Enum):
+    """How both recalls are decoded."""
+
+    split = "split"
+    both = "both"
+
+
+Prepared = Annotated[Path, typer.Argument(help="Folder that lipdub prepare wrote.")]
+Held = Annotated[Path | None, typer.Option("--val", help="Prepared clips of other people to judge on; else a tenth of the speakers.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Run folder: checkpoints, TensorBoard, pictures.")]
+Steps = Annotated[int, typer.Option(min=1, help="Optimisation steps in all.")]
+Batch = Annotated[int, typer.Option(min=1, help="Samples per step and process.")]
+Rate = Annotated[float, typer.Option(help="Learning rate at its highest.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Every = Annotated[int, typer.Option(min=1, help="Steps between validations (and checkpoints).")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that load samples.")]
+Accelerator = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Devices = Annotated[str, typer.Option(help="Number of GPUs (or CPU processes), or auto.")]
+Precision = Annotated[PrecisionChoice, typer.Option(help="bf16-mixed is faster on GPUs and on CPUs with AVX512-BF16.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder, exactly where it stopped.")]
+
+
+@app.command("memory", epilog=EXAMPLES)
+def memory(
+    prepared: Prepared,
+    output: Output,
+    val: Held = None,
+    preset: Annotated[PresetChoice, typer.Option(help="compact: about 1 GFLOP a frame, made for CPUs. paper: the published sizes.")] = PresetChoice.compact,
+    slots: Annotated[int, typer.Option(min=2, help="Slots of the memory.")] = 96,
+    steps: Steps = 3000,
+    batch: Batch = 128,
+    rate: Rate = 8e-4,
+    seed: Seed = 0,
+    validate_every: Every = 500,
+    workers: Workers = 2,
+    accelerator: Accelerator = "auto",
+    devices: Devices = "auto",
+    precision: Precision = PrecisionChoice.full,
+    resume: Resume = False,
+) -> None:
+    """First stage: the audio-lip memory. Fails loudly if it collapses to a few slots."""
+    from dataclasses import replace
+
+    from lipdub.train.memory_stage import MemoryStage
+    from lipdub.train.networks import PRESETS
+
+    clips, held_out = _clips(prepared, val)
+    settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
+    config = replace(PRESETS[preset.value], slots=slots)
+    _train(lambda: MemoryStage(config, clips, held_out, rate, seed), output, settings, resume)
+
+
+@app.command("offsets", epilog=EXAMPLES)
+def offsets(
+    checkpoint: Annotated[Path, typer.Argument(help="A memory trained on these clips as they are.")],
+    prepared: Prepared,
+) -> None:
+    """Find clips whose sound is shifted against the picture, and store the shift beside them for the next training."""
+    from rich.table import Table
+
+    from lipdub.train import checkpoints, networks
+    from lipdub.train import offsets as shifts
+    from lipdub.train.data import load_clips
+
+    content = checkpoints.load(checkpoint)
+    config, model = networks.load_memory(content, checkpoint)
+    found = shifts.estimate(model, load_clips(prepared, with_offsets=False), config)
+    shifts.store(prepared, found)
+    table = Table("clip", "frames at 25 Hz", "r there", "r at zero", title="offsets that will be corrected", title_justify="left")
+    for item in found:
+        if item.believed:
+            table.add_row(Path(item.source).name, f"{item.frames:+d}", f"{item.r_there:.2f}", f"{item.r_at_zero:.2f}")
+    results().print(table)
+
+
+@app.command("generator", epilog=EXAMPLES)
+def generator(
+    prepared: Prepared,
+    output: Output,
+    memory: Annotated[Path, typer.Option(help="Checkpoint of the first stage.")],
+    val: Held = None,
+    steps: Steps = 20000,
+    batch: Annotated[int, typer.Option(min=1, help="Windows of five frames per step and process.")] = 8,
+    rate: Rate = 5e-4,
+    discriminator_rate: Annotated[float, typer.Option(help="Learning rate of the discriminator.")] = 2e-4,
+    seed: Seed = 0,
+    decode: Annotated[DecodeChoice, typer.Option(help="both: every window from both recalls. split: each window from one of them.")] = DecodeChoice.split,
+    audio_share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of windows drawn from the audio recall with split.")] = 0.25,
+    joint: Annotated[bool, typer.Option("--joint", help="Train the memory on, beside the generator.")] = False,
+    start: Annotated[Path | None, typer.Option(help="Begin with the weights of this generator checkpoint or bundle folder.")] = None,
+    adversarial_from: Annotated[int, typer.Option(min=0, help="Step at which the discriminator joins.")] = 4000,
+    validate_every: Every = 1000,
+    workers: Workers = 2,
+    accelerator: Accelerator = "auto",
+    devices: Devices = "auto",
+    precision: Precision = PrecisionChoice.full,
+    resume: Resume = False,
+) -> None:
+    """Second stage: the generator, on what the memory recalls; with --joint, both together."""
+    from lipdub.train import checkpoints, networks
+    from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights
+
+    clips, held_out = _clips(prepared, val)
+    settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
+    config, model = networks.load_memory(checkpoints.load(memory), memory)
+    weights = networks.load_weights(start, config) if start is not None else None
+
+    def stage() -> GeneratorStage:
+        made = GeneratorStage(
+            config, model, clips, held_out, rate, discriminator_rate, seed, decode=decode.value, audio_share=audio_share,
+            joint=joint, weights=GeneratorWeights(adversarial_from=adversarial_from),
+        )  # fmt: skip
+        if weights is not None:
+            made.start_from(weights)
+        return made
+
+    _train(stage, output, settings, resume)
+
+
+def _clips(prepared: Path, val: Path | None) -> tuple[list[Clip], list[Clip]]:
+    from lipdub.train.data import load_clips, split_speakers
+
+    if val is not None:
+        return load_clips(prepared), load_clips(val)
+    return split_speakers(load_clips(prepared))
+
+
+def _settings(
+    steps: int, batch: int, rate: float, seed: int, every: int, workers: int, accelerator: str, devices: str, precision: PrecisionChoice
+) -> LoopSettings:
+    from lipdub.train.loop import LoopSettings
+
+    count: int | str = int(devices) if devices.isdigit() else devices
+    return LoopSettings(
+        steps=steps, batch=batch, rate=rate, seed=seed, validate_every=every, checkpoint_every=every, workers=workers,
+        accelerator=accelerator, devices=1 if count == "auto" and accelerator == "cpu" else count, precision=precision.value,
+    )  # fmt: skip
+
+
+def _train(stage: Callable[[], Stage], output: Path, settings: LoopSettings, resume: bool) -> None:
+    from lipdub.train.loop import new_fabric, run
+
+    fabric = new_fabric(settings)
+    made = stage()
+    with progress(quiet=not fabric.is_global_zero) as tell:
+
+        def on_progress(step: Progress) -> None:
+            tell("training", step.step, step.steps)
+            if step.validation is not None and fabric.is_global_zero:
+                figures = "  ".join(f"{key} {value:.3f}" for key, value in step.validation.figures.items())
+                errors().print(f"step {step.step} ({step.samples_per_s:.0f} samples/s)  {figures}", soft_wrap=True)
+
+        run(made, fabric, output, settings, resume=resume, on_progress=on_progress)
+    if fabric.is_global_zero:
+        results().print(f"trained {output / 'latest.pt'}", soft_wrap=True)

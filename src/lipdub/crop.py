@@ -1,0 +1,213 @@
+"""Aligned crops and back: ``take`` and ``paste`` are the two inverse warps; mask and colour matching live beside them.
+
+*Unit crop* coordinates are crop px divided by the crop side S, so they hold for every model. A frame-to-unit transform is a
+similarity, stored as four numbers (a, b, tx, ty): ``unit = [[a, -b], [b, a]] @ frame + [tx, ty]``.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.records import CropSpec, Crops, FrameChunk
+
+# Points that speech does not move (eye corners, brows, nose bridge; no eyelids, no nose tip, no jaw) and where they lie in
+# the unit crop: the mean of 93 near-frontal people of the training footage, made symmetric, outer eye corners 0.38 apart at
+# height 0.35. The chin then lies at 0.86 at rest and above 0.98 with the mouth wide open.
+_TEMPLATE = {
+    33: (0.3100, 0.3500), 263: (0.6900, 0.3500), 133: (0.4276, 0.3562), 362: (0.5724, 0.3562),
+    70: (0.2559, 0.2855), 300: (0.7441, 0.2855), 105: (0.3235, 0.2454), 334: (0.6765, 0.2454),
+    107: (0.4382, 0.2551), 336: (0.5618, 0.2551), 168: (0.5000, 0.3300), 6: (0.5000, 0.3628),
+    197: (0.5000, 0.3930), 195: (0.5000, 0.4213), 8: (0.5000, 0.2977), 9: (0.5000, 0.2598),
+}  # fmt: skip
+ANCHORS = np.array(list(_TEMPLATE), np.int64)
+ANCHOR_TARGETS = np.array(list(_TEMPLATE.values()), np.float64)
+
+JAW = (132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361)
+"""Jaw outline of the face mesh, from ear to ear over the chin."""
+UPPER_EDGE = (352, 425, 327, 2, 98, 205, 123)
+"""Closes the outline above: cheek, beside the nose, under the nose, and back. The nose stays the source's own."""
+OUTLINE = np.array(JAW + UPPER_EDGE, np.int64)
+
+JAW_GROWTH = 0.07
+"""The mask reaches this far beyond the jaw (share of its distance from the mouth): a strip of true jaw tells the true speech."""
+CHIN_GROWTH = 0.035
+"""And this much further down at the chin (unit crop): room for a mouth that opens wider than the source's."""
+FEATHER = 0.022
+"""Sigma of the mask's soft edge, unit crop."""
+COLOUR_REACH = 0.16
+"""Sigma over which colour differences on static skin are carried into the mask, unit crop."""
+
+
+def fit_similarity(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Frame-to-unit similarity (a, b, tx, ty), float64 (4,), from the mesh (478, 2 or 3) in frame px: least squares over the
+    static points (Umeyama 1991 without reflection)."""
+    source = np.asarray(landmarks[ANCHORS, :2], np.float64)
+    source_mean, target_mean = source.mean(axis=0), ANCHOR_TARGETS.mean(axis=0)
+    centred, wanted = source - source_mean, ANCHOR_TARGETS - target_mean
+    spread = float((centred**2).sum())
+    a = float((centred * wanted).sum()) / spread
+    b = float((centred[:, 0] * wanted[:, 1] - centred[:, 1] * wanted[:, 0]).sum()) / spread
+    tx, ty = target_mean - np.array([[a, -b], [b, a]]) @ source_mean
+    return np.array([a, b, tx, ty])
+
+
+def to_unit(points: NDArray[np.float32], similarity: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Points (..., 2) in frame px to unit crop coordinates."""
+    a, b, tx, ty = similarity
+    return (np.asarray(points, np.float64) @ np.array([[a, b], [-b, a]]) + [tx, ty]).astype(np.float32)
+
+
+def unit_to_frame(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse of frame-to-unit similarities (M, 4): matrices (M, 2, 3) from unit crop to frame px."""
+    a, b, tx, ty = np.asarray(similarities, np.float64).reshape(-1, 4).T
+    norm = a * a + b * b
+    ia, ib = a / norm, -b / norm
+    inverse = np.empty((len(a), 2, 3))
+    inverse[:, 0, 0], inverse[:, 0, 1], inverse[:, 0, 2] = ia, -ib, -(ia * tx - ib * ty)
+    inverse[:, 1, 0], inverse[:, 1, 1], inverse[:, 1, 2] = ib, ia, -(ib * tx + ia * ty)
+    return inverse
+
+
+def take(
+    chunk: FrameChunk, rows: NDArray[np.int64], similarities: NDArray[np.float64], outlines: NDArray[np.float32], size: int
+) -> Crops:
+    """Aligned crops of side `size` px of the chunk's frames `rows` (M,), by frame-to-unit `similarities` (M, 4) with unit
+    `outlines` (M, P, 2). Where the crop reaches outside the frame, the border is repeated."""
+    matrices = unit_to_frame(similarities)
+    matrices[:, :, :2] /= size
+    # Pixel centres: crop px (i + 0.5) / size is the unit coordinate, and frame px likewise.
+    matrices[:, :, 2] += (matrices[:, :, :2] @ np.array([0.5, 0.5])) - 0.5
+    pixels = np.empty((len(rows), size, size, 3), np.uint8)
+    for slot, row in enumerate(rows):
+        pixels[slot] = _warp_in(chunk.pixels[row], matrices[slot], size)
+    return Crops(pixels, matrices, np.asarray(rows, np.int64), np.asarray(outlines * size, np.float32))
+
+
+def _warp_in(frame: NDArray[np.uint8], to_frame: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """One crop; a face larger than the crop is averaged down first, so that nothing aliases."""
+    corners = np.array([[0, 0, 1], [size, 0, 1], [0, size, 1], [size, size, 1]], np.float64) @ to_frame.T
+    height, width = frame.shape[:2]
+    low = np.clip(np.floor(corners.min(axis=0)) - 2, 0, [width - 1, height - 1]).astype(int)
+    high = np.clip(np.ceil(corners.max(axis=0)) + 2, low + 1, [width, height]).astype(int)
+    region = frame[low[1] : high[1], low[0] : high[0]]
+    matrix = to_frame.copy()
+    matrix[:, 2] -= low
+    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
+    if scale > 1.2 and min(region.shape[:2]) > 4:
+        small = (max(2, round(region.shape[1] / scale)), max(2, round(region.shape[0] / scale)))
+        factor = np.array([small[0] / region.shape[1], small[1] / region.shape[0]])
+        region = cv2.resize(region, small, interpolation=cv2.INTER_AREA)
+        matrix = matrix * factor[:, None]
+        matrix[:, 2] += 0.5 * (factor - 1)
+    warped: NDArray[np.uint8] = cv2.warpAffine(
+        region, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+    )
+    return warped
+
+
+def paste(
+    pixels: NDArray[np.uint8], crops: Crops, drawn: NDArray[np.uint8], strength: NDArray[np.float32], spec: CropSpec
+) -> NDArray[np.uint8]:
+    """Frames with the drawn mouths in them: uint8 (N, H, W, 3), new where anything changed.
+
+    pixels: the frames (N, H, W, 3). crops: what ``take`` gave for them. drawn: uint8 (M, S, S, 3), crops with a new lower face.
+    strength: float32 (M,) in [0, 1], fades a crop in. Pixels where the mask is zero are not touched.
+    """
+    if len(crops) == 0:
+        return pixels
+    result = pixels.copy()
+    for slot, row in enumerate(crops.rows):
+        if strength[slot] <= 0:
+            continue
+        mask = mask_of(crops.outline[slot], spec)
+        matched = match_colour(drawn[slot], crops.pixels[slot], mask)
+        _blend(result[row], matched, mask * np.float32(strength[slot]), crops.to_frame[slot])
+    return result
+
+
+def mask_of(outline: NDArray[np.float32], spec: CropSpec) -> NDArray[np.float32]:
+    """Where the new picture is taken: float32 (S, S) in [0, 1], soft-edged, zero outside the drawn box.
+
+    outline: float32 (P, 2) in crop px, the jaw from ear to ear, then the upper edge back. Covers mouth, jaw and chin and
+    reaches beyond the jaw.
+    """
+    size = spec.size
+    points = np.array(outline, np.float32)
+    jaw = points[: len(JAW)]
+    mouth = np.array([jaw[:, 0].mean(), points[:, 1].min() + 0.35 * np.ptp(points[:, 1])], np.float32)
+    lowness = np.clip((jaw[:, 1] - mouth[1]) / max(1.0, float(np.ptp(points[:, 1]))), 0, 1)
+    points[: len(JAW)] = jaw + (jaw - mouth) * JAW_GROWTH
+    points[: len(JAW), 1] += CHIN_GROWTH * size * lowness
+    mask = np.zeros((size, size), np.float32)
+    fraction_bits = 4
+    cv2.fillPoly(mask, [np.round(points * 2**fraction_bits).astype(np.int32)], 1.0, cv2.LINE_8, fraction_bits)
+    mask = cv2.GaussianBlur(mask, (0, 0), FEATHER * size)
+    return np.asarray(np.clip(mask * 1.04 - 0.02, 0, 1) * _box_ramp(spec), np.float32)
+
+
+@lru_cache(maxsize=8)
+def _box_ramp(spec: CropSpec) -> NDArray[np.float32]:
+    """1 inside the drawn box, falling to 0 at those of its edges that are not the crop's own: float32 (S, S)."""
+    y0, y1, x0, x1 = spec.drawn
+    reach = max(1.0, 0.05 * spec.size)
+    along = np.arange(spec.size, dtype=np.float32) + 0.5
+    vertical = np.clip(np.minimum(along - y0, y1 - along) / reach, 0, 1)
+    horizontal = np.clip(np.minimum(along - x0, x1 - along) / reach, 0, 1)
+    return np.asarray(vertical[:, None] * horizontal[None, :], np.float32)
+
+
+def match_colour(drawn: NDArray[np.uint8], target: NDArray[np.uint8], mask: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The drawn crop with its skin brought to the colour around it: float32 (S, S, 3) in [0, 255].
+
+    Differences are read on a ring of static skin at the mask's upper edge (cheeks and beside the nose, where drawn and target
+    show the same thing) and carried smoothly into the mask.
+    """
+    size = len(mask)
+    wide = cv2.GaussianBlur(mask, (0, 0), 0.05 * size)
+    ring = wide * (1 - mask)
+    ring[int(0.64 * size) :] = 0
+    ring[:, : int(0.2 * size)] = 0
+    ring[:, int(0.8 * size) :] = 0
+    # Where the two differ much they do not show the same thing (hair, a hand): leave it out.
+    difference = target.astype(np.float32) - drawn.astype(np.float32)
+    ring *= np.exp(-((np.abs(difference).max(axis=2) / 40.0) ** 2))
+    total = float(ring.sum())
+    if total < 1.0:
+        return drawn.astype(np.float32)
+    mean = (difference * ring[..., None]).sum(axis=(0, 1)) / total
+    weight = cv2.GaussianBlur(ring, (0, 0), COLOUR_REACH * size)
+    local = cv2.GaussianBlur(difference * ring[..., None], (0, 0), COLOUR_REACH * size)
+    # Far from the ring the mean takes over.
+    trust = 0.02
+    offset = (local + trust * mean) / (weight[..., None] + trust)
+    return np.asarray(np.clip(drawn.astype(np.float32) + offset, 0, 255), np.float32)
+
+
+def _blend(frame: NDArray[np.uint8], drawn: NDArray[np.float32], mask: NDArray[np.float32], to_frame: NDArray[np.float64]) -> None:
+    """Blend one drawn crop into `frame` in place, only where the mask reaches."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if len(columns) == 0:
+        return
+    box = np.array(
+        [[x, y, 1] for x in (columns[0] - 1, columns[-1] + 1) for y in (rows[0] - 1, rows[-1] + 1)], np.float64
+    )
+    corners = box @ to_frame.T
+    height, width = frame.shape[:2]
+    low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, [width, height])
+    high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 2, 0, [width, height])
+    if (high <= low).any():
+        return
+    extent = (int(high[0] - low[0]), int(high[1] - low[1]))
+    matrix = to_frame.copy()
+    matrix[:, 2] -= low
+    # A crop px wider than a frame px is interpolated smoothly; a narrower one is averaged by the area filter's stand-in, linear.
+    flags = cv2.INTER_CUBIC if float(np.hypot(matrix[0, 0], matrix[1, 0])) > 1 else cv2.INTER_LINEAR
+    warped = cv2.warpAffine(drawn, matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    alpha = cv2.warpAffine(mask, matrix, extent, flags=cv2.INTER_LINEAR)[..., None]
+    region = frame[low[1] : high[1], low[0] : high[0]]
+    blended = region + alpha * (np.clip(warped, 0, 255) - region)
+    np.copyto(region, np.rint(blended).astype(np.uint8), where=alpha > 0)

@@ -1,0 +1,232 @@
+"""Faces in pictures: the ``FaceDetector`` protocol and the mediapipe detector. Nothing else imports mediapipe.
+
+The detector follows each face in its own window of the picture: the mesh model sees the face large, however small it is in
+the frame, and its own tracking keeps it fast. The whole picture is searched again every half second or so, and whenever a
+face is lost.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.records import Face
+
+os.environ.setdefault("GLOG_minloglevel", "3")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+MAX_FACES = 4
+SEARCH_EVERY = 12
+"""Frames between two searches of the whole picture for people who came in."""
+WINDOW_SCALE = 2.2
+"""Side of a face's window over the longer side of its box: room for motion until the window moves along."""
+MESH_PX = 256
+"""Longest side of a window as the mesh model gets it; its own input is 192 px."""
+SMALLEST_PX = 16
+"""A box smaller than this holds no face that landmarks can be put on."""
+
+
+class FaceDetector(Protocol):
+    """Finds faces in the frames of one video, in order."""
+
+    def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
+        """Faces of the next frame, uint8 (H, W, 3) RGB; empty where there is none."""
+        ...
+
+    def reset(self) -> None:
+        """Forget what was seen: the next frame belongs to another shot."""
+        ...
+
+    def close(self) -> None:
+        """Free the models."""
+        ...
+
+
+@dataclass(slots=True)
+class _Followed:
+    """One face that is being followed: its mesh model and the window (x0, y0, side in px) that it looks at."""
+
+    mesh: Any
+    x0: int
+    y0: int
+    side: int
+    face: Face
+
+
+class MediapipeDetector:
+    """mediapipe 0.10.21: full-range face detection to find people, face mesh with irises (478 points) to follow them."""
+
+    def __init__(self, *, max_faces: int = MAX_FACES) -> None:
+        self._solutions = _solutions()
+        self._max_faces = max_faces
+        self._followed: list[_Followed] = []
+        self._spare: list[Any] = []
+        self._finder: Any = None
+        self._since_search = SEARCH_EVERY
+
+    def __enter__(self) -> MediapipeDetector:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
+        """Faces of the next frame, uint8 (H, W, 3) RGB, at most ``max_faces``, each once."""
+        still_there: list[_Followed] = []
+        for one in self._followed:
+            face = self._mesh_in_window(pixels, one.mesh, one.x0, one.y0, one.side)
+            if face is None or any(_overlap(face.box, other.face.box) > 0.5 for other in still_there):
+                self._spare.append(one.mesh)
+                self._since_search = SEARCH_EVERY
+                continue
+            one.face = face
+            self._recentre(one, pixels.shape)
+            still_there.append(one)
+        self._followed = still_there
+        self._since_search += 1
+        if self._since_search > SEARCH_EVERY and len(self._followed) < self._max_faces:
+            self._search(pixels)
+        return [one.face for one in self._followed]
+
+    def reset(self) -> None:
+        """Forget everybody: the next frame is searched as a whole."""
+        self._spare.extend(one.mesh for one in self._followed)
+        for mesh in self._spare:
+            mesh.reset()
+        self._followed = []
+        self._since_search = SEARCH_EVERY
+
+    def close(self) -> None:
+        """Free the models; the detector cannot be used afterwards."""
+        for mesh in [*(one.mesh for one in self._followed), *self._spare]:
+            mesh.close()
+        if self._finder is not None:
+            self._finder.close()
+        self._followed, self._spare, self._finder = [], [], None
+
+    def _search(self, pixels: NDArray[np.uint8]) -> None:
+        self._since_search = 0
+        for box, score in self._find(pixels):
+            if len(self._followed) >= self._max_faces:
+                return
+            if any(_overlap(box, one.face.box) > 0.2 for one in self._followed):
+                continue
+            x0, y0, side = _window(box)
+            mesh = self._spare.pop() if self._spare else self._new_mesh()
+            mesh.reset()
+            face = self._mesh_in_window(pixels, mesh, x0, y0, side)
+            if face is None or any(_overlap(face.box, one.face.box) > 0.2 for one in self._followed):
+                self._spare.append(mesh)
+                continue
+            followed = _Followed(mesh, x0, y0, side, Face(face.landmarks, score))
+            self._recentre(followed, pixels.shape)
+            self._followed.append(followed)
+
+    def _find(self, pixels: NDArray[np.uint8]) -> list[tuple[NDArray[np.float32], float]]:
+        """Face boxes in the whole picture, largest first; overlapping tiles of a wide picture are searched when it shows none."""
+        if self._finder is None:
+            self._finder = self._solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5)
+        height, width = pixels.shape[:2]
+        found = self._find_in(pixels, 0, 0)
+        if not found:
+            tile = max(1, int(min(height, width) * 0.6))
+            for y0 in _starts(height, tile):
+                for x0 in _starts(width, tile):
+                    found.extend(self._find_in(pixels[y0 : y0 + tile, x0 : x0 + tile], x0, y0))
+        return sorted(found, key=lambda item: -float(item[0][2] - item[0][0]))
+
+    def _find_in(self, pixels: NDArray[np.uint8], left: int, top: int) -> list[tuple[NDArray[np.float32], float]]:
+        height, width = pixels.shape[:2]
+        detections = self._finder.process(np.ascontiguousarray(pixels)).detections or []
+        found = []
+        for detection in detections:
+            relative = detection.location_data.relative_bounding_box
+            x0, y0 = relative.xmin * width + left, relative.ymin * height + top
+            box = np.array([x0, y0, x0 + relative.width * width, y0 + relative.height * height], np.float32)
+            if min(box[2] - box[0], box[3] - box[1]) >= SMALLEST_PX:
+                found.append((box, float(detection.score[0])))
+        return found
+
+    def _new_mesh(self) -> Any:
+        return self._solutions.face_mesh.FaceMesh(
+            static_image_mode=False, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.4, min_tracking_confidence=0.5
+        )
+
+    def _mesh_in_window(self, pixels: NDArray[np.uint8], mesh: Any, x0: int, y0: int, side: int) -> Face | None:
+        window = _cut(pixels, x0, y0, side)
+        if side > MESH_PX:
+            window = cv2.resize(window, (MESH_PX, MESH_PX), interpolation=cv2.INTER_AREA)
+        result = mesh.process(window).multi_face_landmarks
+        if not result:
+            return None
+        points = np.array([(p.x, p.y, p.z) for p in result[0].landmark], np.float32) * np.float32(side)
+        points[:, 0] += x0
+        points[:, 1] += y0
+        if not np.isfinite(points).all():
+            return None
+        face = Face(points)
+        box = face.box
+        centre_x, centre_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        inside = 0 <= centre_x < pixels.shape[1] and 0 <= centre_y < pixels.shape[0]
+        return face if inside and min(box[2] - box[0], box[3] - box[1]) >= SMALLEST_PX else None
+
+    def _recentre(self, one: _Followed, shape: tuple[int, ...]) -> None:
+        """Move the window along when the face leaves its middle or changes size; the mesh then starts afresh in it."""
+        box = one.face.box
+        longer = float(max(box[2] - box[0], box[3] - box[1]))
+        margin = 0.25 * longer
+        fits = (
+            box[0] - margin >= one.x0
+            and box[1] - margin >= one.y0
+            and box[2] + margin <= one.x0 + one.side
+            and box[3] + margin <= one.y0 + one.side
+        )
+        if fits and 1.6 <= one.side / longer <= 3.0:
+            return
+        one.x0, one.y0, one.side = _window(box)
+        one.mesh.reset()
+
+
+def _window(box: NDArray[np.float32]) -> tuple[int, int, int]:
+    side = max(SMALLEST_PX, round(WINDOW_SCALE * float(max(box[2] - box[0], box[3] - box[1]))))
+    return round(float(box[0] + box[2]) / 2 - side / 2), round(float(box[1] + box[3]) / 2 - side / 2), side
+
+
+def _cut(pixels: NDArray[np.uint8], x0: int, y0: int, side: int) -> NDArray[np.uint8]:
+    """The window of the picture, black where it reaches outside."""
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = max(0, x0), max(0, y0), min(width, x0 + side), min(height, y0 + side)
+    if (left, top, right, bottom) == (x0, y0, x0 + side, y0 + side):
+        return np.ascontiguousarray(pixels[top:bottom, left:right])
+    window = np.zeros((side, side, 3), np.uint8)
+    if right > left and bottom > top:
+        window[top - y0 : bottom - y0, left - x0 : right - x0] = pixels[top:bottom, left:right]
+    return window
+
+
+def _starts(length: int, tile: int) -> list[int]:
+    count = max(1, -(-(length - tile) // max(1, tile // 2)) + 1)
+    return sorted({round(i * (length - tile) / max(1, count - 1)) for i in range(count)})
+
+
+def _overlap(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Intersection over union of two boxes."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = float(width * height)
+    areas = float((one[2] - one[0]) * (one[3] - one[1]) + (other[2] - other[0]) * (other[3] - other[1]))
+    return shared / max(areas - shared, 1e-6)
+
+
+def _solutions() -> Any:
+    from mediapipe.python import solutions  # slow to load, and noisy: only when a face is looked for
+
+    return solutions

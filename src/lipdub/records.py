@@ -1,0 +1,237 @@
+"""Frozen records that the stages hand to each other. They check themselves, so a wrong array fails where it is made.
+
+Conventions: pictures outside networks are uint8 RGB ``(N, H, W, 3)``; boxes are half-open, in pixels; a frame's time is
+``ticks x time_base`` seconds. Letters: N frames of a chunk, M crops, H, W, S crop side in px, L landmarks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+LANDMARKS = 478
+"""Points of the mediapipe face mesh with refined irises."""
+
+Fit = Literal["longest", "video", "speech"]
+Silence = Literal["close", "keep", "off"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def _require(condition: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless `condition`: a record that is wrong is a bug in the code that made it."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class ColorTags:
+    """Colour facts of a stream as FFmpeg's integers (``AVColorSpace`` and so on); 2 means unspecified. Copied to the output."""
+
+    matrix: int = 2
+    range: int = 0
+    primaries: int = 2
+    transfer: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a video (or photo) says of itself before any frame is decoded.
+
+    width, height: px as shown, after `rotation`. time_base: seconds per tick. frame_rate: average frames per second, a
+    hint only, never used for timing. duration_s: None where the container does not say. rotation: degrees
+    counter-clockwise that were applied to the stored pictures (0, 90, 180, 270). sample_aspect_ratio: pixel width over
+    height. is_still: a photo, shown for as long as the speech lasts. has_audio: the file also holds sound.
+    """
+
+    path: Path
+    width: int
+    height: int
+    time_base: Fraction
+    frame_rate: Fraction
+    duration_s: Fraction | None
+    rotation: int = 0
+    sample_aspect_ratio: Fraction = Fraction(1)
+    color: ColorTags = field(default_factory=ColorTags)
+    is_still: bool = False
+    has_audio: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.width > 0 and self.height > 0, f"a picture needs a size, got {self.width}x{self.height}")
+        _require(self.time_base > 0, f"time_base must be positive, got {self.time_base}")
+        _require(self.frame_rate > 0, f"frame_rate must be positive, got {self.frame_rate}")
+        _require(self.rotation in (0, 90, 180, 270), f"rotation must be a quarter turn, got {self.rotation}")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FrameChunk:
+    """Consecutive frames of one video.
+
+    index: stream index of the first frame. pixels: uint8 (N, H, W, 3) RGB, upright. pts: int64 (N,) ticks, strictly
+    increasing. time_base: seconds per tick.
+    """
+
+    index: int
+    pixels: NDArray[np.uint8]
+    pts: NDArray[np.int64]
+    time_base: Fraction
+
+    def __post_init__(self) -> None:
+        _require(self.pixels.ndim == 4 and self.pixels.shape[3] == 3, f"pixels must be (N, H, W, 3), got {self.pixels.shape = }")
+        _require(self.pixels.dtype == np.uint8, f"pixels must be uint8, got {self.pixels.dtype = }")
+        _require(self.pts.shape == (len(self.pixels),), f"one pts per frame, got {self.pts.shape = } for {len(self.pixels)} frames")
+        _require(bool(np.all(np.diff(self.pts) > 0)), "pts must increase")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __repr__(self) -> str:
+        return f"FrameChunk(index={self.index}, pixels={self.pixels.shape}, pts={self.pts[:1]}..{self.pts[-1:]})"
+
+    @property
+    def times_s(self) -> NDArray[np.float64]:
+        """Presentation times in seconds, float64 (N,)."""
+        return self.pts * float(self.time_base)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Face:
+    """One face in one frame. landmarks: float32 (478, 3), x and y in frame px, z in the same scale (smaller is nearer).
+    score: detector confidence in [0, 1]."""
+
+    landmarks: NDArray[np.float32]
+    score: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.landmarks.shape == (LANDMARKS, 3), f"landmarks must be ({LANDMARKS}, 3), got {self.landmarks.shape = }")
+        _require(bool(np.isfinite(self.landmarks).all()), "landmarks must be finite")
+
+    def __repr__(self) -> str:
+        return f"Face(box={np.round(self.box).tolist()}, score={self.score:.2f})"
+
+    @property
+    def box(self) -> NDArray[np.float32]:
+        """Bounding box of the landmarks, float32 (4,): x0, y0, x1, y1 in frame px, half-open."""
+        low, high = self.landmarks[:, :2].min(axis=0), self.landmarks[:, :2].max(axis=0)
+        return np.concatenate([low, high]).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Crops:
+    """Aligned face crops of one chunk, tied to where they came from.
+
+    pixels: uint8 (M, S, S, 3) RGB. to_frame: float64 (M, 2, 3), maps crop px to frame px. rows: int64 (M,), which frame of
+    the chunk each crop is of. outline: float32 (M, P, 2), the jaw outline in crop px that the paste mask follows.
+    """
+
+    pixels: NDArray[np.uint8]
+    to_frame: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    outline: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        count = len(self.pixels)
+        _require(
+            self.pixels.ndim == 4 and self.pixels.shape[1] == self.pixels.shape[2] and self.pixels.shape[3] == 3,
+            f"crops must be (M, S, S, 3), got {self.pixels.shape = }",
+        )
+        _require(self.pixels.dtype == np.uint8, f"crops must be uint8, got {self.pixels.dtype = }")
+        _require(self.to_frame.shape == (count, 2, 3), f"to_frame must be ({count}, 2, 3), got {self.to_frame.shape = }")
+        _require(self.rows.shape == (count,), f"rows must be ({count},), got {self.rows.shape = }")
+        _require(
+            self.outline.ndim == 3 and len(self.outline) == count and self.outline.shape[2] == 2,
+            f"outline must be ({count}, P, 2), got {self.outline.shape = }",
+        )
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __repr__(self) -> str:
+        return f"Crops(pixels={self.pixels.shape}, rows={self.rows.tolist()})"
+
+
+@dataclass(frozen=True, slots=True)
+class MelSpec:
+    """The log-mel convention (design, section 5). Values in Hz and samples; `floor_db` maps to -4 and 0 dB re `reference_db` to 4."""
+
+    sample_rate_hz: int = 16000
+    n_fft: int = 800
+    win: int = 800
+    hop: int = 200
+    bands: int = 80
+    fmin_hz: float = 55.0
+    fmax_hz: float = 7600.0
+    preemphasis: float = 0.97
+    floor_db: float = -100.0
+    reference_db: float = 20.0
+    window: int = 16
+    """Columns that drive one frame, centred on its time."""
+
+    def __post_init__(self) -> None:
+        _require(self.sample_rate_hz % self.hop == 0, f"hop must divide the sample rate, got {self.hop = }")
+        _require(self.win <= self.n_fft, f"win must not exceed n_fft, got {self.win = }, {self.n_fft = }")
+        _require(self.window % 2 == 0 and self.window > 0, f"window must be even, got {self.window = }")
+
+    @property
+    def columns_per_s(self) -> int:
+        """Mel columns in one second of sound."""
+        return self.sample_rate_hz // self.hop
+
+
+@dataclass(frozen=True, slots=True)
+class CropSpec:
+    """The aligned crop: side `size` px; `drawn`: the half-open box (y0, y1, x0, x1) in crop px that the generator draws;
+    `masked_from`: first row that the generator does not see of the target (the lower half)."""
+
+    size: int
+    drawn: tuple[int, int, int, int]
+    masked_from: int
+
+    def __post_init__(self) -> None:
+        y0, y1, x0, x1 = self.drawn
+        _require(0 <= y0 < y1 <= self.size and 0 <= x0 < x1 <= self.size, f"drawn must lie in the crop, got {self.drawn = }")
+        _require(0 < self.masked_from < self.size, f"masked_from must lie in the crop, got {self.masked_from = }")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Frames passed through untouched: half-open stream indices [first, end), their times in seconds, and why."""
+
+    first: int
+    end: int
+    start_s: float
+    end_s: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class DubReport:
+    """What a dub did. Times in seconds; `stage_s` maps a stage's name to the seconds spent in it."""
+
+    video: str
+    speech: str
+    output: str
+    model: str
+    provider: str
+    fit: str
+    silence: str
+    frames: int
+    dubbed: int
+    passed_through: int
+    spans: tuple[Span, ...]
+    silent_frames: int
+    video_s: float
+    speech_s: float
+    output_s: float
+    wall_s: float
+    stage_s: dict[str, float]
+    version: str
+
+    @property
+    def frames_per_s(self) -> float:
+        """Frames of output per second of wall time."""
+        return self.frames / self.wall_s if self.wall_s > 0 else 0.0

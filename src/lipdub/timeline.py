@@ -1,0 +1,106 @@
+"""Which source frame is shown when: the ``--fit`` rule as plain numbers, before a pixel is drawn.
+
+Source timestamps are kept tick for tick. Where the picture has to go on beyond its end it is played backwards, then
+forwards again (ping-pong): no jump, and every frame keeps the distance to its neighbour that it has in the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.records import Fit
+
+STILL_HZ = 25
+"""Frame rate at which a photo is shown."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Timeline:
+    """The output, frame by frame; K frames.
+
+    source: int64 (K,), which source frame. pts: int64 (K,), strictly increasing ticks of `time_base`. end: tick at which the last
+    frame ends.
+    """
+
+    source: NDArray[np.int64]
+    pts: NDArray[np.int64]
+    time_base: Fraction
+    end: int
+
+    def __post_init__(self) -> None:
+        if self.source.shape != self.pts.shape or self.source.ndim != 1 or len(self.source) == 0:
+            raise ValueError(f"a timeline needs one pts per frame and a frame at least, got {self.source.shape = }, {self.pts.shape = }")
+        if (np.diff(self.pts) <= 0).any() or self.end <= self.pts[-1]:
+            raise ValueError("pts must increase, and the last frame must last")
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __repr__(self) -> str:
+        return f"Timeline(frames={len(self)}, duration_s={float(self.duration_s):.3f})"
+
+    @property
+    def duration_s(self) -> Fraction:
+        """From time zero to the end of the last frame, in seconds."""
+        return self.end * self.time_base
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Half-open stretches of output frames whose source runs one way only: forward, backward, forward, ..."""
+        direction = np.sign(np.diff(self.source))
+        turns = np.flatnonzero(np.diff(direction)) + 2
+        yield from zip([0, *turns.tolist()], [*turns.tolist(), len(self)], strict=True)
+
+
+def plan(
+    pts: NDArray[np.int64], time_base: Fraction, *, video_s: Fraction | None, speech_s: Fraction, fit: Fit, is_still: bool
+) -> Timeline:
+    """The timeline of a dub.
+
+    pts: int64 (N,), the source's ticks. video_s: when the source's last frame ends, None where that is unknown. speech_s: length
+    of the speech. `longest` shows all of the picture and as much as the speech needs; `video` just the picture; `speech` just as
+    much as the speech lasts. A photo is shown as long as the speech lasts, whatever `fit` says.
+    """
+    if is_still or len(pts) == 1:
+        base = Fraction(1, STILL_HZ)
+        wanted = speech_s if is_still or fit == "speech" else max(speech_s, video_s or Fraction(0))
+        count = max(1, -int(-wanted // base))
+        return Timeline(np.zeros(count, np.int64), np.arange(count, dtype=np.int64), base, count)
+    last_step = _last_step(pts, time_base, video_s)
+    picture_end = int(pts[-1]) + last_step
+    speech_end = -int(-speech_s // time_base)
+    wanted_end = {"longest": max(picture_end, speech_end), "video": picture_end, "speech": speech_end}[fit]
+    if wanted_end <= picture_end:
+        count = max(1, int(np.searchsorted(pts, wanted_end)))
+        ends = picture_end if count == len(pts) and fit != "speech" else _next(pts, count, picture_end)
+        return Timeline(np.arange(count), pts[:count].astype(np.int64), time_base, min(ends, max(wanted_end, int(pts[count - 1]) + 1)))
+    steps = np.diff(pts)
+    # One round trip: backwards to the first frame, then forwards to the last one.
+    way = np.concatenate([np.arange(len(pts) - 2, -1, -1), np.arange(1, len(pts))])
+    way_steps = np.concatenate([steps[::-1], steps])
+    missing = wanted_end - picture_end
+    rounds = -(-missing // int(way_steps.sum())) + 1
+    sources = np.tile(way, rounds)
+    # The first of them follows when the last frame has been shown; each later one after the distance to the one before.
+    starts = picture_end + np.concatenate([[0], np.cumsum(np.tile(way_steps, rounds)[1:])])
+    keep = starts < wanted_end
+    return Timeline(
+        np.concatenate([np.arange(len(pts)), sources[keep]]), np.concatenate([pts, starts[keep]]).astype(np.int64), time_base, wanted_end
+    )
+
+
+def _last_step(pts: NDArray[np.int64], time_base: Fraction, video_s: Fraction | None) -> int:
+    """Ticks that the source's last frame is shown: to the end of the video where that is plausible, else as long as usual."""
+    usual = max(1, int(np.median(np.diff(pts))))
+    if video_s is None:
+        return usual
+    stated = round(video_s / time_base) - int(pts[-1])
+    return stated if 0 < stated <= 4 * usual else usual
+
+
+def _next(pts: NDArray[np.int64], count: int, picture_end: int) -> int:
+    return int(pts[count]) if count < len(pts) else picture_end

@@ -1,0 +1,442 @@
+"""One person's face over a whole video: follow, cut at shots, choose, bridge gaps, smooth both ways, pick references.
+
+``analyse`` reads the video once, forward, and keeps about 300 bytes a frame; reference crops lie in an unnamed temporary file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import IO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub import crop
+from lipdub.faces import FaceDetector
+from lipdub.records import Face, FrameChunk, Span
+
+DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY = 0, 1, 2, 3
+WHY = {NO_FACE: "no face", TOO_SMALL: "face too small", TURNED_AWAY: "face turned away"}
+
+LIPS = np.array(
+    [61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409]  # outer ring
+    + [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415],  # inner ring
+    np.int64,
+)
+"""The 40 lip points of the face mesh: outer ring, then inner ring."""
+
+CUT_DIFFERENCE = 0.11
+"""Mean absolute difference of two small grey pictures (0 to 1) above which a shot may end here."""
+CUT_CORRELATION = 0.75
+"""And the correlation of the two pictures must be below this: a flash or a fade is no cut."""
+BRIDGE_S = 0.4
+"""Gaps up to this long are bridged by interpolation."""
+SMOOTH_S = 0.05
+"""Sigma of the zero-phase smoothing of the alignment."""
+OUTLINE_SMOOTH_S = 0.6
+"""Sigma for the mask outline: slow, so that the mask does not move with the source's own speech."""
+FADE_S = 0.16
+"""A dubbed stretch fades in and out over this time beside frames that are passed through."""
+TURNED_DEG = 50.0
+SMALLEST_SHARE, SMALLEST_PX, SMALL_ENOUGH_PX = 0.075, 40.0, 80.0
+"""A face is too small below this share of the picture's shorter side, but never below 40 px only, and always fine at 80 px."""
+REFERENCE_BIN_DEG = 15.0
+
+_SIMILARITY, _HEIGHT, _YAW, _PITCH, _OPENING = slice(2, 6), 6, 7, 8, 9
+_OUTLINE = slice(10, 10 + 2 * len(crop.OUTLINE))
+_LIPS = slice(_OUTLINE.stop, _OUTLINE.stop + 2 * len(LIPS))
+
+
+@dataclass(slots=True)
+class ReferenceStore:
+    """Reference crops uint8 (S, S, 3) in an unnamed temporary file, so that memory does not grow with the number of shots."""
+
+    size: int
+    count: int = 0
+    _file: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+
+    def add(self, pixels: NDArray[np.uint8]) -> int:
+        """Store one crop; its number."""
+        self.count += 1
+        self.replace(self.count - 1, pixels)
+        return self.count - 1
+
+    def replace(self, number: int, pixels: NDArray[np.uint8]) -> None:
+        """Store another crop under a number that ``add`` gave."""
+        if pixels.shape != (self.size, self.size, 3) or pixels.dtype != np.uint8:
+            raise ValueError(f"a reference is uint8 ({self.size}, {self.size}, 3), got {pixels.dtype} {pixels.shape}")
+        self._file.seek(number * self.size * self.size * 3)
+        self._file.write(np.ascontiguousarray(pixels).tobytes())
+
+    def get(self, number: int) -> NDArray[np.uint8]:
+        """The crop of that number, uint8 (S, S, 3)."""
+        if not 0 <= number < self.count:
+            raise IndexError(f"no reference {number}, there are {self.count}")
+        length = self.size * self.size * 3
+        self._file.seek(number * length)
+        return np.frombuffer(self._file.read(length), np.uint8).reshape(self.size, self.size, 3)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class FaceTrack:
+    """One person's face in every frame of a video; N frames.
+
+    pts: int64 (N,) ticks of time_base. why: uint8 (N,), ``DUBBED`` or the reason for passing the frame through. shot: int32 (N,).
+    similarity: float64 (N, 4), smoothed frame-to-unit transform. outline: float16 (N, P, 2) and lips: float16 (N, 40, 2) in unit crop
+    coordinates. opening: float32 (N,), inner-lip distance over outer-eye-corner distance. pose: float32 (N, 2) yaw and pitch in
+    degrees. strength: float32 (N,) in [0, 1], how far a frame is redrawn. reference: int32 (N,), number in `references`, -1
+    where not dubbed.
+    """
+
+    pts: NDArray[np.int64]
+    time_base: Fraction
+    why: NDArray[np.uint8]
+    shot: NDArray[np.int32]
+    similarity: NDArray[np.float64]
+    outline: NDArray[np.float16]
+    lips: NDArray[np.float16]
+    opening: NDArray[np.float32]
+    pose: NDArray[np.float32]
+    strength: NDArray[np.float32]
+    reference: NDArray[np.int32]
+    references: ReferenceStore
+
+    def __post_init__(self) -> None:
+        for name in ("why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference"):
+            if len(getattr(self, name)) != len(self.pts):
+                raise ValueError(f"{name} must have one row per frame, got {len(getattr(self, name))} for {len(self.pts)}")
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    def __repr__(self) -> str:
+        return f"FaceTrack(frames={len(self)}, dubbed={int((self.why == DUBBED).sum())}, references={self.references.count})"
+
+    @property
+    def times_s(self) -> NDArray[np.float64]:
+        """Presentation times in seconds, float64 (N,)."""
+        return self.pts * float(self.time_base)
+
+    def spans(self) -> tuple[Span, ...]:
+        """Stretches of frames that are passed through, in order."""
+        times = self.times_s
+        return tuple(
+            Span(first, end, float(times[first]), float(times[end - 1]), WHY[int(self.why[first])])
+            for first, end in _runs(self.why.astype(np.int64))
+            if self.why[first] != DUBBED
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the track and its references to one ``.npz`` file."""
+        pictures = [self.references.get(i) for i in range(self.references.count)]
+        size = self.references.size
+        np.savez_compressed(
+            path, pts=self.pts, time_base=np.array([self.time_base.numerator, self.time_base.denominator]), why=self.why,
+            shot=self.shot, similarity=self.similarity, outline=self.outline, lips=self.lips, opening=self.opening, pose=self.pose,
+            strength=self.strength, reference=self.reference, references=np.array(pictures, np.uint8).reshape(-1, size, size, 3),
+        )  # fmt: skip
+
+    @classmethod
+    def load(cls, path: Path) -> FaceTrack:
+        """Read what ``save`` wrote."""
+        with np.load(path, allow_pickle=False) as data:
+            pictures = data["references"]
+            store = ReferenceStore(pictures.shape[1])
+            for picture in pictures:
+                store.add(picture)
+            numerator, denominator = (int(v) for v in data["time_base"])
+            return cls(
+                data["pts"], Fraction(numerator, denominator), data["why"], data["shot"], data["similarity"], data["outline"],
+                data["lips"], data["opening"], data["pose"], data["strength"], data["reference"], store,
+            )  # fmt: skip
+
+
+def opening_of(landmarks: NDArray[np.float32]) -> float:
+    """Mouth opening: distance of the inner lips (13, 14) over the distance of the outer eye corners (33, 263)."""
+    lips = float(np.linalg.norm(landmarks[13, :2] - landmarks[14, :2]))
+    return lips / max(1e-6, float(np.linalg.norm(landmarks[33, :2] - landmarks[263, :2])))
+
+
+def pose_of(landmarks: NDArray[np.float32]) -> tuple[float, float]:
+    """Yaw and pitch in degrees from the mesh's depth: cheek to cheek, and forehead to under the nose."""
+    across, down = landmarks[454] - landmarks[234], landmarks[2] - landmarks[10]
+    return float(np.degrees(np.arctan2(across[2], across[0]))), float(np.degrees(np.arctan2(down[2], down[1])))
+
+
+def analyse(
+    chunks: Iterable[FrameChunk], detector: FaceDetector, *, size: int, on_frames: Callable[[int], None] | None = None
+) -> FaceTrack:
+    """Follow all faces through `chunks`, choose one person and smooth: the ``FaceTrack`` of every frame.
+
+    size: side of the reference crops in px. on_frames: told how many frames each step took.
+    """
+    rows, pts, shots = _Rows(_LIPS.stop), _Rows(1, np.int64), _Rows(1, np.int32)
+    store = ReferenceStore(size)
+    candidates: dict[tuple[int, int], tuple[float, int]] = {}  # (track, yaw bin) -> (opening, number in the store)
+    follower, cutter = _Follower(), _Cutter()
+    time_base, shorter_side = Fraction(1, 25), 1
+    for chunk in chunks:
+        time_base, shorter_side = chunk.time_base, min(chunk.pixels.shape[1:3])
+        for offset in range(len(chunk)):
+            if cutter.is_cut(chunk.pixels[offset]):
+                detector.reset()
+                follower.reset()
+            pts.add(chunk.pts[offset])
+            shots.add(cutter.shot)
+            for face in detector.detect(chunk.pixels[offset]):
+                number = follower.track_of(face, cutter.shot)
+                row = _describe(chunk.index + offset, number, face)
+                rows.add(row)
+                key = (number, round(row[_YAW] / REFERENCE_BIN_DEG))
+                best = candidates.get(key)
+                if best is None or row[_OPENING] < 0.9 * best[0]:
+                    taken = crop.take(chunk, np.array([offset]), row[None, _SIMILARITY], row[None, _OUTLINE].reshape(1, -1, 2), size)
+                    if best is None:
+                        candidates[key] = (float(row[_OPENING]), store.add(taken.pixels[0]))
+                    else:
+                        store.replace(best[1], taken.pixels[0])
+                        candidates[key] = (float(row[_OPENING]), best[1])
+        if on_frames is not None:
+            on_frames(len(chunk))
+    return _assemble(rows.array(), pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, store, candidates)
+
+
+def repeat_still(track: FaceTrack) -> FaceTrack:
+    """The one-frame track of a photo with full strength (a photo has no edges to fade at)."""
+    return replace(track, strength=(track.why == DUBBED).astype(np.float32))
+
+
+class _Rows:
+    """A matrix that grows by rows, doubling: no Python object is kept per frame."""
+
+    def __init__(self, width: int, dtype: type = np.float64) -> None:
+        self._data = np.zeros((256, width), dtype)
+        self._count = 0
+
+    def add(self, row: NDArray[np.float64] | np.int64 | int) -> None:
+        if self._count == len(self._data):
+            self._data = np.concatenate([self._data, np.zeros_like(self._data)])
+        self._data[self._count] = row
+        self._count += 1
+
+    def array(self) -> NDArray[np.float64]:
+        return self._data[: self._count]
+
+
+class _Cutter:
+    """Numbers the shots: a cut is a frame that differs much from the one before and does not look like it."""
+
+    def __init__(self) -> None:
+        self.shot = 0
+        self._previous: NDArray[np.float32] | None = None
+
+    def is_cut(self, pixels: NDArray[np.uint8]) -> bool:
+        step = max(1, min(pixels.shape[:2]) // 90)
+        grey = pixels[::step, ::step, 1]
+        small = cv2.resize(np.ascontiguousarray(grey), (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        previous, self._previous = self._previous, small
+        if previous is None or float(np.abs(small - previous).mean()) < CUT_DIFFERENCE:
+            return False
+        one, other = small - small.mean(), previous - previous.mean()
+        scale = float(np.sqrt((one**2).sum() * (other**2).sum()))
+        if scale > 1e-6 and float((one * other).sum()) / scale > CUT_CORRELATION:
+            return False
+        self.shot += 1
+        return True
+
+
+class _Follower:
+    """Gives each face of a frame the number of the track that it continues, within one shot."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._last: dict[int, NDArray[np.float32]] = {}
+
+    def reset(self) -> None:
+        self._last = {}
+
+    def track_of(self, face: Face, shot: int) -> int:
+        centre, side = (face.box[:2] + face.box[2:]) / 2, float(face.box[3] - face.box[1])
+        nearest, number = 0.6, -1
+        for known, box in self._last.items():
+            distance = float(np.linalg.norm((box[:2] + box[2:]) / 2 - centre)) / max(1.0, side)
+            if distance < nearest:
+                nearest, number = distance, known
+        if number < 0:
+            number, self._next = self._next, self._next + 1
+        self._last[number] = face.box
+        return number
+
+
+def _describe(frame: int, track: int, face: Face) -> NDArray[np.float64]:
+    row = np.empty(_LIPS.stop)
+    similarity = crop.fit_similarity(face.landmarks)
+    row[0], row[1], row[_SIMILARITY] = frame, track, similarity
+    row[_HEIGHT] = face.box[3] - face.box[1]
+    row[_YAW], row[_PITCH] = pose_of(face.landmarks)
+    row[_OPENING] = opening_of(face.landmarks)
+    row[_OUTLINE] = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity).ravel()
+    row[_LIPS] = crop.to_unit(face.landmarks[LIPS, :2], similarity).ravel()
+    return row
+
+
+def _assemble(
+    rows: NDArray[np.float64],
+    pts: NDArray[np.float64],
+    shots: NDArray[np.float64],
+    time_base: Fraction,
+    shorter_side: int,
+    store: ReferenceStore,
+    candidates: dict[tuple[int, int], tuple[float, int]],
+) -> FaceTrack:
+    count = len(pts)
+    step_s = float(np.median(np.diff(pts))) * float(time_base) if count > 1 else 0.04
+    values = np.zeros((count, _LIPS.stop))
+    why = np.full(count, NO_FACE, np.uint8)
+    reference = np.full(count, -1, np.int32)
+    smallest = float(np.clip(SMALLEST_SHARE * shorter_side, SMALLEST_PX, SMALL_ENOUGH_PX))
+    for first, end in _runs(np.asarray(shots, np.int64)):
+        here = rows[(rows[:, 0] >= first) & (rows[:, 0] < end)]
+        if len(here) == 0:
+            continue
+        chosen = here[here[:, 1] == _most_prominent(here)]
+        present = _bridge(values, chosen, step_s)
+        why[present] = DUBBED
+        shot_frames = present
+        why[shot_frames[values[shot_frames, _HEIGHT] < smallest]] = TOO_SMALL
+        turned = shot_frames[np.abs(values[shot_frames, _YAW]) > TURNED_DEG]
+        why[turned[why[turned] == DUBBED]] = TURNED_AWAY
+        dubbed = shot_frames[why[shot_frames] == DUBBED]
+        if len(dubbed):
+            reference[dubbed] = _reference_of(int(chosen[0, 1]), values[dubbed, _YAW], candidates)
+        for start, stop in _stretches(present):
+            values[start:stop] = _smooth_stretch(values[start:stop], step_s)
+    return FaceTrack(
+        pts=np.asarray(pts, np.int64),
+        time_base=time_base,
+        why=why,
+        shot=np.asarray(shots, np.int32),
+        similarity=values[:, _SIMILARITY].copy(),
+        outline=values[:, _OUTLINE].reshape(count, -1, 2).astype(np.float16),
+        lips=values[:, _LIPS].reshape(count, -1, 2).astype(np.float16),
+        opening=values[:, _OPENING].astype(np.float32),
+        pose=values[:, [_YAW, _PITCH]].astype(np.float32),
+        strength=_strength(why, step_s),
+        reference=reference,
+        references=store,
+    )
+
+
+def _most_prominent(rows: NDArray[np.float64]) -> float:
+    """Number of the track with the largest sum of face areas: large, and there for long."""
+    numbers = np.unique(rows[:, 1])
+    return float(max(numbers, key=lambda number: float((rows[rows[:, 1] == number, _HEIGHT] ** 2).sum())))
+
+
+def _bridge(values: NDArray[np.float64], chosen: NDArray[np.float64], step_s: float) -> NDArray[np.int64]:
+    """Write the chosen rows into `values`, interpolate short gaps, and give the frames that now have a face."""
+    frames = chosen[:, 0].astype(np.int64)
+    frames, unique = np.unique(frames, return_index=True)
+    chosen = chosen[unique]
+    values[frames] = chosen
+    present = [frames]
+    longest = max(1, round(BRIDGE_S / step_s))
+    for before, (one, other) in enumerate(zip(frames[:-1], frames[1:], strict=True)):
+        gap = int(other - one - 1)
+        if 0 < gap <= longest:
+            share = (np.arange(1, gap + 1) / (gap + 1))[:, None]
+            values[one + 1 : other] = (1 - share) * chosen[before] + share * chosen[before + 1]
+            present.append(np.arange(one + 1, other))
+    return np.sort(np.concatenate(present))
+
+
+def _smooth_stretch(values: NDArray[np.float64], step_s: float) -> NDArray[np.float64]:
+    """Smooth alignment and outline of one unbroken stretch, and express lips and outline in the smoothed alignment."""
+    result = values.copy()
+    a, b, tx, ty = values[:, _SIMILARITY].T
+    # Smooth what is geometric: where the crop's centre lies, its scale, its angle.
+    to_frame = crop.unit_to_frame(values[:, _SIMILARITY])
+    centre = to_frame @ np.array([0.5, 0.5, 1.0])
+    geometry = np.column_stack([centre, 0.5 * np.log(a * a + b * b), np.unwrap(np.arctan2(b, a))])
+    geometry = smooth(geometry, SMOOTH_S / step_s, odd=True)
+    scale, angle = np.exp(geometry[:, 2]), geometry[:, 3]
+    new = np.column_stack([scale * np.cos(angle), scale * np.sin(angle), np.zeros((len(a), 2))])
+    rotated = np.column_stack(
+        [new[:, 0] * geometry[:, 0] - new[:, 1] * geometry[:, 1], new[:, 1] * geometry[:, 0] + new[:, 0] * geometry[:, 1]]
+    )
+    new[:, 2:] = 0.5 - rotated
+    result[:, _SIMILARITY] = new
+    for part in (_OUTLINE, _LIPS):
+        points = values[:, part].reshape(len(values), -1, 2)
+        in_frame = np.einsum("nij,npj->npi", to_frame[:, :, :2], points) + to_frame[:, None, :, 2]
+        matrix = np.stack([np.stack([new[:, 0], -new[:, 1]], 1), np.stack([new[:, 1], new[:, 0]], 1)], 1)
+        again = np.einsum("nij,npj->npi", matrix, in_frame) + new[:, None, 2:]
+        result[:, part] = again.reshape(len(values), -1)
+    result[:, _OUTLINE] = smooth(result[:, _OUTLINE], OUTLINE_SMOOTH_S / step_s, odd=False)
+    return result
+
+
+def smooth(values: NDArray[np.float64], sigma: float, *, odd: bool) -> NDArray[np.float64]:
+    """Zero-phase Gaussian smoothing along the first axis, `sigma` in rows. At the ends the values are mirrored, `odd` about the
+    end value (a steady motion stays one), else evenly."""
+    reach = min(len(values) - 1, int(np.ceil(3 * sigma)))
+    if sigma <= 0 or reach < 1:
+        return values.copy()
+    padded = np.pad(values, [(reach, reach)] + [(0, 0)] * (values.ndim - 1), mode="reflect", reflect_type="odd" if odd else "even")
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel /= kernel.sum()
+    result = np.zeros_like(values)
+    for offset, weight in enumerate(kernel):
+        result += weight * padded[offset : offset + len(values)]
+    return result
+
+
+def _reference_of(track: int, yaws: NDArray[np.float64], candidates: dict[tuple[int, int], tuple[float, int]]) -> int:
+    """The most closed mouth in the pose that the person holds most of the time in this shot: one reference, so that the
+    texture does not jump."""
+    bins, counts = np.unique(np.round(yaws / REFERENCE_BIN_DEG).astype(int), return_counts=True)
+    for chosen in bins[np.argsort(-counts)]:
+        found = candidates.get((track, int(chosen)))
+        if found is not None:
+            return found[1]
+    return next(number for (owner, _), (_, number) in candidates.items() if owner == track)
+
+
+def _strength(why: NDArray[np.uint8], step_s: float) -> NDArray[np.float32]:
+    """1 inside dubbed stretches, rising from 0 over ``FADE_S`` beside frames that are passed through; the clip's ends do not fade."""
+    strength = (why == DUBBED).astype(np.float32)
+    steps = max(1, round(FADE_S / step_s))
+    for first, end in _runs((why == DUBBED).astype(np.int64)):
+        if why[first] != DUBBED:
+            continue
+        along = np.arange(end - first)
+        rise = np.ones(end - first)
+        if first > 0:
+            rise = np.minimum(rise, (along + 1) / (steps + 1))
+        if end < len(why):
+            rise = np.minimum(rise, (end - first - along) / (steps + 1))
+        strength[first:end] = rise
+    return strength
+
+
+def _runs(labels: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Half-open stretches of equal labels."""
+    if len(labels) == 0:
+        return
+    edges = np.flatnonzero(np.diff(labels)) + 1
+    yield from zip([0, *edges.tolist()], [*edges.tolist(), len(labels)], strict=True)
+
+
+def _stretches(frames: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Half-open stretches of consecutive frame numbers."""
+    for first, end in _runs(frames - np.arange(len(frames))):
+        yield int(frames[first]), int(frames[end - 1]) + 1

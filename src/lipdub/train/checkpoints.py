@@ -1,0 +1,52 @@
+"""Checkpoints: written whole or not at all, loaded without running code, refused when they belong to another configuration."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lipdub.errors import CheckpointInvalid
+
+FORMAT = 1
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` (tensors and plain values) to `path`; a full disk leaves the previous checkpoint as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        torch.save({"lipdub_checkpoint": FORMAT, **content}, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointInvalid(f"cannot write '{path}': {error}; free some disk space, the previous checkpoint is untouched") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What ``save`` wrote. Never executes code from the file. Raises CheckpointInvalid."""
+    if not path.is_file():
+        raise CheckpointInvalid(f"'{path}' is no file; give a checkpoint that lipdub train wrote (runs/NAME/latest.pt)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path):
+            raise CheckpointInvalid(f"'{path}' holds more than weights and would run code when loaded; refused, use a checkpoint of lipdub train") from error
+        raise CheckpointInvalid(f"'{path}' is no checkpoint; give one that lipdub train wrote (runs/NAME/latest.pt)") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise CheckpointInvalid(f"'{path}' is no checkpoint, or is truncated; give one that lipdub train wrote (runs/NAME/latest.pt)") from error
+    if not isinstance(content, dict) or content.get("lipdub_checkpoint") != FORMAT:
+        raise CheckpointInvalid(f"'{path}' is no checkpoint of this lipdub; give one that lipdub train wrote (runs/NAME/latest.pt)")
+    return content
+
+
+def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise CheckpointInvalid that names each difference between a checkpoint's settings and the wanted ones."""
+    differences = [f"{key}: {saved.get(key)!r} there, {value!r} now" for key, value in wanted.items() if saved.get(key) != value]
+    if differences:
+        raise CheckpointInvalid(f"'{path}' was trained with other settings ({'; '.join(differences)}); repeat those, or start a new run folder")

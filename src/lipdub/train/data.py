@@ -1,0 +1,265 @@
+"""Prepared clips as training samples. Sample i of a run depends on (seed, i) alone: a resumed run sees what it would have seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lipdub.errors import TrainingDataError
+from lipdub.mel import cut_windows
+from lipdub.records import MelSpec
+from lipdub.train.networks import NetworkConfig
+from lipdub.train.prepare import FORMAT, GRID_HZ, MARGIN
+
+REST_SHARE = 0.2
+"""A clip's resting mouth is the mean of this share of its most closed frames."""
+FEWEST_CLIPS = 2
+SPEAKER_BALANCE = 0.6
+"""A speaker is drawn in proportion to (frames of that speaker) to this power: 1 by frames, 0 all alike."""
+UPPER_INNER_LIP, LOWER_INNER_LIP = 35, 25
+"""Where mesh points 13 and 14 stand among the 40 lip points."""
+OFFSETS_FILE = "offsets.json"
+"""Clip id to constant sound offset in seconds, where one was found (``lipdub train offsets``)."""
+EYE_DISTANCE = 0.38
+"""Outer eye corners' distance in the unit crop: turns a lip gap in the crop into the opening that is reported."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Clip:
+    """One prepared clip; N frames near 25 Hz. crops: uint8 (N, P, P, 3) memory-mapped. lips: float32 (N, 40, 2) relative to the clip's
+    resting mouth, unit crop. mel: float16 (80, columns). times_s, opening (N,), pose (N, 2)."""
+
+    source: str
+    clip_id: str
+    speaker: str
+    crops: NDArray[np.uint8]
+    mel: NDArray[np.float16]
+    times_s: NDArray[np.float64]
+    lips: NDArray[np.float32]
+    opening: NDArray[np.float32]
+    pose: NDArray[np.float32]
+    shot: NDArray[np.int32]
+    offset_s: float = 0.0
+    """The sound that belongs to a frame at time t lies at t + offset_s."""
+
+    def __len__(self) -> int:
+        return len(self.times_s)
+
+    def windows(self, frames: NDArray[np.int64], spec: MelSpec) -> NDArray[np.float32]:
+        """Mel windows (n, 80, 16) of these frames, float32."""
+        return cut_windows(self.mel.astype(np.float32, copy=False), self.times_s[frames] + self.offset_s, spec)
+
+
+def load_clips(folder: Path, *, with_offsets: bool = True) -> list[Clip]:
+    """The clips that ``lipdub prepare`` kept in `folder`, with the sound offsets found for them unless told not to.
+
+    Raises TrainingDataError where there are none or too few.
+    """
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingDataError(f"'{folder}' holds no prepared clips; run: lipdub prepare CLIPS -o '{folder}'") from error
+    if index.get("format") != FORMAT:
+        raise TrainingDataError(f"'{folder}' was prepared by another version of lipdub; prepare it again")
+    offsets: dict[str, float] = {}
+    if with_offsets and (folder / OFFSETS_FILE).exists():
+        offsets = json.loads((folder / OFFSETS_FILE).read_text(encoding="utf-8"))
+    clips = [_load_clip(folder, entry, offsets.get(entry["clip_id"], 0.0)) for entry in index["clips"] if entry["why"] is None]
+    if len(clips) < FEWEST_CLIPS:
+        raise TrainingDataError(f"'{folder}' holds {len(clips)} usable clips, at least {FEWEST_CLIPS} are needed; prepare more footage")
+    return clips
+
+
+def split_speakers(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
+    """(to train on, held out): about a tenth of the speakers, at least one, is held out whole. Raises TrainingDataError for one speaker."""
+    speakers = sorted({clip.speaker for clip in clips})
+    if len(speakers) < 2:
+        raise TrainingDataError("all clips are of one speaker; give clips of another one with --val, to judge on")
+    chosen = np.random.default_rng(0).permutation(len(speakers))[: max(1, len(speakers) // 10)]
+    held = {speakers[i] for i in chosen}
+    return [clip for clip in clips if clip.speaker not in held], [clip for clip in clips if clip.speaker in held]
+
+
+def _load_clip(folder: Path, entry: dict[str, str], offset_s: float) -> Clip:
+    stem = folder / entry["clip_id"]
+    try:
+        with np.load(stem.with_suffix(".npz"), allow_pickle=False) as data:
+            lips, opening = data["lips"].astype(np.float32), data["opening"]
+            resting = np.argsort(opening)[: max(1, round(REST_SHARE * len(opening)))]
+            return Clip(
+                source=entry["source"],
+                clip_id=entry["clip_id"],
+                speaker=entry.get("speaker") or entry["clip_id"],
+                crops=np.load(folder / f"{entry['clip_id']}.crops.npy", mmap_mode="r", allow_pickle=False),
+                mel=data["mel"],
+                times_s=data["times_s"],
+                lips=lips - lips[resting].mean(axis=0),
+                opening=opening,
+                pose=data["pose"],
+                shot=data["shot"],
+                offset_s=offset_s,
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise TrainingDataError(f"prepared clip '{stem}' of '{entry['source']}' is damaged; delete '{stem}.json' and prepare again") from error
+
+
+def opening_from_lips(lips: Tensor) -> Tensor:
+    """Opening over eye distance from lip points (..., 40, 2) in unit crop coordinates; relative points give a relative opening."""
+    return (lips[..., LOWER_INNER_LIP, 1] - lips[..., UPPER_INNER_LIP, 1]) / EYE_DISTANCE
+
+
+class Samples(Dataset[dict[str, Tensor]]):
+    """Random samples of `frames` consecutive pictures (T of a window, or more) with everything that both stages need.
+
+    A sample: ``pictures`` uint8 (T + 2R, S, S, 3) with R further frames on both sides for lip windows; ``reference`` uint8 (S, S, 3);
+    ``mel`` float32 (T, 80, 16); ``lips`` float32 (T, 40, 2).
+    """
+
+    def __init__(self, clips: list[Clip], config: NetworkConfig, *, seed: int, frames: int, with_reference: bool) -> None:
+        self._clips, self._config, self._seed = clips, config, seed
+        self._frames, self._with_reference = frames, with_reference
+        lengths = np.array([len(clip) for clip in clips], np.float64)
+        of_speaker: dict[str, float] = {}
+        for clip in clips:
+            of_speaker[clip.speaker] = of_speaker.get(clip.speaker, 0.0) + len(clip)
+        weights = lengths * np.array([of_speaker[clip.speaker] ** (SPEAKER_BALANCE - 1) for clip in clips])
+        self._cumulative = np.cumsum(weights / weights.sum())
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        random = np.random.default_rng((self._seed, index))
+        clip = self._clips[min(int(np.searchsorted(self._cumulative, random.random())), len(self._clips) - 1)]
+        reach = self._config.frames // 2
+        middle = int(random.integers(len(clip)))
+        wanted = middle + np.arange(-(self._frames // 2) - reach, self._frames - self._frames // 2 + reach)
+        indices = np.clip(wanted, 0, len(clip) - 1)
+        # Never across a cut: the neighbours of a frame come from its own shot.
+        indices = np.where(clip.shot[indices] == clip.shot[middle], indices, middle)
+        inner = indices[reach : reach + self._frames]
+        flip = bool(random.random() < 0.5)
+        tone = _tone(random)
+        jitter = _jitter(random, 0.02)
+        pictures = _crop(clip.crops, indices, self._config.size, jitter, flip, tone)
+        sample = {
+            "pictures": torch.from_numpy(pictures),
+            "mel": torch.from_numpy(clip.windows(inner, self._config.mel)),
+            "lips": torch.from_numpy(_flip_lips(clip.lips[inner]) if flip else clip.lips[inner].copy()),
+        }
+        if self._with_reference:
+            chosen = np.array([self._choose_reference(clip, middle, random)])
+            # Its own margins: a shared crop would tell how far the jaw hangs.
+            reference = _crop(clip.crops, chosen, self._config.size, _jitter(random, 0.06), flip, tone)
+            sample["reference"] = torch.from_numpy(reference[0])
+        return sample
+
+    def _choose_reference(self, clip: Clip, middle: int, random: np.random.Generator) -> int:
+        """Pose-similar and mouth-dissimilar, half of the time with the most closed mouth, as inference will have it."""
+        candidates = random.integers(len(clip), size=8)
+        far = candidates[np.abs(candidates - middle) > GRID_HZ / 5]
+        candidates = far if len(far) else candidates
+        pose_distance = np.abs(clip.pose[candidates] - clip.pose[middle]).sum(axis=1) / 15.0
+        if random.random() < 0.5:
+            mouth = clip.opening[candidates] / 0.15
+        else:
+            mouth = -np.abs(clip.opening[candidates] - clip.opening[middle]) / 0.15
+        return int(candidates[np.argmin(pose_distance + mouth)])
+
+
+class _Steps(Sampler[int]):
+    """The sample numbers of this process, from a step on: rank r of n takes its share of every step's batch."""
+
+    def __init__(self, first_step: int, steps: int, batch: int, rank: int, ranks: int) -> None:
+        self._first, self._steps, self._batch, self._rank, self._ranks = first_step, steps, batch, rank, ranks
+
+    def __iter__(self) -> Iterator[int]:
+        for step in range(self._first, self._steps):
+            for slot in range(self._batch):
+                yield (step * self._ranks + self._rank) * self._batch + slot
+
+    def __len__(self) -> int:
+        return (self._steps - self._first) * self._batch
+
+
+def loader(
+    samples: Samples, *, first_step: int, steps: int, batch: int, rank: int, ranks: int, workers: int
+) -> DataLoader[dict[str, Tensor]]:
+    """Batches of the steps [first_step, steps), the same ones whatever the number of workers."""
+    return DataLoader(
+        samples,
+        batch_size=batch,
+        sampler=_Steps(first_step, steps, batch, rank, ranks),
+        num_workers=workers,
+        drop_last=True,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_one_thread,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _one_thread(_: int) -> None:
+    cv2.setNumThreads(1)
+
+
+def to_network(pictures: Tensor) -> Tensor:
+    """uint8 pictures (..., H, W, 3) to float32 (..., 3, H, W) in [-1, 1]."""
+    return pictures.movedim(-1, -3).float() / 127.5 - 1.0
+
+
+def _jitter(random: np.random.Generator, amount: float) -> NDArray[np.float64]:
+    """Random scale (as a factor) and shift (unit crop): (scale, dx, dy)."""
+    scale = 1.0 + amount * float(np.clip(random.standard_normal(), -2, 2))
+    shift = 0.5 * amount * np.clip(random.standard_normal(2), -2, 2)
+    return np.array([scale, *shift])
+
+
+def _tone(random: np.random.Generator) -> NDArray[np.uint8]:
+    """A random brightness, contrast and gamma as a table, one per channel: uint8 (256, 3)."""
+    ramp = np.linspace(0.0, 1.0, 256)
+    gamma = np.exp(0.2 * random.standard_normal())
+    contrast = 1.0 + 0.12 * random.standard_normal()
+    balance = 1.0 + 0.05 * random.standard_normal(3)
+    toned = (((ramp**gamma)[:, None] - 0.5) * contrast + 0.5) * balance
+    return (np.clip(toned, 0, 1) * 255).round().astype(np.uint8)
+
+
+def _crop(
+    crops: NDArray[np.uint8], indices: NDArray[np.int64], size: int, jitter: NDArray[np.float64], flip: bool, tone: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Network-sized crops (n, S, S, 3) of stored ones, all with the same jitter, mirror and tone."""
+    stored = crops.shape[1]
+    scale = float(jitter[0]) * stored / (size * MARGIN)
+    centre = stored / 2 + jitter[1:] * stored / MARGIN
+    matrix = np.array([[scale, 0, centre[0] - scale * size / 2], [0, scale, centre[1] - scale * size / 2]])
+    matrix[:, 2] += 0.5 * (scale - 1)
+    if flip:
+        matrix[0] = [-scale, 0, matrix[0, 2] + scale * (size - 1)]
+    result = np.empty((len(indices), size, size, 3), np.uint8)
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    for slot, index in enumerate(indices):
+        if slot and index == indices[slot - 1]:
+            result[slot] = result[slot - 1]
+            continue
+        warped = cv2.warpAffine(crops[index], matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        result[slot] = cv2.LUT(warped, tone[None])
+    return result
+
+
+# The partner of each lip point when the face is mirrored; both rings run from the right corner (61, 78) under the lip to the left.
+_RING_MIRROR = [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 19, 18, 17, 16, 15, 14, 13, 12, 11]
+_MIRROR = np.array(_RING_MIRROR + [20 + i for i in _RING_MIRROR])
+
+
+def _flip_lips(lips: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(lips[:, _MIRROR] * np.array([-1, 1], np.float32))

@@ -1,0 +1,266 @@
+"""A checkpoint to a bundle: two ONNX graphs checked against torch, the weights, and ``bundle.json``. All of it, or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, numpy_helper
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lipdub import __version__, bundle, runtime
+from lipdub.errors import CheckpointInvalid, ExportFailed, OutputRefused
+from lipdub.mel import SILENCE
+from lipdub.train import checkpoints
+from lipdub.train.data import load_clips, to_network
+from lipdub.train.memory_stage import central, lip_windows
+from lipdub.train.networks import FaceGenerator, LipMemory, NetworkConfig
+
+OPSET = 17
+TOLERANCE = 1e-4
+"""Largest difference between graph and torch, both float32."""
+HALF_TOLERANCE = 5e-2
+"""The same with weights rounded to float16; what is measured is printed."""
+WEIGHTS_FILE = "weights.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written. differences: graph file to largest absolute difference to torch."""
+
+    spec: bundle.BundleSpec
+    differences: dict[str, float]
+    tolerance: float
+    bytes: int
+    gflop_per_frame: float
+
+
+class _Drawing(nn.Module):
+    """The generator with the contract of generator.onnx (a target whose lower half is already zeroed)."""
+
+    def __init__(self, generator: FaceGenerator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, target: Tensor, reference: Tensor, lip_feature: Tensor) -> Tensor:
+        return self.generator(target, reference, lip_feature)
+
+
+def export(
+    checkpoint: Path,
+    out: Path,
+    *,
+    half: bool = False,
+    name: str | None = None,
+    rest_from: Path | None = None,
+    smoothing_s: float = 0.0,
+    license_text: str = "unstated",
+    training_data: str = "unstated",
+    force: bool = False,
+) -> Exported:
+    """Write the bundle folder `out` from a generator checkpoint.
+
+    rest_from: prepared clips whose closed mouths give the resting lip feature; else the recall of silence does. Raises
+    CheckpointInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and a bundle that was there stays.
+    """
+    _check_folder(out, force)
+    config, memory, generator = load_networks(checkpoint)
+    rest = _rest_feature(config, memory, rest_from)
+    with _folder_beside(out) as folder:
+        differences = {
+            bundle.MEMORY_GRAPH: _export_graph(memory, _memory_example(config), bundle.MEMORY_GRAPH, folder, half),
+            bundle.GENERATOR_GRAPH: _export_graph(_Drawing(generator), _generator_example(config), bundle.GENERATOR_GRAPH, folder, half),
+        }
+        save_weights(folder / WEIGHTS_FILE, memory, generator)
+        spec = bundle.finish(
+            folder,
+            bundle.BundleSpec(
+                name=name or out.name, backend="memory", format_version=bundle.FORMAT_VERSION, crop=config.crop, mel=config.mel,
+                slots=config.slots, lip_channels=config.channels, rest_feature=tuple(float(v) for v in rest), license=license_text,
+                training_data=training_data, graphs={}, created_with=__version__, smoothing_s=smoothing_s,
+            ),
+        )  # fmt: skip
+        card = out / "MODEL_CARD.md"
+        if card.exists():
+            shutil.copy2(card, folder / card.name)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        _put_in_place(folder, out)
+    return Exported(spec, differences, HALF_TOLERANCE if half else TOLERANCE, size, gflop_per_frame(config, memory, generator))
+
+
+def load_networks(checkpoint: Path) -> tuple[NetworkConfig, LipMemory, FaceGenerator]:
+    """Config and averaged networks of a generator checkpoint, in inference mode. Raises CheckpointInvalid."""
+    content = checkpoints.load(checkpoint)
+    if content.get("settings", {}).get("stage") != "generator":
+        raise CheckpointInvalid(f"'{checkpoint}' is of the {content.get('settings', {}).get('stage')} stage; give one of lipdub train generator")
+    config = NetworkConfig.from_dict(content["settings"]["network"])
+    memory, generator = LipMemory(config), FaceGenerator(config)
+    averaged = content["modules"]["averaged"]
+    for prefix, module in (("memory.", memory), ("generator.", generator)):
+        module.load_state_dict({key.removeprefix(prefix): value for key, value in averaged.items() if key.startswith(prefix)})
+        module.eval()
+    return config, memory, generator
+
+
+def save_weights(path: Path, memory: LipMemory, generator: FaceGenerator) -> None:
+    """Both networks' weights as float16, to adapt or to go on training from."""
+    tensors = {f"memory.{key}": value.half().contiguous() for key, value in memory.state_dict().items()}
+    tensors |= {f"generator.{key}": value.half().contiguous() for key, value in generator.state_dict().items()}
+    save_file(tensors, path)
+
+
+@torch.no_grad()
+def gflop_per_frame(config: NetworkConfig, memory: LipMemory, generator: FaceGenerator) -> float:
+    """Floating-point operations (a multiply and an add are two) of memory and generator for one frame, in 1e9."""
+    with FlopCounterMode(display=False) as counter:
+        memory(*_memory_example(config, 1))
+        generator(*_generator_example(config, 1))
+    return float(counter.get_total_flops()) / 1e9
+
+
+def _memory_example(config: NetworkConfig, batch: int = 2) -> tuple[Tensor, ...]:
+    return (torch.randn(batch, 1, config.mel.bands, config.mel.window).clamp(-4, 4),)
+
+
+def _generator_example(config: NetworkConfig, batch: int = 2) -> tuple[Tensor, ...]:
+    target, reference = torch.rand(2, batch, 3, config.size, config.size) * 2 - 1
+    target[:, :, config.masked_from :] = 0
+    return target, reference, torch.randn(batch, config.channels)
+
+
+def _export_graph(module: nn.Module, example: tuple[Tensor, ...], graph: str, folder: Path, half: bool) -> float:
+    """Write one graph and give the largest difference to torch over a few batches of another size. Raises ExportFailed."""
+    names = bundle.TENSORS[graph]
+    path = folder / graph
+    inputs, outputs = list(names.inputs), list(names.outputs)
+    try:
+        torch.onnx.export(
+            module.eval(), example, str(path), input_names=inputs, output_names=outputs, opset_version=OPSET, dynamo=False,
+            dynamic_axes={key: {0: bundle.BATCH} for key in (*inputs, *outputs)},
+        )  # fmt: skip
+        model = onnx.load(str(path))
+        if half:
+            _store_half(model)
+        onnx.checker.check_model(model)
+        path.write_bytes(model.SerializeToString())
+    except Exception as error:
+        # torch and onnx raise whatever they like here; all of it means the same to the caller.
+        raise ExportFailed(f"cannot write {graph}: {' '.join(str(error).split())[:300]}") from error
+    return _parity(module, example, graph, path, half)
+
+
+@torch.no_grad()
+def _parity(module: nn.Module, example: tuple[Tensor, ...], graph: str, path: Path, half: bool) -> float:
+    names = bundle.TENSORS[graph]
+    # Open sizes: what is compared are the values; the runtime checks the declared sizes when the bundle is opened.
+    session = runtime.open_session(
+        path, device="cpu", inputs={k: _sized(v) for k, v in zip(names.inputs, example, strict=True)},
+        outputs={k: _sized(v) for k, v in zip(names.outputs, _as_tuple(module(*example)), strict=True)},
+    )  # fmt: skip
+    worst = 0.0
+    torch.manual_seed(0)
+    for batch in (1, 3, 8):
+        fed = tuple(torch.rand(batch, *tensor.shape[1:]) * 2 - 1 if graph == bundle.GENERATOR_GRAPH else torch.randn(batch, *tensor.shape[1:]) * 2 for tensor in example)
+        expected = _as_tuple(module(*fed))
+        got = session.run({key: value.numpy() for key, value in zip(names.inputs, fed, strict=True)})
+        for key, value in zip(names.outputs, expected, strict=True):
+            worst = max(worst, float(np.abs(got[key] - value.numpy()).max()))
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    if not worst <= tolerance:
+        raise ExportFailed(f"{graph} differs from torch by {worst:.2e}, at most {tolerance:.0e} is allowed; report this with the checkpoint's settings")
+    return worst
+
+
+def _as_tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _sized(tensor: Tensor) -> tuple[int | str, ...]:
+    return (bundle.BATCH, *tensor.shape[1:])
+
+
+def _store_half(model: onnx.ModelProto) -> None:
+    """Store float32 weights as float16 with a cast behind each: half the file, the same float32 arithmetic, any provider."""
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < 64:
+            continue
+        stored = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), f"{tensor.name}_half")
+        casts.append(onnx.helper.make_node("Cast", [stored.name], [tensor.name], to=TensorProto.FLOAT))
+        tensor.CopyFrom(stored)
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+@torch.no_grad()
+def _rest_feature(config: NetworkConfig, memory: LipMemory, rest_from: Path | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """The lip feature of a resting mouth, float32 (C,): the memory's answer to silence, with the lip recall averaged over closed mouths
+    where clips are given."""
+    silent = torch.full((1, 1, config.mel.bands, config.mel.window), SILENCE)
+    audio_feature = memory.audio_encoder(silent)
+    recalled = memory.memory.by_audio(audio_feature).recalled
+    if rest_from is not None:
+        y0, y1, x0, x1 = config.drawn
+        found = []
+        for clip in load_clips(rest_from)[:400]:
+            at = int(np.argmin(clip.opening))
+            if clip.opening[at] > 0.02:
+                continue
+            low, high = max(0, at - 2), min(len(clip), at + 3)
+            pictures = to_network(torch.from_numpy(central(clip, low, high, config)[:, y0:y1, x0:x1]))
+            found.append(memory.memory.by_lips(memory.lip_encoder(lip_windows(pictures, config.frames)[at - low][None])).recalled)
+        if found:
+            recalled = torch.cat(found).mean(dim=0, keepdim=True)
+    return np.asarray(memory.fuse(audio_feature, recalled)[0].numpy(), np.float32)
+
+
+def _check_folder(out: Path, force: bool) -> None:
+    if not out.parent.is_dir():
+        raise OutputRefused(f"the folder '{out.parent}' does not exist; make it, or write elsewhere")
+    if out.exists() and not out.is_dir():
+        raise OutputRefused(f"'{out}' is a file; give a folder for the bundle")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / bundle.SPEC_FILE).exists():
+            raise OutputRefused(f"'{out}' holds something else than a bundle; give another folder")
+        if not force:
+            raise OutputRefused(f"'{out}' already holds a bundle; add --force to replace it")
+
+
+@contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
+    except OSError as error:
+        raise OutputRefused(f"cannot write into '{out.parent}': {error.strerror}; choose another folder") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise ExportFailed(f"cannot write the bundle: {error}; check the free space") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    """Swap the finished folder in; the old bundle is removed only when the new one stands."""
+    folder.chmod(0o755)
+    old = folder.with_name(f"{folder.name}.old")
+    if out.exists():
+        os.replace(out, old)
+    try:
+        os.replace(folder, out)
+    except OSError:
+        if old.exists():
+            os.replace(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

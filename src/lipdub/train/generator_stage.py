@@ -1,0 +1,298 @@
+"""Second stage: the generator, drawing what the memory recalls. With ``joint`` the memory goes on learning beside it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim import Optimizer
+
+from lipdub.train import losses
+from lipdub.train.data import GRID_HZ, Clip, Samples, opening_from_lips, to_network
+from lipdub.train.loop import Validation
+from lipdub.train.memory_stage import MemoryWeights, central, correlation, judge_memory, lip_windows, memory_losses
+from lipdub.train.networks import Discriminator, FaceGenerator, LipMemory, NetworkConfig
+from lipdub.train.voices import vary_voice
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorWeights:
+    """Weights of the losses of the generator; the paper's are 10 (picture), 0.2 (sync, GAN). The audio-visual expert's loss will
+    join them as ``audio_visual``."""
+
+    picture: float = 10.0
+    edges: float = 10.0
+    landmarks: float = 1.0
+    visual_sync: float = 0.2
+    adversarial: float = 0.05
+    audio_picture: float = 0.3
+    """Factor on picture, edge and sync losses of audio-recalled faces: the sound does not tell the exact mouth, and a
+    full pixel loss on a guess teaches to draw the mean."""
+    mouth: float = 4.0
+    """Extra weight of pixels around the lips."""
+    adversarial_from: int = 4000
+    """Step at which the discriminator joins."""
+
+
+@dataclass(slots=True)
+class GeneratorStage:
+    """Trains face encoder, decoder and fusion on windows of T frames, with both recalls decoded in every step.
+
+    decode ``both``: every window is drawn from its lip recall and from its audio recall. ``split``: a share `audio_share` of the windows
+    is drawn from the audio recall, the others from the lip recall; half the cost.
+    """
+
+    config: NetworkConfig
+    memory: LipMemory
+    clips: list[Clip]
+    held_out: list[Clip]
+    rate: float
+    discriminator_rate: float
+    seed: int
+    decode: Literal["both", "split"] = "split"
+    audio_share: float = 0.25
+    joint: bool = False
+    ema: float = 0.998
+    weights: GeneratorWeights = field(default_factory=GeneratorWeights)
+    memory_weights: MemoryWeights = field(default_factory=MemoryWeights)
+    name: str = "generator"
+
+    samples: Samples = field(init=False)
+    generator: FaceGenerator = field(init=False)
+    discriminator: Discriminator = field(init=False)
+    averaged: nn.ModuleDict = field(init=False)
+    _reader: LipMemory = field(init=False)
+    _step_module: nn.Module = field(init=False)
+    _judge: nn.Module = field(init=False)
+    _optimizer: Optimizer = field(init=False)
+    _judge_optimizer: Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.audio_share < 1.0:
+            raise ValueError(f"audio_share must lie between 0 and 1, got {self.audio_share}")
+        self.samples = Samples(self.clips, self.config, seed=self.seed, frames=self.config.frames, with_reference=True)
+        self.generator, self.discriminator = FaceGenerator(self.config), Discriminator(self.config)
+        # The frozen copy that visual sync and lip landmarks are read with: it must not learn to see what is not there.
+        self._reader = copy.deepcopy(self.memory).requires_grad_(False).eval()
+        self.averaged = nn.ModuleDict({"generator": copy.deepcopy(self.generator), "memory": copy.deepcopy(self.memory)})
+        self.averaged.requires_grad_(False).eval()
+        self.memory.requires_grad_(self.joint)
+        self.memory.fusion.requires_grad_(True)
+        trained = [*self.generator.parameters(), *(p for p in self.memory.parameters() if p.requires_grad)]
+        self._optimizer = torch.optim.Adam([{"params": trained, "base_rate": self.rate}], lr=self.rate, betas=(0.9, 0.99))
+        self._judge_optimizer = torch.optim.Adam(
+            [{"params": list(self.discriminator.parameters()), "base_rate": self.discriminator_rate}], lr=self.discriminator_rate, betas=(0.5, 0.99)
+        )
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Begin with weights as ``networks.load_weights`` gives them instead of random ones; the memory's go to the fusion alone,
+        unless the memory is trained, too."""
+        generator = {key.removeprefix("generator."): value for key, value in weights.items() if key.startswith("generator.")}
+        memory = {key.removeprefix("memory."): value for key, value in weights.items() if key.startswith("memory.")}
+        self.generator.load_state_dict(generator)
+        if self.joint:
+            self.memory.load_state_dict(memory)
+        else:
+            fusion = {key.removeprefix("fusion."): value for key, value in memory.items() if key.startswith("fusion.")}
+            self.memory.fusion.load_state_dict(fusion)
+        self.averaged["generator"].load_state_dict(self.generator.state_dict())
+        self.averaged["memory"].load_state_dict(self.memory.state_dict())
+
+    def modules(self) -> dict[str, nn.Module]:
+        """For checkpoints; ``averaged`` is what is exported."""
+        return {
+            "generator": self.generator, "memory": self.memory, "discriminator": self.discriminator,
+            "averaged": self.averaged, "reader": self._reader,
+        }  # fmt: skip
+
+    def optimizers(self) -> dict[str, Optimizer]:
+        """For checkpoints and the learning rate."""
+        return {"generator": self._optimizer, "discriminator": self._judge_optimizer}
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must share."""
+        return {
+            "network": self.config.to_dict(), "weights": asdict(self.weights), "memory_weights": asdict(self.memory_weights),
+            "decode": self.decode, "audio_share": self.audio_share, "joint": self.joint, "ema": self.ema,
+            "discriminator_rate": self.discriminator_rate,
+        }  # fmt: skip
+
+    def setup(self, fabric: Fabric) -> None:
+        """Move to the devices and wrap what is trained."""
+        self._reader.to(fabric.device)
+        self.averaged.to(fabric.device)
+        self.memory.to(fabric.device)
+        self._step_module, self._optimizer = fabric.setup(_GeneratorStep(self), self._optimizer)
+        self._judge, self._judge_optimizer = fabric.setup(self.discriminator, self._judge_optimizer)
+
+    def step(self, batch: dict[str, Tensor], number: int, fabric: Fabric) -> dict[str, Tensor]:
+        """One step of the generator and, from ``adversarial_from`` on, one of the discriminator."""
+        self.generator.train()
+        self.memory.train(self.joint)
+        self.memory.fusion.train()
+        against = number >= self.weights.adversarial_from and self.weights.adversarial > 0
+        found, drawn, true = self._step_module(batch)
+        if against:
+            self.discriminator.requires_grad_(False)
+            found["adversarial"] = losses.adversarial_loss(self._judge(drawn))
+            found["total"] = found["total"] + self.weights.adversarial * found["adversarial"]
+            self.discriminator.requires_grad_(True)
+        self._optimizer.zero_grad(set_to_none=True)
+        fabric.backward(found["total"])
+        fabric.clip_gradients(self._step_module, self._optimizer, max_norm=5.0)
+        self._optimizer.step()
+        if against:
+            judged = losses.discriminator_loss(self._judge(true), self._judge(drawn.detach()))
+            self._judge_optimizer.zero_grad(set_to_none=True)
+            fabric.backward(judged)
+            self._judge_optimizer.step()
+            found["discriminator"] = judged
+        self._average(number)
+        return found
+
+    @torch.no_grad()
+    def _average(self, number: int) -> None:
+        """Exponential moving average of the weights; its window grows with the run so that the first steps do not linger."""
+        keep = min(self.ema, (1 + number) / (10 + number))
+        for name, live in (("generator", self.generator), ("memory", self.memory)):
+            for slow, fast in zip(self.averaged[name].parameters(), live.parameters(), strict=True):
+                slow.lerp_(fast, 1 - keep)
+
+    def validate(self) -> Validation:
+        """Draw held-out people from both recalls: L1 in the drawn box, opening read by the frozen lip encoder against the truth,
+        and a grid of pictures (reference, truth, by lips, by audio)."""
+        return judge_generator(self.averaged["generator"], self.averaged["memory"], self._reader, self.held_out, self.config, joint=self.joint)
+
+
+class _GeneratorStep(nn.Module):
+    """Forward pass and losses of one step as a module, so that Fabric can wrap it."""
+
+    def __init__(self, stage: GeneratorStage) -> None:
+        super().__init__()
+        self.generator, self.memory = stage.generator, stage.memory
+        # Not a submodule: it is frozen, and must not be wrapped or saved twice.
+        object.__setattr__(self, "_stage", stage)
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        stage: GeneratorStage = self._stage  # type: ignore[assignment]
+        config, weights, reader = stage.config, stage.weights, stage._reader
+        reach, frames = config.frames // 2, config.frames
+        y0, y1, x0, x1 = config.drawn
+        pictures = to_network(batch["pictures"])  # (B, T + 2R, 3, S, S)
+        count = len(pictures)
+        boxes = pictures[..., y0:y1, x0:x1]
+        windows = boxes.unfold(1, frames, 1).permute(0, 1, 2, 5, 3, 4).flatten(0, 1)  # (B T, 3, T, h, w)
+        lips = batch["lips"].flatten(0, 1)
+        mel = vary_voice(batch["mel"].flatten(0, 1)[:, None], strength=0.6 * stage.memory_weights.voice_strength)
+        with torch.no_grad():
+            true_feature = reader.lip_encoder(windows).float()
+        lip_feature = self.memory.lip_encoder(windows).float() if stage.joint else true_feature
+        audio_feature = self.memory.audio_encoder(mel).float()
+        sounding = torch.ones(len(lips), dtype=torch.bool, device=lips.device)
+        of_memory, by_lips, by_audio = memory_losses(self.memory, lip_feature, audio_feature, lips, sounding, stage.memory_weights)
+        fused = self.memory.fuse(audio_feature.repeat(2, 1), torch.cat([by_lips.recalled, by_audio.recalled]))
+        target, reference = pictures[:, reach : reach + frames].flatten(0, 1), to_network(batch["reference"])
+        features = self.generator.encoder(target, reference.repeat_interleave(frames, dim=0))
+        # Rows of (lip recalls, audio recalls) that are drawn, window by window.
+        if stage.decode == "both":
+            audio_window = torch.cat([torch.zeros(count), torch.ones(count)]).bool()
+            window = torch.arange(count).repeat(2)
+        else:
+            audio_window = torch.arange(count) < max(1, round(stage.audio_share * count))
+            window = torch.arange(count)
+        row = (window[:, None] * frames + torch.arange(frames)).flatten().to(lips.device)
+        from_audio = audio_window.repeat_interleave(frames).to(lips.device)
+        skips = [feature[row] for feature in features] if stage.decode == "both" else features
+        drawn = self.generator.decoder(fused[row + from_audio * len(lips)], skips).float()
+        true = boxes[:, reach : reach + frames].flatten(0, 1)[row]
+        scale = torch.where(from_audio, weights.audio_picture, 1.0)[:, None, None, None]
+        attention = scale * (1 + weights.mouth * _around_mouth(config, true.device))
+        # Windows of drawn frames, with true frames around them where a window reaches out.
+        around = boxes[window.to(boxes.device)].clone()
+        around[:, reach : reach + frames] = drawn.unflatten(0, (-1, frames))
+        drawn_windows = around.unfold(1, frames, 1).permute(0, 1, 2, 5, 3, 4).flatten(0, 1)
+        drawn_feature = reader.lip_encoder(drawn_windows).float()
+        read = reader.landmarks(reader.memory.by_lips(drawn_feature).recalled)
+        with torch.no_grad():
+            wanted_by_lips = reader.landmarks(reader.memory.by_lips(true_feature).recalled)
+            wanted_by_audio = self.memory.landmarks(by_audio.recalled)
+            wanted = torch.where(from_audio[:, None, None], wanted_by_audio[row], wanted_by_lips[row])
+        by_lip_rows = ~from_audio
+        found = {
+            "picture": losses.picture_loss(drawn, true, attention),
+            "edges": losses.edge_loss(drawn, true, attention),
+            "landmarks": losses.landmark_loss(read, wanted),
+            "visual_sync": losses.visual_sync_loss(drawn_feature[by_lip_rows], true_feature[row][by_lip_rows])
+            + weights.audio_picture * losses.visual_sync_loss(drawn_feature[from_audio], true_feature[row][from_audio]),
+        }
+        total = sum((getattr(weights, name) * value for name, value in found.items()), torch.zeros((), device=lips.device))
+        if stage.joint:
+            total = total + of_memory["memory"]
+            found["memory"] = of_memory["memory"]
+        return {**found, "total": total}, drawn, true
+
+
+def _around_mouth(config: NetworkConfig, device: torch.device) -> Tensor:
+    """1 around the lips of the template, falling smoothly: (1, 1, h, w) of the drawn box."""
+    y0, y1, x0, x1 = config.drawn
+    y = (torch.arange(y0, y1, device=device) + 0.5) / config.size
+    x = (torch.arange(x0, x1, device=device) + 0.5) / config.size
+    return (torch.exp(-(((y - 0.69) / 0.10) ** 2))[:, None] * torch.exp(-(((x - 0.5) / 0.17) ** 2))[None])[None, None]
+
+
+def choose_closed(clip: Clip, end: int) -> int:
+    """The reference as inference chooses it: the most closed mouth near the usual pose, among the frames [0, end)."""
+    away = np.abs(clip.pose[:end] - np.median(clip.pose[:end], axis=0)).sum(axis=1)
+    return int(np.argmin(clip.opening[:end] + np.where(away > 12.0, 10.0, 0.0)))
+
+
+@torch.no_grad()
+def judge_generator(
+    generator: FaceGenerator, memory: LipMemory, reader: LipMemory, clips: list[Clip], config: NetworkConfig, *, joint: bool, longest: int = 50, most: int = 9
+) -> Validation:
+    """See ``GeneratorStage.validate``. Figures: l1_by_lips, l1_by_audio (grey levels), drawn_r_by_lips, drawn_r_by_audio, drawn_spread."""
+    generator.eval()
+    memory.eval()
+    device = next(generator.parameters()).device
+    y0, y1, x0, x1 = config.drawn
+    figures: dict[str, list[float]] = {key: [] for key in ("l1_by_lips", "l1_by_audio", "drawn_r_by_lips", "drawn_r_by_audio", "drawn_spread")}
+    rows: list[NDArray[np.uint8]] = []
+    for clip in sorted((c for c in clips if len(c) >= GRID_HZ), key=lambda c: -len(c))[:most]:
+        end = min(longest, len(clip))
+        crops = central(clip, 0, end, config)
+        target = to_network(torch.from_numpy(crops)).to(device)
+        reference = target[choose_closed(clip, end)][None].expand(end, -1, -1, -1)
+        boxes = target[..., y0:y1, x0:x1]
+        mel = torch.from_numpy(clip.windows(np.arange(end), config.mel))[:, None].to(device)
+        audio_feature = memory.audio_encoder(mel)
+        by_lips = memory.memory.by_lips(memory.lip_encoder(lip_windows(boxes, config.frames))).recalled
+        by_audio = memory.memory.by_audio(audio_feature).recalled
+        features = generator.encoder(target, reference)
+        true_opening = clip.opening[:end]
+        pictures = [reference[0], target[int(np.argmax(true_opening))]]
+        for name, recalled in (("by_lips", by_lips), ("by_audio", by_audio)):
+            drawn = generator.decoder(memory.fuse(audio_feature, recalled), features).float()
+            figures[f"l1_{name}"].append(float((drawn - boxes).abs().mean()) * 127.5)
+            read = reader.landmarks(reader.memory.by_lips(reader.lip_encoder(lip_windows(drawn, config.frames))).recalled)
+            opening = opening_from_lips(read).float().cpu().numpy()
+            figures[f"drawn_r_{name}"].append(correlation(opening, true_opening))
+            if name == "by_audio":
+                figures["drawn_spread"].append(float(opening.std() / max(1e-6, true_opening.std())))
+            for frame in (int(np.argmax(true_opening)), int(np.argmin(true_opening))):
+                whole = target[frame].clone()
+                whole[:, y0:y1, x0:x1] = drawn[frame]
+                pictures.append(whole)
+        grid = torch.cat(pictures, dim=2).clamp(-1, 1)
+        rows.append(((grid.float().cpu().permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy())
+    means = {key: float(np.mean(values)) if values else 0.0 for key, values in figures.items()}
+    if joint:
+        means |= judge_memory(memory, clips, config)
+    means["score"] = means["drawn_r_by_audio"] + means["drawn_r_by_lips"] - 0.05 * means["l1_by_lips"]
+    return Validation(means, np.concatenate(rows) if rows else None)

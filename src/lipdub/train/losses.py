@@ -1,0 +1,78 @@
+"""The losses, one function each, all means over the batch. Which pulls what, and where gradients stop, is part of the contract."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from lipdub.train.networks import LIP_POINTS
+
+LANDMARK_UNIT = 0.05
+"""Lip displacements are compared in this unit (unit crop): a mouth opens by about one."""
+
+
+def store_loss(recalled: Tensor, lip_feature: Tensor) -> Tensor:
+    """Pulls what lips recall (B, C) towards the lip feature (B, C), normalised: fills V. The feature itself is not pulled."""
+    return F.mse_loss(recalled, F.normalize(lip_feature.detach().float(), dim=1)) * recalled.shape[1]
+
+
+def align_loss(lip_address: Tensor, audio_address: Tensor) -> Tensor:
+    """KL(lip address || audio address), both (B, S): pulls the audio side. The lip address is not pulled."""
+    target = lip_address.detach()
+    return F.kl_div(torch.log(audio_address + 1e-8), target, reduction="batchmean")
+
+
+def usage_loss(address: Tensor) -> Tensor:
+    """How far the mean of the addresses (B, S) is from using all slots alike: log S minus its entropy. 0 is best."""
+    mean = address.mean(dim=0)
+    return torch.log(torch.tensor(float(len(mean)), device=mean.device)) + (mean * torch.log(mean + 1e-8)).sum()
+
+
+def usage_perplexity(address: Tensor) -> float:
+    """Number of slots in use, exp of the entropy of the mean address (B, S): 1 is collapse, S is all alike."""
+    mean = address.detach().float().mean(dim=0)
+    return float(torch.exp(-(mean * torch.log(mean + 1e-12)).sum()))
+
+
+def landmark_loss(predicted: Tensor, true: Tensor) -> Tensor:
+    """Smooth L1 between lip points (B, 40, 2) in unit crop coordinates."""
+    if predicted.shape[-2:] != (LIP_POINTS, 2):
+        raise ValueError(f"lip points must be (B, {LIP_POINTS}, 2), got {predicted.shape = }")
+    return F.smooth_l1_loss(predicted.float() / LANDMARK_UNIT, true / LANDMARK_UNIT, beta=0.5)
+
+
+def spread_loss(predicted: Tensor, true: Tensor) -> Tensor:
+    """Pulls the spread of lip points over the batch (B, 40, 2) to the true spread: against under-articulation, which the mean of
+    many possible mouths (regression to the mean) always shows. Weighted by how much a point really moves."""
+    true_spread = true.std(dim=0)
+    difference = predicted.float().std(dim=0) - true_spread
+    return (difference**2).mean() / (true_spread**2).mean().clamp(min=1e-8)
+
+
+def picture_loss(drawn: Tensor, true: Tensor, weight: Tensor) -> Tensor:
+    """Weighted L1 between pictures (B, 3, h, w); `weight` (B, 1, h, w)."""
+    return ((drawn - true).abs() * weight).sum() / (3 * weight.sum()).clamp(min=1e-6)
+
+
+def edge_loss(drawn: Tensor, true: Tensor, weight: Tensor) -> Tensor:
+    """Weighted L1 between the differences of neighbouring pixels: sharp lips and teeth."""
+    across = (drawn.diff(dim=3) - true.diff(dim=3)).abs() * weight[..., 1:]
+    down = (drawn.diff(dim=2) - true.diff(dim=2)).abs() * weight[:, :, 1:]
+    return (across.sum() + down.sum()) / (6 * weight.sum()).clamp(min=1e-6)
+
+
+def visual_sync_loss(drawn_feature: Tensor, true_feature: Tensor) -> Tensor:
+    """Visual-visual sync: L1 between frozen lip-encoder features (B, C) of drawn and true frames, normalised."""
+    scale = drawn_feature.shape[1] ** 0.5
+    return F.l1_loss(F.normalize(drawn_feature.float(), dim=1) * scale, F.normalize(true_feature.float(), dim=1) * scale)
+
+
+def discriminator_loss(real_scores: Tensor, drawn_scores: Tensor) -> Tensor:
+    """Hinge: real patches above 1, drawn ones below -1."""
+    return F.relu(1 - real_scores.float()).mean() + F.relu(1 + drawn_scores.float()).mean()
+
+
+def adversarial_loss(drawn_scores: Tensor) -> Tensor:
+    """The generator's side of the hinge."""
+    return -drawn_scores.float().mean()

@@ -1,0 +1,398 @@
+"""The networks of SyncTalkFace (Park et al., AAAI 2022, arXiv 2211.00924): encoders, audio-lip memory, decoder, discriminator.
+
+One code path, two presets. Letters: B batch, T frames of a lip window, S slots, C feature channels, H, W. Inside networks pictures
+are float32 (B, 3, H, W) in [-1, 1].
+
+Departures from the paper, all measured on our own footage (design, section 6): slots and embeddings are normalised; a linear head
+reads the lip landmarks from every recall (without a task of its own the memory collapses to one slot); the decoder draws only
+the box that the paste mask can show; ``compact`` also feeds the lip feature to every coarse decoder level (``modulated``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - torch's own customary name
+
+from lipdub.errors import CheckpointInvalid, TrainingError
+from lipdub.records import CropSpec, MelSpec
+from lipdub.train import checkpoints
+
+LIP_POINTS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """Everything that fixes the shapes of the networks."""
+
+    preset: str
+    size: int
+    drawn: tuple[int, int, int, int]
+    """Half-open box (y0, y1, x0, x1) of the crop that the decoder draws; multiples of ``crop_stride``."""
+    crop_stride: int
+    """Decoder level (crop px per cell) from which on only the drawn box is computed."""
+    slots: int
+    channels: int
+    """C: channels of audio feature, lip feature and slots."""
+    audio_widths: tuple[int, int, int, int]
+    lip_widths: tuple[int, int, int, int]
+    lip_pool: int
+    """Lip pictures are averaged down by this before the lip encoder."""
+    face_widths: tuple[int, ...]
+    """Face encoder, from full resolution down to 1 x 1."""
+    decoder_widths: tuple[int, ...]
+    """Decoder, from 4 x 4 up to full resolution."""
+    residual: bool
+    """One residual block at each coarse level of face encoder and decoder (the paper's has them at all)."""
+    modulated: bool
+    fusion_dropout: float
+    kappa: float = 16.0
+    """Sharpness of the addresses."""
+    frames: int = 5
+    """T: frames of a lip window, at 25 frames/s."""
+    mel: MelSpec = MelSpec()
+
+    @property
+    def masked_from(self) -> int:
+        """First row of the lower half: hidden from the face encoder, all that the lip encoder sees."""
+        return self.size // 2
+
+    @property
+    def crop(self) -> CropSpec:
+        """The crop as the runtime knows it."""
+        return CropSpec(self.size, self.drawn, self.masked_from)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
+        """The config that ``to_dict`` described. Raises TrainingError on unknown or missing values."""
+        known = {field.name for field in fields(cls)}
+        if set(values) - known:
+            raise TrainingError(f"the checkpoint's network has unknown settings {sorted(set(values) - known)}; use the lipdub that wrote it")
+        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        plain["mel"] = MelSpec(**plain["mel"]) if isinstance(plain.get("mel"), dict) else plain.get("mel", MelSpec())
+        return cls(**plain)
+
+
+PRESETS = {
+    "paper": NetworkConfig(
+        preset="paper", size=128, drawn=(0, 128, 0, 128), crop_stride=32, slots=96, channels=512,
+        audio_widths=(32, 64, 128, 256), lip_widths=(32, 64, 128, 256), lip_pool=1,
+        face_widths=(16, 32, 64, 128, 256, 512, 512), decoder_widths=(512, 512, 384, 256, 128, 64),
+        residual=True, modulated=False, fusion_dropout=0.5,
+    ),
+    "compact": NetworkConfig(
+        preset="compact", size=128, drawn=(64, 128, 16, 112), crop_stride=8, slots=96, channels=192,
+        audio_widths=(24, 48, 96, 160), lip_widths=(24, 48, 96, 160), lip_pool=2,
+        face_widths=(12, 24, 48, 96, 144, 192, 192), decoder_widths=(160, 128, 96, 64, 40, 20),
+        residual=True, modulated=True, fusion_dropout=0.1,
+    ),
+}  # fmt: skip
+
+
+class Recall(NamedTuple):
+    """What the memory gives for one kind of query. address: (B, S), rows sum to 1. recalled: (B, C) = address x V."""
+
+    address: Tensor
+    recalled: Tensor
+
+
+def _norm(channels: int) -> nn.Module:
+    # Group norm: the same in training and inference, whatever the batch; batch statistics would tie frames together.
+    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution, norm, activation."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int | tuple[int, int] = 3, stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 1) -> None:
+        super().__init__(nn.Conv2d(inputs, outputs, kernel, stride, padding), _norm(outputs), nn.SiLU(inplace=True))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(x), then the activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1), _norm(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to the same shape."""
+        return F.silu(x + self.body(x))
+
+
+class AudioEncoder(nn.Module):
+    """Mel window to audio feature; strides (3, 1), 3, (3, 2) as in the reference system."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        a, b, c, d = config.audio_widths
+        self.body = nn.Sequential(
+            ConvBlock(1, a), ResidualBlock(a),
+            ConvBlock(a, b, 3, (3, 1)), ResidualBlock(b),
+            ConvBlock(b, c, 3, 3), ResidualBlock(c),
+            ConvBlock(c, d, 3, (3, 2)), ResidualBlock(d),
+        )  # fmt: skip
+        with torch.no_grad():
+            shape = self.body(torch.zeros(1, 1, config.mel.bands, config.mel.window)).shape
+        self.head = nn.Conv2d(d, config.channels, (shape[2], shape[3]))
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """mel (B, 1, 80, 16) in [-4, 4] to audio feature (B, C)."""
+        return self.head(self.body(mel / 4.0)).flatten(1)
+
+
+class LipEncoder(nn.Module):
+    """Five frames' lower halves to lip feature: 3-D convolution (5, 7, 7), then a 2-D residual stack. Training only."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self._drawn, self._masked_from, self._pool = config.drawn, config.masked_from, config.lip_pool
+        a, b, c, d = config.lip_widths
+        self.motion = nn.Sequential(
+            nn.Conv3d(3, a, (config.frames, 7, 7), (1, 2, 2), (0, 3, 3)), nn.GroupNorm(4, a), nn.SiLU(inplace=True)
+        )
+        self.body = nn.Sequential(
+            ConvBlock(a, b, 3, 2), ResidualBlock(b), ConvBlock(b, c, 3, 2), ResidualBlock(c), ConvBlock(c, d, 3, 2), ResidualBlock(d)
+        )
+        y0, y1, x0, x1 = config.drawn
+        with torch.no_grad():
+            probe = torch.zeros(1, a, -(-(y1 - y0) // (2 * self._pool)), -(-(x1 - x0) // (2 * self._pool)))
+            shape = self.body(probe).shape
+        self.head = nn.Conv2d(d, config.channels, (shape[2], shape[3]))
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """frames (B, 3, T, h, w), the drawn box of the crops, to lip feature (B, C). Rows of the upper half are zeroed."""
+        hidden_rows = max(0, self._masked_from - self._drawn[0])
+        if hidden_rows:
+            frames = torch.cat([torch.zeros_like(frames[:, :, :, :hidden_rows]), frames[:, :, :, hidden_rows:]], dim=3)
+        if self._pool > 1:
+            frames = F.avg_pool3d(frames, (1, self._pool, self._pool))
+        return self.head(self.body(self.motion(frames).squeeze(2))).flatten(1)
+
+
+class AudioLipMemory(nn.Module):
+    """Key memory K addressed by audio, value memory V of lip features: address = softmax(kappa * cos(query, slot)),
+    recall = address x V (section 3 of the paper). Slots and queries are normalised."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.kappa = config.kappa
+        self.keys = nn.Parameter(F.normalize(torch.randn(config.slots, config.channels), dim=1))
+        self.values = nn.Parameter(F.normalize(torch.randn(config.slots, config.channels), dim=1))
+        self.audio_query = nn.Linear(config.channels, config.channels)
+        self.lip_query = nn.Linear(config.channels, config.channels)
+
+    def slots(self) -> Tensor:
+        """V as it is recalled: (S, C), unit rows."""
+        return F.normalize(self.values, dim=1)
+
+    def by_lips(self, lip_feature: Tensor) -> Recall:
+        """Address V by lip features (B, C)."""
+        return self._recall(self.lip_query(lip_feature), self.slots())
+
+    def by_audio(self, audio_feature: Tensor) -> Recall:
+        """Address K by audio features (B, C); V is what is recalled."""
+        return self._recall(self.audio_query(audio_feature), F.normalize(self.keys, dim=1))
+
+    def _recall(self, query: Tensor, slots: Tensor) -> Recall:
+        # In float32 also under bfloat16 autocast: 16 * cos has to tell slots apart.
+        with torch.autocast(query.device.type, enabled=False):
+            cosine = F.normalize(query.float(), dim=1) @ slots.float().t()
+            address = torch.softmax(self.kappa * cosine, dim=1)
+            return Recall(address, address @ self.slots().float())
+
+
+class LipMemory(nn.Module):
+    """Both encoders, the memory, the landmark head and the fusion: all that stands between mel and lip feature."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.audio_encoder = AudioEncoder(config)
+        self.lip_encoder = LipEncoder(config)
+        self.memory = AudioLipMemory(config)
+        self.landmark_head = nn.Linear(config.channels, 2 * LIP_POINTS)
+        self.fusion = nn.Sequential(nn.Dropout(config.fusion_dropout), nn.Linear(2 * config.channels, config.channels))
+        # Recalled rows are convex mixtures of unit slots, about 1/sqrt(C) per channel: bring both inputs of the fusion to unit scale.
+        self._scale = float(config.channels) ** 0.5
+
+    def landmarks(self, recalled: Tensor) -> Tensor:
+        """Lip points (B, 40, 2) relative to the person's closed mouth, in unit crop coordinates, read from a recall (B, C)."""
+        return self.landmark_head(recalled * self._scale).unflatten(1, (LIP_POINTS, 2)) * 0.05
+
+    def fuse(self, audio_feature: Tensor, recalled: Tensor) -> Tensor:
+        """Lip feature for the decoder (B, C) from audio feature and recall, both (B, C)."""
+        audio = F.normalize(audio_feature.float(), dim=1) * self._scale
+        return self.fusion(torch.cat([audio, recalled * self._scale], dim=1))
+
+    def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
+        """Inference: mel (B, 1, 80, 16) to address (B, S) and lip feature (B, C). The lip encoder takes no part."""
+        audio_feature = self.audio_encoder(mel)
+        recall = self.memory.by_audio(audio_feature)
+        return recall.address, self.fuse(audio_feature, recall.recalled)
+
+
+class FaceEncoder(nn.Module):
+    """Target face without its lower half, and a reference face, to features at every resolution (U-Net encoder)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        widths = config.face_widths
+        stages: list[nn.Module] = [ConvBlock(6, widths[0], 7 if not config.modulated else 3, 1, 3 if not config.modulated else 1)]
+        for level in range(1, len(widths) - 1):
+            coarse = config.residual and (level >= 2 or not config.modulated)
+            stage = [ConvBlock(widths[level - 1], widths[level], 3, 2)] + ([ResidualBlock(widths[level])] if coarse else [])
+            stages.append(nn.Sequential(*stage))
+        side = config.size >> (len(widths) - 2)
+        stages.append(nn.Sequential(nn.Conv2d(widths[-2], widths[-1], side), nn.SiLU(inplace=True)))
+        self.stages = nn.ModuleList(stages)
+        self._masked_from = config.masked_from
+
+    def forward(self, target: Tensor, reference: Tensor) -> list[Tensor]:
+        """target, reference (B, 3, S, S) to features from full resolution down to 1 x 1. The target's lower half is zeroed here, too."""
+        target = torch.cat([target[:, :, : self._masked_from], torch.zeros_like(target[:, :, self._masked_from :])], dim=2)
+        x = torch.cat([target, reference], dim=1)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class DecoderLevel(nn.Module):
+    """Upsample (transposed convolution), join the skip, convolve; where asked for, scale and shift by the lip feature."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int, *, first: int, lip_channels: int, residual: bool) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(inputs, outputs, first) if first else nn.ConvTranspose2d(inputs, outputs, 4, 2, 1)
+        self.join = ConvBlock(outputs + skip, outputs)
+        self.modulation = nn.Linear(lip_channels, 2 * outputs) if lip_channels else None
+        self.residual = ResidualBlock(outputs) if residual else None
+
+    def forward(self, x: Tensor, skip: Tensor, lip_feature: Tensor, box: tuple[int, int, int, int] | None) -> Tensor:
+        """x (B, inputs, H, W) to (B, outputs, 2H, 2W), or its part `box` (y0, y1, x0, x1), which the skip already is."""
+        x = self.up(x)
+        if box is not None:
+            x = x[:, :, box[0] : box[1], box[2] : box[3]]
+        x = self.join(torch.cat([F.silu(x), skip], dim=1))
+        if self.modulation is not None:
+            scale, shift = self.modulation(lip_feature)[..., None, None].chunk(2, dim=1)
+            x = x * (1 + scale) + shift
+        return self.residual(x) if self.residual is not None else x
+
+
+class Decoder(nn.Module):
+    """Lip feature and face features to the drawn box of the face, tanh."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        widths, skips = config.decoder_widths, config.face_widths[-2::-1]
+        bottleneck = config.channels + config.face_widths[-1] if config.modulated else config.channels
+        side = config.size >> (len(config.face_widths) - 2)
+        levels = []
+        for level, (width, skip) in enumerate(zip(widths, skips, strict=True)):
+            stride = config.size // (side << level)
+            levels.append(
+                DecoderLevel(
+                    bottleneck if level == 0 else widths[level - 1],
+                    skip,
+                    width,
+                    first=side if level == 0 else 0,
+                    lip_channels=config.channels if config.modulated and stride >= 4 else 0,
+                    residual=config.residual and stride >= (4 if config.modulated else 2),
+                )
+            )
+        self.levels = nn.ModuleList(levels)
+        self.picture = nn.Conv2d(widths[-1], 3, 3, 1, 1)
+        self._config = config
+        self._side = side
+
+    def forward(self, lip_feature: Tensor, features: list[Tensor]) -> Tensor:
+        """lip_feature (B, C), features as the face encoder gives them; (B, 3, h, w) in [-1, 1], the drawn box."""
+        config = self._config
+        bottom = lip_feature[..., None, None]
+        x = torch.cat([bottom, features[-1]], dim=1) if config.modulated else bottom
+        cropped = False
+        for level, (stage, skip) in enumerate(zip(self.levels, features[-2::-1], strict=True)):
+            stride = config.size // (self._side << level)
+            box = None
+            if stride <= config.crop_stride:
+                y0, y1, x0, x1 = (edge // stride for edge in config.drawn)
+                skip = skip[:, :, y0:y1, x0:x1]
+                box, cropped = (None, True) if cropped else ((y0, y1, x0, x1), True)
+            x = stage(x, skip, lip_feature, box)
+        return torch.tanh(self.picture(x))
+
+
+class FaceGenerator(nn.Module):
+    """Masked target face, reference face and lip feature to the drawn box of the target with that mouth."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.encoder = FaceEncoder(config)
+        self.decoder = Decoder(config)
+
+    def forward(self, target: Tensor, reference: Tensor, lip_feature: Tensor) -> Tensor:
+        """(B, 3, S, S), (B, 3, S, S) in [-1, 1] and (B, C) to (B, 3, h, w) in [-1, 1]."""
+        return self.decoder(lip_feature, self.encoder(target, reference))
+
+
+class Discriminator(nn.Module):
+    """Real or drawn, patch by patch, of the lower half (spectral norm keeps it from running away)."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        base = 32 if config.preset == "paper" else 20
+        widths = (base, 2 * base, 4 * base, 6 * base)
+        layers: list[nn.Module] = []
+        inputs = 3
+        for width in widths:
+            layers += [nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, width, 4, 2, 1)), nn.LeakyReLU(0.2, inplace=True)]
+            inputs = width
+        layers.append(nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, 1, 3, 1, 1)))
+        self.body = nn.Sequential(*layers)
+        self._skip_rows = max(0, config.masked_from - config.drawn[0])
+
+    def forward(self, drawn: Tensor) -> Tensor:
+        """The drawn box (B, 3, h, w) to one score per patch (B, 1, h', w')."""
+        return self.body(drawn[:, :, self._skip_rows :])
+
+
+def load_memory(content: dict[str, Any], path: Path) -> tuple[NetworkConfig, LipMemory]:
+    """Config and memory of a checkpoint of either stage, as ``checkpoints.load`` gave it. Raises CheckpointInvalid."""
+    try:
+        config = NetworkConfig.from_dict(content["settings"]["network"])
+        memory = LipMemory(config)
+        memory.load_state_dict(content["modules"]["memory"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointInvalid(f"'{path}' holds no memory of this lipdub: {' '.join(str(error).split())[:200]}") from error
+    return config, memory
+
+
+def load_weights(path: Path, config: NetworkConfig) -> dict[str, Tensor]:
+    """Weights ``memory.*`` and ``generator.*`` to begin with, from a bundle folder (float16 there) or a generator checkpoint, float32.
+
+    Raises CheckpointInvalid where they do not fit `config`.
+    """
+    if path.is_dir():
+        try:
+            found = {key: value.float() for key, value in load_file(path / "weights.safetensors").items()}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointInvalid(f"'{path}' holds no readable weights.safetensors: {error}; give a bundle folder or a checkpoint") from error
+    else:
+        averaged = checkpoints.load(path).get("modules", {}).get("averaged", {})
+        found = {key: value.float() for key, value in averaged.items()}
+    wanted = {f"memory.{k}": v.shape for k, v in LipMemory(config).state_dict().items()}
+    wanted |= {f"generator.{k}": v.shape for k, v in FaceGenerator(config).state_dict().items()}
+    if {key: value.shape for key, value in found.items()} != wanted:
+        raise CheckpointInvalid(f"the weights in '{path}' are of another network than the memory's; train the memory with the same preset")
+    return found

@@ -1,0 +1,244 @@
+"""Clips to training data: aligned crops with a margin, mel, lip landmarks. Resumable, in parallel; says what was dropped and why.
+
+Each clip becomes ``<id>.npz`` (facts) and ``<id>.crops.npy`` (uint8 crops, memory-mapped in training). Both are written under a
+temporary name and renamed, the facts last: a clip with facts is whole. ``index.json`` lists what was kept and what was dropped.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub import crop, media
+from lipdub.errors import LipdubError, TrainingDataError
+from lipdub.faces import MediapipeDetector
+from lipdub.mel import log_mel, silence_weight, cut_windows
+from lipdub.records import MelSpec
+from lipdub.tracks import DUBBED, FaceTrack, analyse
+
+FORMAT = 1
+MARGIN = 1.25
+"""Prepared crops show this much more than the network sees: room for jittered margins."""
+GRID_HZ = 25.0
+SHORTEST_S = 0.6
+FACE_SHARE = 0.7
+SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v", ".mts", ".ts", ".flv", ".wmv"}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What became of one clip. `why` is None where it was kept, else the reason for dropping it."""
+
+    source: str
+    clip_id: str
+    frames: int
+    why: str | None
+    speaker: str = ""
+    """Who speaks, where a manifest says so; else empty. Training draws speakers evenly rather than clips."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareSettings:
+    """Crop side in px as the network sees it (the stored crops are ``MARGIN`` times larger) and the mel convention."""
+
+    size: int = 128
+    mel: MelSpec = MelSpec()
+
+    @property
+    def stored_px(self) -> int:
+        """Side of the stored crops."""
+        return round(self.size * MARGIN)
+
+
+def read_speakers(manifest: Path) -> dict[str, str]:
+    """File name to speaker, from a CSV with the columns ``file`` and ``speaker``. Raises TrainingDataError where they are missing."""
+    try:
+        with manifest.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrainingDataError(f"cannot read '{manifest}': {error}; give a CSV with the columns file and speaker") from error
+    if not rows or not {"file", "speaker"} <= set(rows[0]):
+        raise TrainingDataError(f"'{manifest}' lacks the columns file and speaker; give a CSV that has both")
+    return {Path(row["file"]).name: row["speaker"] for row in rows}
+
+
+def find_clips(sources: Sequence[Path]) -> list[Path]:
+    """Video files among `sources` and below the folders among them, sorted. Raises TrainingDataError where there is none."""
+    found: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            found.extend(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
+        elif source.exists():
+            found.append(source)
+        else:
+            raise TrainingDataError(f"'{source}' does not exist; give clips or folders of clips")
+    if not found:
+        raise TrainingDataError(f"no video files in {', '.join(repr(str(s)) for s in sources)}; give clips or folders of clips")
+    return sorted(set(found))
+
+
+def prepare(
+    clips: Sequence[Path],
+    out: Path,
+    settings: PrepareSettings,
+    *,
+    workers: int,
+    on_clip: Callable[[Prepared], None],
+    speakers: Mapping[str, str] | None = None,
+) -> list[Prepared]:
+    """Prepare `clips` into the folder `out`; `on_clip` hears of each as it is done. Clips that are already there are not done again.
+
+    speakers: file name (without folders) to speaker. A broken clip is dropped with its reason; nothing it does ends the run.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(".*.part*"):
+        leftover.unlink(missing_ok=True)
+    done: list[Prepared] = []
+    todo = []
+    for clip in clips:
+        known = _already(out / f"{_clip_id(clip, settings)}.json")
+        if known is not None:
+            done.append(known)
+            on_clip(known)
+        else:
+            todo.append(clip)
+    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn"), initializer=_quiet_worker) as pool:
+        futures = [pool.submit(prepare_clip, clip, out, settings) for clip in todo]
+        try:
+            for future in as_completed(futures):
+                done.append(future.result())
+                on_clip(done[-1])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    named = speakers or {}
+    done = [replace(item, speaker=named.get(Path(item.source).name, "")) for item in sorted(done, key=lambda item: item.source)]
+    _write_json(out / "index.json", {"format": FORMAT, "size": settings.size, "clips": [asdict(item) for item in done]})
+    return done
+
+
+def require_some(done: Sequence[Prepared]) -> None:
+    """Raise TrainingDataError unless at least one clip was kept."""
+    if not any(clip.why is None for clip in done):
+        first = next((clip for clip in done), None)
+        reason = f"; the first, '{first.source}': {first.why}" if first is not None else ""
+        raise TrainingDataError(f"none of the {len(done)} clips can be used{reason}; give clips of one person who speaks to the camera")
+
+
+def prepare_clip(clip: Path, out: Path, settings: PrepareSettings) -> Prepared:
+    """Prepare one clip; a clip that cannot be used gives a reason, never an exception."""
+    clip_id = _clip_id(clip, settings)
+    try:
+        frames, why = _write_clip(clip, out, clip_id, settings)
+    except LipdubError as error:
+        frames, why = 0, str(error)
+    result = Prepared(str(clip), clip_id, frames, why)
+    _write_json(out / f"{clip_id}.json", asdict(result))
+    return result
+
+
+def _write_clip(clip: Path, out: Path, clip_id: str, settings: PrepareSettings) -> tuple[int, str | None]:
+    info = media.probe(clip)
+    if info.is_still:
+        return 0, "a photo"
+    blocks = list(media.read_audio(clip, settings.mel.sample_rate_hz))
+    mel = log_mel(np.concatenate(blocks), settings.mel)
+    with MediapipeDetector(max_faces=2) as detector:
+        track = analyse(media.read_frames(clip), detector, size=settings.size)
+    track.references.close()
+    rows = _grid(track)
+    if len(rows) / GRID_HZ < SHORTEST_S:
+        return 0, f"a usable face for {len(rows) / GRID_HZ:.1f} s only" if len(track) else "no frames"
+    if (track.why == DUBBED).mean() < FACE_SHARE:
+        reasons = sorted({span.why for span in track.spans()})
+        return 0, f"no usable face in {(track.why != DUBBED).mean():.0%} of the frames ({', '.join(reasons)})"
+    windows = cut_windows(mel, track.times_s[rows], settings.mel)
+    if silence_weight(windows).mean() > 0.8:
+        return 0, "the sound is (almost) silent"
+    crops = np.lib.format.open_memmap(
+        out / f".{clip_id}.crops.npy.part", "w+", np.uint8, (len(rows), settings.stored_px, settings.stored_px, 3)
+    )
+    for first, pixels in _stored_crops(clip, track, rows, settings.stored_px):
+        crops[first : first + len(pixels)] = pixels
+    crops.flush()
+    os.replace(out / f".{clip_id}.crops.npy.part", out / f"{clip_id}.crops.npy")
+    part = out / f".{clip_id}.part.npz"
+    np.savez(
+        part,
+        mel=mel.astype(np.float16),
+        times_s=track.times_s[rows],
+        lips=track.lips[rows].astype(np.float32),
+        opening=track.opening[rows],
+        pose=track.pose[rows],
+        shot=track.shot[rows],
+    )
+    os.replace(part, out / f"{clip_id}.npz")
+    return len(rows), None
+
+
+def _grid(track: FaceTrack) -> NDArray[np.int64]:
+    """Frames to keep: the ones nearest to a 25 Hz grid, or all of a slower video."""
+    usable = np.flatnonzero((track.why == DUBBED) & (track.strength > 0.9))
+    times = track.times_s
+    if len(usable) < 2 or float(np.median(np.diff(times))) > 0.9 / GRID_HZ:
+        return usable
+    grid = np.arange(times[usable[0]], times[usable[-1]] + 1e-6, 1 / GRID_HZ)
+    nearest = np.clip(np.searchsorted(times, grid - 0.5 * float(np.median(np.diff(times)))), 0, len(times) - 1)
+    return np.intersect1d(np.unique(nearest), usable)
+
+
+def _stored_crops(
+    clip: Path, track: FaceTrack, rows: NDArray[np.int64], stored_px: int
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    widened = widen(track.similarity, MARGIN)
+    for chunk in media.read_frames(clip):
+        inside = (rows >= chunk.index) & (rows < chunk.index + len(chunk))
+        if not inside.any():
+            continue
+        here = rows[inside]
+        taken = crop.take(chunk, here - chunk.index, widened[here], track.outline[here].astype(np.float32), stored_px)
+        yield int(np.flatnonzero(inside)[0]), taken.pixels
+
+
+def widen(similarity: NDArray[np.float64], margin: float) -> NDArray[np.float64]:
+    """Frame-to-unit transforms (N, 4) whose crop shows `margin` times as much around the same centre."""
+    wide = similarity / margin
+    wide[:, 2:] += 0.5 - 0.5 / margin
+    return wide
+
+
+def _clip_id(clip: Path, settings: PrepareSettings) -> str:
+    status = clip.stat()
+    key = f"{FORMAT}|{clip.resolve()}|{status.st_size}|{status.st_mtime_ns}|{settings}"
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _already(record: Path) -> Prepared | None:
+    try:
+        return Prepared(**json.loads(record.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write_json(path: Path, content: object) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    os.replace(part, path)
+
+
+def _quiet_worker() -> None:
+    """One clip per worker is the parallelism; more threads inside would only fight."""
+    cv2.setNumThreads(1)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)  # mediapipe's native log lines; errors come back as results

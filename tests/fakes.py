@@ -1,0 +1,184 @@
+"""Test doubles that go through the real code: ONNX graphs of a few kB and a whole model bundle made of them.
+
+The fake memory hears only how loud a window is: the mean of the mel picks slots, silence the first and the loudest sound
+the last. Lip feature 0 is that loudness, from 0 (closed) to 1 (wide open); the other channels are fixed per slot. The fake
+generator draws the reference's box, brightened by lip feature 0 (1 turns black into mid grey). So a test can follow sound
+into pixels: louder speech, brighter box; silence, the reference as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from lipdub import bundle
+from lipdub.bundle import BundleSpec
+from lipdub.records import CropSpec, MelSpec
+
+OPSET = 17
+IR_VERSION = 10
+SHARPNESS = 8.0
+"""Of the fake memory's softmax: high enough that silence recalls slot 0 and nothing else."""
+
+Draws = Literal["reference", "target", "nan"]
+
+
+def fake_spec(
+    *,
+    size: int = 32,
+    drawn: tuple[int, int, int, int] = (16, 32, 4, 28),
+    masked_from: int | None = None,
+    slots: int = 8,
+    channels: int = 4,
+    name: str = "fake",
+    backend: str = "memory",
+    smoothing_s: float = 0.0,
+) -> BundleSpec:
+    """The spec of a fake bundle, hashes left out. masked_from: None for half of `size`."""
+    return BundleSpec(
+        name=name,
+        backend=backend,
+        format_version=bundle.FORMAT_VERSION,
+        crop=CropSpec(size=size, drawn=drawn, masked_from=size // 2 if masked_from is None else masked_from),
+        mel=MelSpec(),
+        slots=slots,
+        lip_channels=channels,
+        rest_feature=tuple(float(value) for value in slot_values(slots, channels)[0]),
+        license="CC0-1.0",
+        training_data="none: made by tests/fakes.py",
+        graphs={},
+        created_with="0.0.0",
+        smoothing_s=smoothing_s,
+    )
+
+
+def write_fake_bundle(
+    folder: Path,
+    *,
+    size: int = 32,
+    drawn: tuple[int, int, int, int] = (16, 32, 4, 28),
+    masked_from: int | None = None,
+    slots: int = 8,
+    channels: int = 4,
+    name: str = "fake",
+    backend: str = "memory",
+    smoothing_s: float = 0.0,
+    draws: Draws = "reference",
+    float16: bool = False,
+    batch: str | int = bundle.BATCH,
+) -> BundleSpec:
+    """Write a complete bundle into `folder` (made where it is missing) and give back its spec, hashes included.
+
+    draws: ``target`` draws the masked target's box in place of the reference's, ``nan`` no numbers at all. float16: weights
+    inside the graphs are float16. batch: a number fixes the batch axis, which lipdub must refuse.
+    """
+    spec = fake_spec(
+        size=size,
+        drawn=drawn,
+        masked_from=masked_from,
+        slots=slots,
+        channels=channels,
+        name=name,
+        backend=backend,
+        smoothing_s=smoothing_s,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx.save(memory_graph(spec, float16=float16, batch=batch), folder / bundle.MEMORY_GRAPH)
+    onnx.save(generator_graph(spec, draws=draws, float16=float16, batch=batch), folder / bundle.GENERATOR_GRAPH)
+    return bundle.finish(folder, spec)
+
+
+def rewrite_spec(folder: Path, **changes: object) -> BundleSpec:
+    """Hash the graphs of a bundle anew after a test has put others there; `changes` are fields of its spec."""
+    old = BundleSpec.from_json((folder / bundle.SPEC_FILE).read_text(encoding="utf-8"))
+    return bundle.finish(folder, replace(old, **changes))  # type: ignore[arg-type]
+
+
+def slot_values(slots: int, channels: int) -> NDArray[np.float32]:
+    """The fake value memory, float32 (slots, channels): channel 0 rises from 0 to 1, the others are fixed noise."""
+    values = np.random.default_rng(7).normal(size=(slots, channels)).astype(np.float32)
+    values[:, 0] = np.linspace(0.0, 1.0, slots)
+    return values
+
+
+def memory_graph(spec: BundleSpec, *, float16: bool = False, batch: str | int = bundle.BATCH) -> onnx.ModelProto:
+    """mel -> address, lip feature: softmax over the distance of the window's mean from each slot's level in [-4, 4]."""
+    levels = np.linspace(-4.0, 4.0, spec.slots)
+    weights = {
+        "towards": (SHARPNESS * 2.0 * levels[np.newaxis]).astype(np.float32),
+        "against": (-SHARPNESS * levels**2).astype(np.float32),
+        "values": slot_values(spec.slots, spec.lip_channels),
+    }
+    nodes = [
+        helper.make_node("ReduceMean", [bundle.MEL], ["mean"], axes=[1, 2, 3], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "last_axis"], ["loudness"]),
+        helper.make_node("MatMul", ["loudness", "towards"], ["pull"]),
+        helper.make_node("Add", ["pull", "against"], ["closeness"]),
+        helper.make_node("Softmax", ["closeness"], [bundle.ADDRESS], axis=-1),
+        helper.make_node("MatMul", [bundle.ADDRESS, "values"], [bundle.LIP_FEATURE]),
+    ]
+    return _model(bundle.MEMORY_GRAPH, spec, nodes, weights, {"last_axis": np.array([1])}, float16=float16, batch=batch)
+
+
+def generator_graph(
+    spec: BundleSpec, *, draws: Draws = "reference", float16: bool = False, batch: str | int = bundle.BATCH
+) -> onnx.ModelProto:
+    """target, reference, lip feature -> face: the box `drawn` of one of the pictures plus lip feature 0, at most 1."""
+    y0, y1, x0, x1 = spec.crop.drawn
+    pick = np.zeros((spec.lip_channels, 1), np.float32)
+    pick[0] = np.nan if draws == "nan" else 1.0
+    shapes = {"box_from": np.array([y0, x0]), "box_to": np.array([y1, x1]), "rows_columns": np.array([2, 3])}
+    nodes = [
+        helper.make_node("Slice", [draws if draws == "target" else bundle.REFERENCE, *shapes], ["box"]),
+        helper.make_node("MatMul", [bundle.LIP_FEATURE, "pick"], ["opening"]),
+        helper.make_node("Unsqueeze", ["opening", "rows_columns"], ["light"]),
+        helper.make_node("Add", ["box", "light"], ["lit"]),
+        helper.make_node("Min", ["lit", "white"], [bundle.FACE]),
+    ]
+    weights = {"pick": pick, "white": np.ones((), np.float32)}
+    return _model(bundle.GENERATOR_GRAPH, spec, nodes, weights, shapes, float16=float16, batch=batch)
+
+
+def _model(
+    graph: str,
+    spec: BundleSpec,
+    nodes: list[onnx.NodeProto],
+    weights: dict[str, NDArray[np.float32]],
+    shapes: dict[str, NDArray[np.int64]],
+    *,
+    float16: bool,
+    batch: str | int,
+) -> onnx.ModelProto:
+    """A graph with the tensors that the bundle declares. float16: weights are stored half and cast as they are used."""
+    tensors = bundle.tensors(graph, spec)
+
+    def infos(named: Mapping[str, bundle.Shape]) -> list[onnx.ValueInfoProto]:
+        return [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch if axis == bundle.BATCH else axis for axis in shape])
+            for name, shape in named.items()
+        ]
+
+    constants = [numpy_helper.from_array(value.astype(np.int64), name) for name, value in shapes.items()]
+    casts = []
+    for name, value in weights.items():
+        constants.append(
+            numpy_helper.from_array(value.astype(np.float16), f"{name}_half")
+            if float16
+            else numpy_helper.from_array(value, name)
+        )
+        if float16:
+            casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
+    model = helper.make_model(
+        helper.make_graph(casts + nodes, Path(graph).stem, infos(tensors.inputs), infos(tensors.outputs), constants),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+    )
+    onnx.checker.check_model(model)
+    return model
