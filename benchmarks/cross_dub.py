@@ -26,6 +26,9 @@ from lipdub.pipeline import DEFAULT_CRF, DEFAULT_PRESET, dub
 from lipdub.records import Silence
 
 FIGURES = ("r_cross", "r_cross_best", "r_leak", "articulation", "bias")
+KINDS = {"dubbed": "dubbed", "ground_truth": "ground truth", "untouched": "untouched"}
+MEASURABLE = 0.9
+"""Where perfect lips score less than this (a mouth that hardly moves, a tiny face), a clip says little about a model."""
 SHIFTS = range(-5, 6)
 """Frames by which the truth is moved for ``r_cross_best``: some clips have a constant offset of sound and picture."""
 STRIP_FRAMES = 12
@@ -63,17 +66,20 @@ def main(arguments: list[str]) -> int:
     chosen = Options(options.model, options.out, common.threads_per_job(options.jobs), options.silence)
     answers = common.spread(partial(measure_clip, chosen), clips, jobs=options.jobs, label=common.short)
     rows = [answer for answer in answers if "dubbed" in answer]
-    summary = {kind: {name: _summary(name, [row[kind][name] for row in rows]) for name in FIGURES} for kind in KINDS}
-    _print(chosen.model, rows, summary)
+    measurable = [row for row in rows if row["measurable"]]
+    summaries = {"all": _summary(rows), "measurable": _summary(measurable)}
+    _print_clips(chosen.model, rows)
+    _print_summary(f"over all {len(rows)} clips", summaries["all"])
+    if len(measurable) < len(rows):
+        title = f"over the {len(measurable)} clips on which perfect lips reach r_cross {MEASURABLE} (the others: *)"
+        _print_summary(title, summaries["measurable"])
     for answer in answers:
         if "skipped" in answer:
             common.CONSOLE.print(f"left out: {answer['clip']}: {answer['skipped']}")
-    common.write_json(options.json, {"model": options.model, "silence": options.silence, "summary": summary, "clips": answers})
+    found = {"model": options.model, "silence": options.silence, "summary": summaries, "clips": answers}
+    common.write_json(options.json, found)
     common.CONSOLE.print(f"strips (source, dubbed, the mouth that belongs to the sound): {options.out / 'strips'}")
     return 0 if rows else 1
-
-
-KINDS = {"dubbed": "dubbed", "ground_truth": "ground truth", "untouched": "untouched"}
 
 
 def measure_clip(options: Options, clip: Path) -> dict[str, Any]:
@@ -95,15 +101,17 @@ def measure_clip(options: Options, clip: Path) -> dict[str, Any]:
     perfect = common.measured(copy, options.out / "openings")
     strip = options.out / "strips" / f"{clip.stem}.png"
     _write_strip(strip, (picture, second), (dubbed, second), (clip, first))
+    # The first half itself, coded as a dub is: what the measure gives for perfect lips.
+    ground_truth = figures(Openings(first.times_s[: len(perfect)], perfect.opening, perfect.similarity), first, second)
     return {
         "clip": clip.name,
+        "measurable": ground_truth["r_cross"] >= MEASURABLE,
         "frames": len(drawn),
         "frames_expected": len(second),
         "frames_dubbed": report.dubbed,
         "faceless": int(np.isnan(drawn.opening).sum()),
         "dubbed": figures(drawn, first, second),
-        # The first half itself, coded as a dub is: what the measure gives for perfect lips.
-        "ground_truth": figures(Openings(first.times_s[: len(perfect)], perfect.opening, perfect.similarity), first, second),
+        "ground_truth": ground_truth,
         "untouched": figures(second, first, second),
     }
 
@@ -169,7 +177,15 @@ def _faces(video: Path, of: Openings, times: NDArray[np.float64]) -> NDArray[np.
     return np.concatenate(list(row), axis=1)
 
 
-def _summary(name: str, values: list[float]) -> Figures:
+Summary = dict[str, dict[str, Figures]]
+
+
+def _summary(rows: list[dict[str, Any]]) -> Summary:
+    """Kind of video, figure, statistic over the clips: its value."""
+    return {kind: {name: _statistics(name, [row[kind][name] for row in rows]) for name in FIGURES} for kind in KINDS}
+
+
+def _statistics(name: str, values: list[float]) -> Figures:
     """Mean, median and worst over the clips; of a leak and a bias, the size is what counts."""
     known = np.array([value for value in values if np.isfinite(value)])
     if len(known) == 0:
@@ -183,20 +199,24 @@ def _summary(name: str, values: list[float]) -> Figures:
     }
 
 
-def _print(model: str, rows: list[dict[str, Any]], summary: dict[str, dict[str, Figures]]) -> None:
+def _print_clips(model: str, rows: list[dict[str, Any]]) -> None:
     common.table(
         f"second half dubbed with the first half's sound, model {model}",
-        ["clip", "frames", *FIGURES, "shift", "truth: r_leak", "faceless"],
+        ["clip", "frames", *FIGURES, "shift", "truth: r_cross", "r_leak", "faceless"],
         [
             [
-                common.short(Path(row["clip"])), row["frames"], *(row["dubbed"][name] for name in FIGURES),
-                f"{row['dubbed']['best_shift']:+.0f}", row["ground_truth"]["r_leak"], row["faceless"],
+                common.short(Path(row["clip"])) + ("" if row["measurable"] else " *"), row["frames"],
+                *(row["dubbed"][name] for name in FIGURES), f"{row['dubbed']['best_shift']:+.0f}",
+                row["ground_truth"]["r_cross"], row["ground_truth"]["r_leak"], row["faceless"],
             ]
             for row in rows
         ],
     )  # fmt: skip
+
+
+def _print_summary(title: str, summary: Summary) -> None:
     common.table(
-        f"over {len(rows)} clips",
+        title,
         ["", *FIGURES, "|r_leak|"],
         [
             [

@@ -22,9 +22,9 @@ PACKAGE = ROOT / "src" / "lipdub"
 LEVELS = (
     {"errors"},
     {"records"},
-    {"media", "mel", "crop", "runtime", "bundle"},
+    {"media", "mel", "crop", "runtime", "bundle", "timeline"},
     {"faces", "tracks", "generators"},
-    {"pipeline"},
+    {"pipeline", "sheet"},
     {"batch", "evaluate"},
     {"cli", "__main__"},
 )

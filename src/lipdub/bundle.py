@@ -172,8 +172,7 @@ def tensors(graph: str, spec: BundleSpec) -> GraphTensors:
 
     def filled(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         return {
-            name: tuple(axis if axis == BATCH or isinstance(axis, int) else sizes[axis] for axis in shape)
-            for name, shape in shapes.items()
+            name: tuple(axis if axis == BATCH or isinstance(axis, int) else sizes[axis] for axis in shape) for name, shape in shapes.items()
         }
 
     return GraphTensors(inputs=filled(TENSORS[graph].inputs), outputs=filled(TENSORS[graph].outputs))
@@ -202,9 +201,7 @@ def resolve(name_or_path: str) -> Path:
     there_are = f"the names there are: {', '.join(names)}" if names else "no bundle came with this lipdub"
     if folder.is_file():
         raise BundleNotFound(f"{name_or_path} is a file; give the folder that holds {SPEC_FILE}, or a name ({there_are})")
-    raise BundleNotFound(
-        f"no model bundle at {name_or_path!r}; give the path of a folder with {SPEC_FILE}, or a name ({there_are})"
-    )
+    raise BundleNotFound(f"no model bundle at {name_or_path!r}; give the path of a folder with {SPEC_FILE}, or a name ({there_are})")
 
 
 def load_spec(folder: Path) -> BundleSpec:
@@ -227,9 +224,7 @@ def load_spec(folder: Path) -> BundleSpec:
         raise BundleInvalid(f"{file} names no graphs: the export did not finish, export the bundle again")
     for graph, digest in spec.graphs.items():
         if _sha256(folder / graph) != digest:
-            raise BundleInvalid(
-                f"{folder / graph} was altered since it was exported: hash differs; export or copy the bundle again"
-            )
+            raise BundleInvalid(f"{folder / graph} was altered since it was exported: hash differs; export or copy the bundle again")
     return spec
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.records import CropSpec, Crops, FrameChunk
+from lipdub.records import Crops, CropSpec, FrameChunk
 
 # Points that speech does not move (eye corners, brows, nose bridge; no eyelids, no nose tip, no jaw) and where they lie in
 # the unit crop: the mean of 93 near-frontal people of the training footage, made symmetric, outer eye corners 0.38 apart at
@@ -72,9 +72,7 @@ def unit_to_frame(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
     return inverse
 
 
-def take(
-    chunk: FrameChunk, rows: NDArray[np.int64], similarities: NDArray[np.float64], outlines: NDArray[np.float32], size: int
-) -> Crops:
+def take(chunk: FrameChunk, rows: NDArray[np.int64], similarities: NDArray[np.float64], outlines: NDArray[np.float32], size: int) -> Crops:
     """Aligned crops of side `size` px of the chunk's frames `rows` (M,), by frame-to-unit `similarities` (M, 4) with unit
     `outlines` (M, P, 2). Where the crop reaches outside the frame, the border is repeated."""
     matrices = unit_to_frame(similarities)
@@ -100,13 +98,13 @@ def _warp_in(frame: NDArray[np.uint8], to_frame: NDArray[np.float64], size: int)
     if scale > 1.2 and min(region.shape[:2]) > 4:
         small = (max(2, round(region.shape[1] / scale)), max(2, round(region.shape[0] / scale)))
         factor = np.array([small[0] / region.shape[1], small[1] / region.shape[0]])
-        region = cv2.resize(region, small, interpolation=cv2.INTER_AREA)
+        region = np.asarray(cv2.resize(region, small, interpolation=cv2.INTER_AREA), np.uint8)
         matrix = matrix * factor[:, None]
         matrix[:, 2] += 0.5 * (factor - 1)
-    warped: NDArray[np.uint8] = cv2.warpAffine(
+    warped = cv2.warpAffine(
         region, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
     )
-    return warped
+    return np.asarray(warped, np.uint8)
 
 
 def paste(
@@ -144,8 +142,8 @@ def mask_of(outline: NDArray[np.float32], spec: CropSpec) -> NDArray[np.float32]
     points[: len(JAW), 1] += CHIN_GROWTH * size * lowness
     mask = np.zeros((size, size), np.float32)
     fraction_bits = 4
-    cv2.fillPoly(mask, [np.round(points * 2**fraction_bits).astype(np.int32)], 1.0, cv2.LINE_8, fraction_bits)
-    mask = cv2.GaussianBlur(mask, (0, 0), FEATHER * size)
+    cv2.fillPoly(mask, [np.round(points * 2**fraction_bits).astype(np.int32)], (1.0,), cv2.LINE_8, fraction_bits)
+    mask = np.asarray(cv2.GaussianBlur(mask, (0, 0), FEATHER * size), np.float32)
     return np.asarray(np.clip(mask * 1.04 - 0.02, 0, 1) * _box_ramp(spec), np.float32)
 
 
@@ -192,9 +190,7 @@ def _blend(frame: NDArray[np.uint8], drawn: NDArray[np.float32], mask: NDArray[n
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if len(columns) == 0:
         return
-    box = np.array(
-        [[x, y, 1] for x in (columns[0] - 1, columns[-1] + 1) for y in (rows[0] - 1, rows[-1] + 1)], np.float64
-    )
+    box = np.array([[x, y, 1] for x in (columns[0] - 1, columns[-1] + 1) for y in (rows[0] - 1, rows[-1] + 1)], np.float64)
     corners = box @ to_frame.T
     height, width = frame.shape[:2]
     low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, [width, height])

@@ -75,7 +75,11 @@ class NoFaceFound(LipdubError):
 
 
 class ManifestError(LipdubError):
-    """A batch manifest cannot be run."""
+    """A batch manifest cannot be run. `problems`: all that is wrong with it, one line each, with the line of the file."""
+
+    def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class TrainingError(LipdubError):

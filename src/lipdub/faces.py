@@ -154,14 +154,22 @@ class MediapipeDetector:
         return found
 
     def _new_mesh(self) -> Any:
-        return self._solutions.face_mesh.FaceMesh(
-            static_image_mode=False, max_num_faces=1, refine_landmarks=True, min_detection_confidence=0.4, min_tracking_confidence=0.5
+        with _native_log_silenced():
+            return self._made_mesh()
+
+    def _made_mesh(self) -> Any:
+        mesh = self._solutions.face_mesh.FaceMesh(
+            static_image_mode=False,
+            max_num_faces=1,
+            refine_landmarks=True,
+            min_detection_confidence=0.4,
+            min_tracking_confidence=0.5,
         )
 
     def _mesh_in_window(self, pixels: NDArray[np.uint8], mesh: Any, x0: int, y0: int, side: int) -> Face | None:
         window = _cut(pixels, x0, y0, side)
         if side > MESH_PX:
-            window = cv2.resize(window, (MESH_PX, MESH_PX), interpolation=cv2.INTER_AREA)
+            window = np.asarray(cv2.resize(window, (MESH_PX, MESH_PX), interpolation=cv2.INTER_AREA), np.uint8)
         result = mesh.process(window).multi_face_landmarks
         if not result:
             return None

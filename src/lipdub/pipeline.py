@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Generator as TypeGenerator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -109,7 +110,10 @@ def dub(
         silent_frames = 0
         with media.part_file(out) as silent_video:
             # What is left to encode when the block ends counts as encoding, so the clock is the outer one.
-            with clock("encode"), media.Writer(silent_video, info, crf=crf, preset=preset, time_base=timeline.time_base) as writer:
+            with (
+                clock("encode"),
+                media.Writer(silent_video, info, crf=crf, preset=preset, time_base=timeline.time_base) as writer,
+            ):
                 writer.end_s = timeline.duration_s
                 with closing(_source_frames(video, track, timeline)) as source_frames:
                     for frames, sources in clock.timed("decode", source_frames):
@@ -156,9 +160,7 @@ def _require_faces(track: FaceTrack, video: Path, strict: bool) -> None:
         )
 
 
-def _source_frames(
-    video: Path, track: FaceTrack, timeline: Timeline
-) -> TypeGenerator[tuple[FrameChunk, NDArray[np.int64]], None, None]:
+def _source_frames(video: Path, track: FaceTrack, timeline: Timeline) -> TypeGenerator[tuple[FrameChunk, NDArray[np.int64]], None, None]:
     """Frames in the order of the output with their output timestamps, and which source frame each one is."""
     for first, end in timeline.runs():
         sources = timeline.source[first:end]
@@ -258,7 +260,13 @@ def _spans(track: FaceTrack, timeline: Timeline) -> tuple[Span, ...]:
     edges = [0, *(np.flatnonzero(np.diff(why)) + 1).tolist(), len(why)]
     times = timeline.pts * float(timeline.time_base)
     return tuple(
-        Span(first, end, float(times[first]), float(times[end]) if end < len(times) else float(timeline.duration_s), WHY[int(why[first])])
-        for first, end in zip(edges[:-1], edges[1:], strict=True)
+        Span(
+            first,
+            end,
+            float(times[first]),
+            float(times[end]) if end < len(times) else float(timeline.duration_s),
+            WHY[int(why[first])],
+        )
+        for first, end in pairwise(edges)
         if why[first] != DUBBED
     )

@@ -83,9 +83,7 @@ class Session:
             results = self._session.run(list(self._outputs), dict(feeds))
         except _ORT_ERRORS as error:
             raise ModelError(f"{self.path} failed on {self.provider} ({_one_line(error)}); try --device cpu") from error
-        sizes = {
-            axis: size for name, value in feeds.items() for axis, size in zip(self._inputs[name], value.shape, strict=True)
-        }
+        sizes = {axis: size for name, value in feeds.items() for axis, size in zip(self._inputs[name], value.shape, strict=True)}
         for (name, shape), value in zip(self._outputs.items(), results, strict=True):
             expected = tuple(sizes[axis] if isinstance(axis, str) else axis for axis in shape)
             if value.shape != expected:
@@ -127,9 +125,7 @@ def _open_cuda(graph: bytes, threads: int | None, inputs: Shapes) -> tuple[_OrtS
     if CUDA not in ort.get_available_providers():
         return None, "this onnxruntime was built without it; install onnxruntime-gpu in place of onnxruntime"
     complaint = _preload_cuda()
-    zeros = {
-        name: np.zeros([axis if isinstance(axis, int) else 1 for axis in shape], np.float32) for name, shape in inputs.items()
-    }
+    zeros = {name: np.zeros([axis if isinstance(axis, int) else 1 for axis in shape], np.float32) for name, shape in inputs.items()}
     try:
         with _quiet():
             session = _build(graph, CUDA, threads)
@@ -178,8 +174,7 @@ def _check(path: Path, session: _OrtSession, inputs: Shapes, outputs: Shapes) ->
 def _matches(found: list[int | str | None], expected: tuple[int | str, ...], open_sizes: bool) -> bool:
     """Whether the declared sizes `found` fit `expected`; `open_sizes` lets a declared name stand for an expected size."""
     return len(found) == len(expected) and all(
-        has == wants if isinstance(has, int) else isinstance(wants, str) or open_sizes
-        for has, wants in zip(found, expected, strict=True)
+        has == wants if isinstance(has, int) else isinstance(wants, str) or open_sizes for has, wants in zip(found, expected, strict=True)
     )
 
 

@@ -89,7 +89,10 @@ def plan(
     starts = picture_end + np.concatenate([[0], np.cumsum(np.tile(way_steps, rounds)[1:])])
     keep = starts < wanted_end
     return Timeline(
-        np.concatenate([np.arange(len(pts)), sources[keep]]), np.concatenate([pts, starts[keep]]).astype(np.int64), time_base, wanted_end
+        np.concatenate([np.arange(len(pts)), sources[keep]]),
+        np.concatenate([pts, starts[keep]]).astype(np.int64),
+        time_base,
+        wanted_end,
     )
 
 

@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import cv2
 import numpy as np
@@ -23,11 +24,9 @@ from lipdub.records import Face, FrameChunk, Span
 DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY = 0, 1, 2, 3
 WHY = {NO_FACE: "no face", TOO_SMALL: "face too small", TURNED_AWAY: "face turned away"}
 
-LIPS = np.array(
-    [61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409]  # outer ring
-    + [78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415],  # inner ring
-    np.int64,
-)
+_OUTER_RING = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409)
+_INNER_RING = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415)
+LIPS = np.array([*_OUTER_RING, *_INNER_RING], np.int64)
 """The 40 lip points of the face mesh: outer ring, then inner ring."""
 
 CUT_DIFFERENCE = 0.11
@@ -199,7 +198,7 @@ def analyse(
                 key = (number, round(row[_YAW] / REFERENCE_BIN_DEG))
                 best = candidates.get(key)
                 if best is None or row[_OPENING] < 0.9 * best[0]:
-                    taken = crop.take(chunk, np.array([offset]), row[None, _SIMILARITY], row[None, _OUTLINE].reshape(1, -1, 2), size)
+                    taken = crop.take(chunk, np.array([offset]), row[None, _SIMILARITY], row[None, _OUTLINE].reshape(1, -1, 2).astype(np.float32), size)
                     if best is None:
                         candidates[key] = (float(row[_OPENING]), store.add(taken.pixels[0]))
                     else:
@@ -219,7 +218,7 @@ class _Rows:
     """A matrix that grows by rows, doubling: no Python object is kept per frame."""
 
     def __init__(self, width: int, dtype: type = np.float64) -> None:
-        self._data = np.zeros((256, width), dtype)
+        self._data: NDArray[Any] = np.zeros((256, width), dtype)
         self._count = 0
 
     def add(self, row: NDArray[np.float64] | np.int64 | int) -> None:
@@ -228,7 +227,7 @@ class _Rows:
         self._data[self._count] = row
         self._count += 1
 
-    def array(self) -> NDArray[np.float64]:
+    def array(self) -> NDArray[Any]:
         return self._data[: self._count]
 
 
@@ -350,7 +349,7 @@ def _bridge(values: NDArray[np.float64], chosen: NDArray[np.float64], step_s: fl
     values[frames] = chosen
     present = [frames]
     longest = max(1, round(BRIDGE_S / step_s))
-    for before, (one, other) in enumerate(zip(frames[:-1], frames[1:], strict=True)):
+    for before, (one, other) in enumerate(pairwise(frames)):
         gap = int(other - one - 1)
         if 0 < gap <= longest:
             share = (np.arange(1, gap + 1) / (gap + 1))[:, None]
@@ -362,7 +361,7 @@ def _bridge(values: NDArray[np.float64], chosen: NDArray[np.float64], step_s: fl
 def _smooth_stretch(values: NDArray[np.float64], step_s: float) -> NDArray[np.float64]:
     """Smooth alignment and outline of one unbroken stretch, and express lips and outline in the smoothed alignment."""
     result = values.copy()
-    a, b, tx, ty = values[:, _SIMILARITY].T
+    a, b = values[:, _SIMILARITY].T[:2]
     # Smooth what is geometric: where the crop's centre lies, its scale, its angle.
     to_frame = crop.unit_to_frame(values[:, _SIMILARITY])
     centre = to_frame @ np.array([0.5, 0.5, 1.0])

@@ -30,11 +30,26 @@ def errors() -> Console:
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Callable[[str, int, int | None], None]]:
     """A progress bar with time left for (stage, done, total) calls; shows nothing when standard error is no terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = errors()
     tasks: dict[str, TaskID] = {}
-    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<16}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
 
         def tell(stage: str, done: int, total: int | None) -> None:

@@ -21,7 +21,9 @@ EXAMPLES = """
 def prepare(
     clips: Annotated[list[Path], typer.Argument(help="Clips of one person speaking each, or folders of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the prepared clips; run again to go on.")],
-    manifest: Annotated[Path | None, typer.Option(help="CSV with the columns file and speaker: training draws speakers evenly.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV with the columns file and speaker: training draws speakers evenly.")
+    ] = None,
     size: Annotated[int, typer.Option(min=64, max=512, help="Crop side that the network will see, px.")] = 128,
     workers: Annotated[int | None, typer.Option(min=1, help="Clips prepared at the same time; all cores by default.")] = None,
 ) -> None:
@@ -44,7 +46,12 @@ def prepare(
             tell("preparing", seen, len(found))
 
         done = preparing.prepare(
-            found, output, preparing.PrepareSettings(size=size), workers=workers or os.cpu_count() or 1, on_clip=on_clip, speakers=speakers
+            found,
+            output,
+            preparing.PrepareSettings(size=size),
+            workers=workers or os.cpu_count() or 1,
+            on_clip=on_clip,
+            speakers=speakers,
         )
     kept = [clip for clip in done if clip.why is None]
     table = Table(title=f"prepared {output}", title_justify="left", show_header=False)

@@ -67,7 +67,9 @@ def sync(
     speech: Annotated[Path, typer.Argument(help="The new speech: any file with sound, a video, too.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Dubbed video to write: .mp4, .mov or .mkv.")],
     model: Annotated[str, typer.Option(help="Model bundle: a name (base) or a folder.")] = "base",
-    device: Annotated[DeviceChoice, typer.Option(help="cuda fails, rather than falls back, where CUDA does not really load.")] = DeviceChoice.auto,
+    device: Annotated[
+        DeviceChoice, typer.Option(help="cuda fails, rather than falls back, where CUDA does not really load.")
+    ] = DeviceChoice.auto,
     fit: Annotated[
         FitChoice,
         typer.Option(
@@ -77,12 +79,18 @@ def sync(
     ] = FitChoice.longest,
     silence: Annotated[
         SilenceChoice,
-        typer.Option(help="Pauses of the speech: close the mouth, keep the source's own picture, or off (draw what the model hears)."),
+        typer.Option(
+            help="Pauses of the speech: close the mouth, keep the source's own picture, or off (draw what the model hears)."
+        ),
     ] = SilenceChoice.close,
-    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of the encoding: lower is better and larger; 0 loses nothing.")] = 18,
+    crf: Annotated[
+        int, typer.Option(min=0, max=51, help="Quality of the encoding: lower is better and larger; 0 loses nothing.")
+    ] = 18,
     preset: Annotated[PresetChoice, typer.Option(help="Speed of the encoding against size.")] = PresetChoice.medium,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of the networks; all cores by default.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if any frame cannot be dubbed, instead of passing it through.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if any frame cannot be dubbed, instead of passing it through.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write what was done as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,

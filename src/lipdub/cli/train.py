@@ -31,7 +31,10 @@ EXAMPLES = """
 """
 
 app = typer.Typer(
-    help="Train the audio-lip memory, then the generator, on prepared clips.", no_args_is_help=True, epilog=EXAMPLES, rich_markup_mode="rich"
+    help="Train the audio-lip memory, then the generator, on prepared clips.",
+    no_args_is_help=True,
+    epilog=EXAMPLES,
+    rich_markup_mode="rich",
 )
 
 
@@ -52,12 +55,14 @@ class PrecisionChoice(str, Enum):
 class DecodeChoice(str, Enum):
     """How both recalls are decoded."""
 
-    split = "split"
-    both = "both"
+    SPLIT = "split"
+    BOTH = "both"
 
 
 Prepared = Annotated[Path, typer.Argument(help="Folder that lipdub prepare wrote.")]
-Held = Annotated[Path | None, typer.Option("--val", help="Prepared clips of other people to judge on; else a tenth of the speakers.")]
+Held = Annotated[
+    Path | None, typer.Option("--val", help="Prepared clips of other people to judge on; else a tenth of the speakers.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Run folder: checkpoints, TensorBoard, pictures.")]
 Steps = Annotated[int, typer.Option(min=1, help="Optimisation steps in all.")]
 Batch = Annotated[int, typer.Option(min=1, help="Samples per step and process.")]
@@ -76,7 +81,9 @@ def memory(
     prepared: Prepared,
     output: Output,
     val: Held = None,
-    preset: Annotated[PresetChoice, typer.Option(help="compact: about 1 GFLOP a frame, made for CPUs. paper: the published sizes.")] = PresetChoice.compact,
+    preset: Annotated[
+        PresetChoice, typer.Option(help="compact: about 1 GFLOP a frame, made for CPUs. paper: the published sizes.")
+    ] = PresetChoice.compact,
     slots: Annotated[int, typer.Option(min=2, help="Slots of the memory.")] = 96,
     steps: Steps = 3000,
     batch: Batch = 128,
@@ -117,7 +124,9 @@ def offsets(
     config, model = networks.load_memory(content, checkpoint)
     found = shifts.estimate(model, load_clips(prepared, with_offsets=False), config)
     shifts.store(prepared, found)
-    table = Table("clip", "frames at 25 Hz", "r there", "r at zero", title="offsets that will be corrected", title_justify="left")
+    table = Table(
+        "clip", "frames at 25 Hz", "r there", "r at zero", title="offsets that will be corrected", title_justify="left"
+    )
     for item in found:
         if item.believed:
             table.add_row(Path(item.source).name, f"{item.frames:+d}", f"{item.r_there:.2f}", f"{item.r_at_zero:.2f}")
@@ -135,10 +144,19 @@ def generator(
     rate: Rate = 5e-4,
     discriminator_rate: Annotated[float, typer.Option(help="Learning rate of the discriminator.")] = 2e-4,
     seed: Seed = 0,
-    decode: Annotated[DecodeChoice, typer.Option(help="both: every window from both recalls. split: each window from one of them.")] = DecodeChoice.split,
-    audio_share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of windows drawn from the audio recall with split.")] = 0.25,
+    decode: Annotated[
+        DecodeChoice, typer.Option(help="both: every window from both recalls. split: each window from one of them.")
+    ] = DecodeChoice.SPLIT,
+    audio_share: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="Share of windows drawn from the audio recall with split.")
+    ] = 0.25,
+    draw_frames: Annotated[
+        int, typer.Option(min=1, max=5, help="Frames drawn per sample; 1 shows the most people a step.")
+    ] = 5,
     joint: Annotated[bool, typer.Option("--joint", help="Train the memory on, beside the generator.")] = False,
-    start: Annotated[Path | None, typer.Option(help="Begin with the weights of this generator checkpoint or bundle folder.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Begin with the weights of this generator checkpoint or bundle folder.")
+    ] = None,
     adversarial_from: Annotated[int, typer.Option(min=0, help="Step at which the discriminator joins.")] = 4000,
     validate_every: Every = 1000,
     workers: Workers = 2,
@@ -159,7 +177,7 @@ def generator(
     def stage() -> GeneratorStage:
         made = GeneratorStage(
             config, model, clips, held_out, rate, discriminator_rate, seed, decode=decode.value, audio_share=audio_share,
-            joint=joint, weights=GeneratorWeights(adversarial_from=adversarial_from),
+            draw_frames=draw_frames, joint=joint, weights=GeneratorWeights(adversarial_from=adversarial_from),
         )  # fmt: skip
         if weights is not None:
             made.start_from(weights)
@@ -177,7 +195,15 @@ def _clips(prepared: Path, val: Path | None) -> tuple[list[Clip], list[Clip]]:
 
 
 def _settings(
-    steps: int, batch: int, rate: float, seed: int, every: int, workers: int, accelerator: str, devices: str, precision: PrecisionChoice
+    steps: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    every: int,
+    workers: int,
+    accelerator: str,
+    devices: str,
+    precision: PrecisionChoice,
 ) -> LoopSettings:
     from lipdub.train.loop import LoopSettings
 

@@ -36,10 +36,14 @@ def load(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
-            raise CheckpointInvalid(f"'{path}' holds more than weights and would run code when loaded; refused, use a checkpoint of lipdub train") from error
+            raise CheckpointInvalid(
+                f"'{path}' holds more than weights and would run code when loaded; refused, use a checkpoint of lipdub train"
+            ) from error
         raise CheckpointInvalid(f"'{path}' is no checkpoint; give one that lipdub train wrote (runs/NAME/latest.pt)") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointInvalid(f"'{path}' is no checkpoint, or is truncated; give one that lipdub train wrote (runs/NAME/latest.pt)") from error
+        raise CheckpointInvalid(
+            f"'{path}' is no checkpoint, or is truncated; give one that lipdub train wrote (runs/NAME/latest.pt)"
+        ) from error
     if not isinstance(content, dict) or content.get("lipdub_checkpoint") != FORMAT:
         raise CheckpointInvalid(f"'{path}' is no checkpoint of this lipdub; give one that lipdub train wrote (runs/NAME/latest.pt)")
     return content
@@ -49,4 +53,6 @@ def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> N
     """Raise CheckpointInvalid that names each difference between a checkpoint's settings and the wanted ones."""
     differences = [f"{key}: {saved.get(key)!r} there, {value!r} now" for key, value in wanted.items() if saved.get(key) != value]
     if differences:
-        raise CheckpointInvalid(f"'{path}' was trained with other settings ({'; '.join(differences)}); repeat those, or start a new run folder")
+        raise CheckpointInvalid(
+            f"'{path}' was trained with other settings ({'; '.join(differences)}); repeat those, or start a new run folder"
+        )

@@ -109,7 +109,9 @@ def _load_clip(folder: Path, entry: dict[str, str], offset_s: float) -> Clip:
                 offset_s=offset_s,
             )
     except (OSError, ValueError, KeyError) as error:
-        raise TrainingDataError(f"prepared clip '{stem}' of '{entry['source']}' is damaged; delete '{stem}.json' and prepare again") from error
+        raise TrainingDataError(
+            f"prepared clip '{stem}' of '{entry['source']}' is damaged; delete '{stem}.json' and prepare again"
+        ) from error
 
 
 def opening_from_lips(lips: Tensor) -> Tensor:
@@ -235,7 +237,12 @@ def _tone(random: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _crop(
-    crops: NDArray[np.uint8], indices: NDArray[np.int64], size: int, jitter: NDArray[np.float64], flip: bool, tone: NDArray[np.uint8]
+    crops: NDArray[np.uint8],
+    indices: NDArray[np.int64],
+    size: int,
+    jitter: NDArray[np.float64],
+    flip: bool,
+    tone: NDArray[np.uint8],
 ) -> NDArray[np.uint8]:
     """Network-sized crops (n, S, S, 3) of stored ones, all with the same jitter, mirror and tone."""
     stored = crops.shape[1]

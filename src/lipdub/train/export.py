@@ -102,7 +102,9 @@ def load_networks(checkpoint: Path) -> tuple[NetworkConfig, LipMemory, FaceGener
     """Config and averaged networks of a generator checkpoint, in inference mode. Raises CheckpointInvalid."""
     content = checkpoints.load(checkpoint)
     if content.get("settings", {}).get("stage") != "generator":
-        raise CheckpointInvalid(f"'{checkpoint}' is of the {content.get('settings', {}).get('stage')} stage; give one of lipdub train generator")
+        raise CheckpointInvalid(
+            f"'{checkpoint}' is of the {content.get('settings', {}).get('stage')} stage; give one of lipdub train generator"
+        )
     config = NetworkConfig.from_dict(content["settings"]["network"])
     memory, generator = LipMemory(config), FaceGenerator(config)
     averaged = content["modules"]["averaged"]
@@ -170,14 +172,19 @@ def _parity(module: nn.Module, example: tuple[Tensor, ...], graph: str, path: Pa
     worst = 0.0
     torch.manual_seed(0)
     for batch in (1, 3, 8):
-        fed = tuple(torch.rand(batch, *tensor.shape[1:]) * 2 - 1 if graph == bundle.GENERATOR_GRAPH else torch.randn(batch, *tensor.shape[1:]) * 2 for tensor in example)
+        fed = tuple(
+            torch.rand(batch, *tensor.shape[1:]) * 2 - 1 if graph == bundle.GENERATOR_GRAPH else torch.randn(batch, *tensor.shape[1:]) * 2
+            for tensor in example
+        )
         expected = _as_tuple(module(*fed))
         got = session.run({key: value.numpy() for key, value in zip(names.inputs, fed, strict=True)})
         for key, value in zip(names.outputs, expected, strict=True):
             worst = max(worst, float(np.abs(got[key] - value.numpy()).max()))
     tolerance = HALF_TOLERANCE if half else TOLERANCE
     if not worst <= tolerance:
-        raise ExportFailed(f"{graph} differs from torch by {worst:.2e}, at most {tolerance:.0e} is allowed; report this with the checkpoint's settings")
+        raise ExportFailed(
+            f"{graph} differs from torch by {worst:.2e}, at most {tolerance:.0e} is allowed; report this with the checkpoint's settings"
+        )
     return worst
 
 

@@ -11,14 +11,14 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer
 
 from lipdub.train import losses
-from lipdub.train.data import GRID_HZ, Clip, Samples, opening_from_lips, to_network
+from lipdub.train.data import Clip, Samples, opening_from_lips, to_network
 from lipdub.train.loop import Validation
 from lipdub.train.memory_stage import MemoryWeights, central, correlation, judge_memory, lip_windows, memory_losses
 from lipdub.train.networks import Discriminator, FaceGenerator, LipMemory, NetworkConfig
+from lipdub.train.prepare import GRID_HZ
 from lipdub.train.voices import vary_voice
 
 
@@ -29,7 +29,7 @@ class GeneratorWeights:
 
     picture: float = 10.0
     edges: float = 10.0
-    landmarks: float = 1.0
+    landmarks: float = 8.0
     visual_sync: float = 0.2
     adversarial: float = 0.05
     audio_picture: float = 0.3
@@ -41,12 +41,21 @@ class GeneratorWeights:
     """Step at which the discriminator joins."""
 
 
+class Averaged(nn.Module):
+    """The moving averages of both networks: what is judged and exported."""
+
+    def __init__(self, generator: FaceGenerator, memory: LipMemory) -> None:
+        super().__init__()
+        self.generator, self.memory = generator, memory
+
+
 @dataclass(slots=True)
 class GeneratorStage:
     """Trains face encoder, decoder and fusion on windows of T frames, with both recalls decoded in every step.
 
     decode ``both``: every window is drawn from its lip recall and from its audio recall. ``split``: a share `audio_share` of the windows
-    is drawn from the audio recall, the others from the lip recall; half the cost.
+    is drawn from the audio recall, the others from the lip recall; half the cost. draw_frames: frames drawn per sample; fewer
+    than T make more different people a step, and are then read as held still (a window of T copies).
     """
 
     config: NetworkConfig
@@ -58,6 +67,7 @@ class GeneratorStage:
     seed: int
     decode: Literal["both", "split"] = "split"
     audio_share: float = 0.25
+    draw_frames: int = 5
     joint: bool = False
     ema: float = 0.998
     weights: GeneratorWeights = field(default_factory=GeneratorWeights)
@@ -67,7 +77,7 @@ class GeneratorStage:
     samples: Samples = field(init=False)
     generator: FaceGenerator = field(init=False)
     discriminator: Discriminator = field(init=False)
-    averaged: nn.ModuleDict = field(init=False)
+    averaged: Averaged = field(init=False)
     _reader: LipMemory = field(init=False)
     _step_module: nn.Module = field(init=False)
     _judge: nn.Module = field(init=False)
@@ -77,18 +87,20 @@ class GeneratorStage:
     def __post_init__(self) -> None:
         if not 0.0 < self.audio_share < 1.0:
             raise ValueError(f"audio_share must lie between 0 and 1, got {self.audio_share}")
-        self.samples = Samples(self.clips, self.config, seed=self.seed, frames=self.config.frames, with_reference=True)
+        self.samples = Samples(self.clips, self.config, seed=self.seed, frames=self.draw_frames, with_reference=True)
         self.generator, self.discriminator = FaceGenerator(self.config), Discriminator(self.config)
         # The frozen copy that visual sync and lip landmarks are read with: it must not learn to see what is not there.
         self._reader = copy.deepcopy(self.memory).requires_grad_(False).eval()
-        self.averaged = nn.ModuleDict({"generator": copy.deepcopy(self.generator), "memory": copy.deepcopy(self.memory)})
+        self.averaged = Averaged(copy.deepcopy(self.generator), copy.deepcopy(self.memory))
         self.averaged.requires_grad_(False).eval()
         self.memory.requires_grad_(self.joint)
         self.memory.fusion.requires_grad_(True)
         trained = [*self.generator.parameters(), *(p for p in self.memory.parameters() if p.requires_grad)]
         self._optimizer = torch.optim.Adam([{"params": trained, "base_rate": self.rate}], lr=self.rate, betas=(0.9, 0.99))
         self._judge_optimizer = torch.optim.Adam(
-            [{"params": list(self.discriminator.parameters()), "base_rate": self.discriminator_rate}], lr=self.discriminator_rate, betas=(0.5, 0.99)
+            [{"params": list(self.discriminator.parameters()), "base_rate": self.discriminator_rate}],
+            lr=self.discriminator_rate,
+            betas=(0.5, 0.99),
         )
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
@@ -102,8 +114,8 @@ class GeneratorStage:
         else:
             fusion = {key.removeprefix("fusion."): value for key, value in memory.items() if key.startswith("fusion.")}
             self.memory.fusion.load_state_dict(fusion)
-        self.averaged["generator"].load_state_dict(self.generator.state_dict())
-        self.averaged["memory"].load_state_dict(self.memory.state_dict())
+        self.averaged.generator.load_state_dict(self.generator.state_dict())
+        self.averaged.memory.load_state_dict(self.memory.state_dict())
 
     def modules(self) -> dict[str, nn.Module]:
         """For checkpoints; ``averaged`` is what is exported."""
@@ -120,7 +132,7 @@ class GeneratorStage:
         """What a resumed run must share."""
         return {
             "network": self.config.to_dict(), "weights": asdict(self.weights), "memory_weights": asdict(self.memory_weights),
-            "decode": self.decode, "audio_share": self.audio_share, "joint": self.joint, "ema": self.ema,
+            "decode": self.decode, "audio_share": self.audio_share, "draw_frames": self.draw_frames, "joint": self.joint, "ema": self.ema,
             "discriminator_rate": self.discriminator_rate,
         }  # fmt: skip
 
@@ -161,14 +173,16 @@ class GeneratorStage:
     def _average(self, number: int) -> None:
         """Exponential moving average of the weights; its window grows with the run so that the first steps do not linger."""
         keep = min(self.ema, (1 + number) / (10 + number))
-        for name, live in (("generator", self.generator), ("memory", self.memory)):
-            for slow, fast in zip(self.averaged[name].parameters(), live.parameters(), strict=True):
+        for averaged, live in ((self.averaged.generator, self.generator), (self.averaged.memory, self.memory)):
+            for slow, fast in zip(averaged.parameters(), live.parameters(), strict=True):
                 slow.lerp_(fast, 1 - keep)
 
     def validate(self) -> Validation:
         """Draw held-out people from both recalls: L1 in the drawn box, opening read by the frozen lip encoder against the truth,
         and a grid of pictures (reference, truth, by lips, by audio)."""
-        return judge_generator(self.averaged["generator"], self.averaged["memory"], self._reader, self.held_out, self.config, joint=self.joint)
+        return judge_generator(
+            self.averaged.generator, self.averaged.memory, self._reader, self.held_out, self.config, joint=self.joint
+        )
 
 
 class _GeneratorStep(nn.Module):
@@ -183,12 +197,12 @@ class _GeneratorStep(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         stage: GeneratorStage = self._stage  # type: ignore[assignment]
         config, weights, reader = stage.config, stage.weights, stage._reader
-        reach, frames = config.frames // 2, config.frames
+        reach, frames = config.frames // 2, stage.draw_frames
         y0, y1, x0, x1 = config.drawn
-        pictures = to_network(batch["pictures"])  # (B, T + 2R, 3, S, S)
+        pictures = to_network(batch["pictures"])  # (B, frames + 2R, 3, S, S)
         count = len(pictures)
         boxes = pictures[..., y0:y1, x0:x1]
-        windows = boxes.unfold(1, frames, 1).permute(0, 1, 2, 5, 3, 4).flatten(0, 1)  # (B T, 3, T, h, w)
+        windows = _windows(boxes, config.frames)  # (B frames, 3, T, h, w)
         lips = batch["lips"].flatten(0, 1)
         mel = vary_voice(batch["mel"].flatten(0, 1)[:, None], strength=0.6 * stage.memory_weights.voice_strength)
         with torch.no_grad():
@@ -214,29 +228,45 @@ class _GeneratorStep(nn.Module):
         true = boxes[:, reach : reach + frames].flatten(0, 1)[row]
         scale = torch.where(from_audio, weights.audio_picture, 1.0)[:, None, None, None]
         attention = scale * (1 + weights.mouth * _around_mouth(config, true.device))
-        # Windows of drawn frames, with true frames around them where a window reaches out.
-        around = boxes[window.to(boxes.device)].clone()
-        around[:, reach : reach + frames] = drawn.unflatten(0, (-1, frames))
-        drawn_windows = around.unfold(1, frames, 1).permute(0, 1, 2, 5, 3, 4).flatten(0, 1)
+        if frames >= config.frames:
+            # Windows of drawn frames, with true frames around them where a window reaches out.
+            around = boxes[window.to(boxes.device)].clone()
+            around[:, reach : reach + frames] = drawn.unflatten(0, (-1, frames))
+            drawn_windows = _windows(around, config.frames)
+            seen_feature = true_feature[row]
+        else:
+            drawn_windows = _held_still(drawn, config.frames)
+            with torch.no_grad():
+                seen_feature = reader.lip_encoder(_held_still(true, config.frames)).float()
         drawn_feature = reader.lip_encoder(drawn_windows).float()
         read = reader.landmarks(reader.memory.by_lips(drawn_feature).recalled)
         with torch.no_grad():
-            wanted_by_lips = reader.landmarks(reader.memory.by_lips(true_feature).recalled)
-            wanted_by_audio = self.memory.landmarks(by_audio.recalled)
-            wanted = torch.where(from_audio[:, None, None], wanted_by_audio[row], wanted_by_lips[row])
+            wanted_by_lips = reader.landmarks(reader.memory.by_lips(seen_feature).recalled)
+            wanted_by_audio = self.memory.landmarks(by_audio.recalled)[row]
+            wanted = torch.where(from_audio[:, None, None], wanted_by_audio, wanted_by_lips)
         by_lip_rows = ~from_audio
         found = {
             "picture": losses.picture_loss(drawn, true, attention),
             "edges": losses.edge_loss(drawn, true, attention),
             "landmarks": losses.landmark_loss(read, wanted),
-            "visual_sync": losses.visual_sync_loss(drawn_feature[by_lip_rows], true_feature[row][by_lip_rows])
-            + weights.audio_picture * losses.visual_sync_loss(drawn_feature[from_audio], true_feature[row][from_audio]),
+            "visual_sync": losses.visual_sync_loss(drawn_feature[by_lip_rows], seen_feature[by_lip_rows])
+            + weights.audio_picture * losses.visual_sync_loss(drawn_feature[from_audio], seen_feature[from_audio]),
         }
         total = sum((getattr(weights, name) * value for name, value in found.items()), torch.zeros((), device=lips.device))
         if stage.joint:
             total = total + of_memory["memory"]
             found["memory"] = of_memory["memory"]
         return {**found, "total": total}, drawn, true
+
+
+def _windows(pictures: Tensor, frames: int) -> Tensor:
+    """All windows of `frames` neighbours: (B, N, 3, h, w) to (B (N - frames + 1), 3, frames, h, w)."""
+    return pictures.unfold(1, frames, 1).permute(0, 1, 2, 5, 3, 4).flatten(0, 1)
+
+
+def _held_still(pictures: Tensor, frames: int) -> Tensor:
+    """Each picture as a window of copies: (B, 3, h, w) to (B, 3, frames, h, w)."""
+    return pictures[:, :, None].expand(-1, -1, frames, -1, -1)
 
 
 def _around_mouth(config: NetworkConfig, device: torch.device) -> Tensor:
@@ -255,14 +285,24 @@ def choose_closed(clip: Clip, end: int) -> int:
 
 @torch.no_grad()
 def judge_generator(
-    generator: FaceGenerator, memory: LipMemory, reader: LipMemory, clips: list[Clip], config: NetworkConfig, *, joint: bool, longest: int = 50, most: int = 9
+    generator: FaceGenerator,
+    memory: LipMemory,
+    reader: LipMemory,
+    clips: list[Clip],
+    config: NetworkConfig,
+    *,
+    joint: bool,
+    longest: int = 50,
+    most: int = 9,
 ) -> Validation:
     """See ``GeneratorStage.validate``. Figures: l1_by_lips, l1_by_audio (grey levels), drawn_r_by_lips, drawn_r_by_audio, drawn_spread."""
     generator.eval()
     memory.eval()
     device = next(generator.parameters()).device
     y0, y1, x0, x1 = config.drawn
-    figures: dict[str, list[float]] = {key: [] for key in ("l1_by_lips", "l1_by_audio", "drawn_r_by_lips", "drawn_r_by_audio", "drawn_spread")}
+    figures: dict[str, list[float]] = {
+        key: [] for key in ("l1_by_lips", "l1_by_audio", "drawn_r_by_lips", "drawn_r_by_audio", "drawn_spread")
+    }
     rows: list[NDArray[np.uint8]] = []
     for clip in sorted((c for c in clips if len(c) >= GRID_HZ), key=lambda c: -len(c))[:most]:
         end = min(longest, len(clip))

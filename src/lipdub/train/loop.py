@@ -125,7 +125,14 @@ def run(
     Raises MemoryCollapsed where validation says that the run is lost, TrainingError where a loss is no number.
     """
     latest = folder / "latest.pt"
-    shared = {"stage": stage.name, **stage.settings(), "batch": settings.batch, "rate": settings.rate, "seed": settings.seed, "ranks": fabric.world_size}
+    shared = {
+        "stage": stage.name,
+        **stage.settings(),
+        "batch": settings.batch,
+        "rate": settings.rate,
+        "seed": settings.seed,
+        "ranks": fabric.world_size,
+    }
     stage.setup(fabric)
     first = 0
     best = -math.inf

@@ -88,7 +88,10 @@ class MemoryStage:
         self.samples = Samples(self.clips, self.config, seed=self.seed, frames=1, with_reference=False)
         self.memory = LipMemory(self.config)
         self._optimizer = torch.optim.AdamW(
-            [{"params": list(self.memory.parameters()), "base_rate": self.rate}], lr=self.rate, betas=(0.9, 0.98), weight_decay=1e-2
+            [{"params": list(self.memory.parameters()), "base_rate": self.rate}],
+            lr=self.rate,
+            betas=(0.9, 0.98),
+            weight_decay=1e-2,
         )
 
     def modules(self) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ the box that the paste mask can show; ``compact`` also feeds the lip feature to 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - torch's own customary name
+from torch.nn import functional as F
 
 from lipdub.errors import CheckpointInvalid, TrainingError
 from lipdub.records import CropSpec, MelSpec
@@ -56,7 +56,7 @@ class NetworkConfig:
     """Sharpness of the addresses."""
     frames: int = 5
     """T: frames of a lip window, at 25 frames/s."""
-    mel: MelSpec = MelSpec()
+    mel: MelSpec = field(default_factory=MelSpec)
 
     @property
     def masked_from(self) -> int:
@@ -75,11 +75,14 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
         """The config that ``to_dict`` described. Raises TrainingError on unknown or missing values."""
-        known = {field.name for field in fields(cls)}
+        known = {known.name for known in fields(cls)}
         if set(values) - known:
-            raise TrainingError(f"the checkpoint's network has unknown settings {sorted(set(values) - known)}; use the lipdub that wrote it")
-        plain = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        plain["mel"] = MelSpec(**plain["mel"]) if isinstance(plain.get("mel"), dict) else plain.get("mel", MelSpec())
+            raise TrainingError(
+                f"the checkpoint's network has unknown settings {sorted(set(values) - known)}; use the lipdub that wrote it"
+            )
+        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        if isinstance(plain.get("mel"), dict):
+            plain["mel"] = MelSpec(**plain["mel"])
         return cls(**plain)
 
 
@@ -114,7 +117,14 @@ def _norm(channels: int) -> nn.Module:
 class ConvBlock(nn.Sequential):
     """Convolution, norm, activation."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int | tuple[int, int] = 3, stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 1) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 1,
+    ) -> None:
         super().__init__(nn.Conv2d(inputs, outputs, kernel, stride, padding), _norm(outputs), nn.SiLU(inplace=True))
 
 
@@ -158,11 +168,14 @@ class LipEncoder(nn.Module):
         super().__init__()
         self._drawn, self._masked_from, self._pool = config.drawn, config.masked_from, config.lip_pool
         a, b, c, d = config.lip_widths
-        self.motion = nn.Sequential(
-            nn.Conv3d(3, a, (config.frames, 7, 7), (1, 2, 2), (0, 3, 3)), nn.GroupNorm(4, a), nn.SiLU(inplace=True)
-        )
+        self.motion = nn.Sequential(nn.Conv3d(3, a, (config.frames, 7, 7), (1, 2, 2), (0, 3, 3)), nn.GroupNorm(4, a), nn.SiLU(inplace=True))
         self.body = nn.Sequential(
-            ConvBlock(a, b, 3, 2), ResidualBlock(b), ConvBlock(b, c, 3, 2), ResidualBlock(c), ConvBlock(c, d, 3, 2), ResidualBlock(d)
+            ConvBlock(a, b, 3, 2),
+            ResidualBlock(b),
+            ConvBlock(b, c, 3, 2),
+            ResidualBlock(c),
+            ConvBlock(c, d, 3, 2),
+            ResidualBlock(d),
         )
         y0, y1, x0, x1 = config.drawn
         with torch.no_grad():
@@ -356,7 +369,10 @@ class Discriminator(nn.Module):
         layers: list[nn.Module] = []
         inputs = 3
         for width in widths:
-            layers += [nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, width, 4, 2, 1)), nn.LeakyReLU(0.2, inplace=True)]
+            layers += [
+                nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, width, 4, 2, 1)),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
             inputs = width
         layers.append(nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, 1, 3, 1, 1)))
         self.body = nn.Sequential(*layers)
@@ -387,7 +403,9 @@ def load_weights(path: Path, config: NetworkConfig) -> dict[str, Tensor]:
         try:
             found = {key: value.float() for key, value in load_file(path / "weights.safetensors").items()}
         except (OSError, SafetensorError) as error:
-            raise CheckpointInvalid(f"'{path}' holds no readable weights.safetensors: {error}; give a bundle folder or a checkpoint") from error
+            raise CheckpointInvalid(
+                f"'{path}' holds no readable weights.safetensors: {error}; give a bundle folder or a checkpoint"
+            ) from error
     else:
         averaged = checkpoints.load(path).get("modules", {}).get("averaged", {})
         found = {key: value.float() for key, value in averaged.items()}

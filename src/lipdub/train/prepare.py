@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lipdub import crop, media
 from lipdub.errors import LipdubError, TrainingDataError
 from lipdub.faces import MediapipeDetector
-from lipdub.mel import log_mel, silence_weight, cut_windows
+from lipdub.mel import cut_windows, log_mel, silence_weight
 from lipdub.records import MelSpec
 from lipdub.tracks import DUBBED, FaceTrack, analyse
 
@@ -53,7 +53,7 @@ class PrepareSettings:
     """Crop side in px as the network sees it (the stored crops are ``MARGIN`` times larger) and the mel convention."""
 
     size: int = 128
-    mel: MelSpec = MelSpec()
+    mel: MelSpec = field(default_factory=MelSpec)
 
     @property
     def stored_px(self) -> int:
@@ -166,7 +166,7 @@ def _write_clip(clip: Path, out: Path, clip_id: str, settings: PrepareSettings) 
     windows = cut_windows(mel, track.times_s[rows], settings.mel)
     if silence_weight(windows).mean() > 0.8:
         return 0, "the sound is (almost) silent"
-    crops = np.lib.format.open_memmap(
+    crops = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
         out / f".{clip_id}.crops.npy.part", "w+", np.uint8, (len(rows), settings.stored_px, settings.stored_px, 3)
     )
     for first, pixels in _stored_crops(clip, track, rows, settings.stored_px):
@@ -198,9 +198,7 @@ def _grid(track: FaceTrack) -> NDArray[np.int64]:
     return np.intersect1d(np.unique(nearest), usable)
 
 
-def _stored_crops(
-    clip: Path, track: FaceTrack, rows: NDArray[np.int64], stored_px: int
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _stored_crops(clip: Path, track: FaceTrack, rows: NDArray[np.int64], stored_px: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     widened = widen(track.similarity, MARGIN)
     for chunk in media.read_frames(clip):
         inside = (rows >= chunk.index) & (rows < chunk.index + len(chunk))
