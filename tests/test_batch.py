@@ -21,6 +21,7 @@ from lipdub import batch, bundle, media, pipeline
 from lipdub.batch import Options, Row, dub_row, read_manifest, run
 from lipdub.errors import EncodingFailed, ManifestError, NoFaceFound
 from lipdub.records import DubReport
+from lipdub.reports import write_report
 
 PORTRAIT = Path(__file__).parent.parent / "examples" / "portrait.mp4"
 
@@ -427,7 +428,7 @@ def test_a_report_that_cannot_be_written_fails_its_row(folder, dubs):
     assert result.report is not None
     assert "was written, but not the report" in result.why
     with pytest.raises(EncodingFailed):
-        batch.write_report(result.report, folder / "mine")
+        write_report(result.report, folder / "mine")
 
 
 def test_a_row_and_its_result_can_be_sent_to_another_process(folder, dubs):

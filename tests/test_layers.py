@@ -23,7 +23,7 @@ LEVELS = (
     {"errors"},
     {"records"},
     {"media", "mel", "crop", "runtime", "bundle", "timeline"},
-    {"faces", "tracks", "generators"},
+    {"faces", "tracks", "generators", "reports"},
     {"pipeline", "sheet"},
     {"batch", "evaluate"},
     {"cli", "__main__"},
@@ -51,12 +51,16 @@ def part_of(module: str) -> str:
 
 
 def imports(tree: ast.Module, file: Path) -> Iterator[tuple[str, bool, int]]:
-    """Yield (dotted name, stands inside a function, line) for every import in the file, relative ones made absolute."""
+    """Yield (dotted name, does not run on import, line) for every import in the file, relative ones made absolute.
+
+    What stands inside a function runs when it is called; what stands under ``if TYPE_CHECKING:`` never runs.
+    """
     inside = {
         id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING")
+        for node in ast.walk(block)
     }
     package = module_name(file) if file.name == "__init__.py" else module_name(file).rpartition(".")[0]
     for node in ast.walk(tree):
@@ -113,6 +117,7 @@ def test_imports_run_downward():
         ("from lipdub import __version__", "bundle.py", 0),
         ("from lipdub.train.loop import run", "cli/train.py", 1),
         ("def command():\n    from lipdub.train.loop import run", "cli/train.py", 0),
+        ("if TYPE_CHECKING:\n    from lipdub.train.loop import run", "cli/train.py", 0),
         ("def command():\n    from lipdub.train.loop import run", "pipeline.py", 1),
         ("from lipdub.pipeline import dub", "train/data.py", 1),
         ("from lipdub.tracks import FaceTrack", "train/data.py", 0),

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import time
@@ -22,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from lipdub import bundle, media
-from lipdub.errors import EncodingFailed, LipdubError, ManifestError, OutputRefused, UnreadableMedia
+from lipdub.errors import LipdubError, ManifestError, UnreadableMedia
 from lipdub.records import Device, DubReport, Fit, Silence
+from lipdub.reports import check_report, write_report
 
 if TYPE_CHECKING:
     from lipdub.pipeline import OnProgress
@@ -114,19 +114,6 @@ def dub_row(row: Row, on_progress: OnProgress | None = None) -> RowResult:
     except LipdubError as error:
         why = _one_line(error)
     return RowResult(row, report, why, time.perf_counter() - started)
-
-
-def write_report(report: DubReport, path: Path) -> None:
-    """Write the report as JSON to `path`, whole or not at all. Raises EncodingFailed."""
-    content = {**asdict(report), "frames_per_s": round(report.frames_per_s, 2)}
-    try:
-        with media.part_file(path) as part:
-            part.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, path)
-    except OSError as error:
-        raise EncodingFailed(
-            f"'{report.output}' was written, but not the report '{path}': {error.strerror or error}; check the free space and the folder"
-        ) from error
 
 
 def _ignore(stage: str, done: int, total: int | None) -> None:
@@ -309,10 +296,7 @@ def _check_files(draft: _Draft, problems: _Problems) -> None:
             media.check_output(draft.paths["output"], inputs=inputs, force=draft.options.force)
     if "report" in draft.paths:
         with problems.on(draft.line):
-            report = draft.paths["report"]
-            media.check_folder(report)
-            if os.path.lexists(report) and not draft.options.force:
-                raise OutputRefused(f"report '{report}' exists already; add --force to replace it, or choose another name")
+            check_report(draft.paths["report"], force=draft.options.force)
 
 
 def _check_input(path: Path) -> None:

@@ -101,9 +101,7 @@ def _warp_in(frame: NDArray[np.uint8], to_frame: NDArray[np.float64], size: int)
         region = np.asarray(cv2.resize(region, small, interpolation=cv2.INTER_AREA), np.uint8)
         matrix = matrix * factor[:, None]
         matrix[:, 2] += 0.5 * (factor - 1)
-    warped = cv2.warpAffine(
-        region, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
-    )
+    warped = cv2.warpAffine(region, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(warped, np.uint8)
 
 

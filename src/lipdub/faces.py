@@ -8,6 +8,9 @@ face is lost.
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
@@ -67,6 +70,7 @@ class MediapipeDetector:
         self._max_faces = max_faces
         self._followed: list[_Followed] = []
         self._spare: list[Any] = []
+        self._warm: set[int] = set()
         self._finder: Any = None
         self._since_search = SEARCH_EVERY
 
@@ -131,7 +135,9 @@ class MediapipeDetector:
     def _find(self, pixels: NDArray[np.uint8]) -> list[tuple[NDArray[np.float32], float]]:
         """Face boxes in the whole picture, largest first; overlapping tiles of a wide picture are searched when it shows none."""
         if self._finder is None:
-            self._finder = self._solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5)
+            with _native_log_silenced():
+                self._finder = self._solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5)
+                self._finder.process(np.zeros((MESH_PX, MESH_PX, 3), np.uint8))
         height, width = pixels.shape[:2]
         found = self._find_in(pixels, 0, 0)
         if not found:
@@ -155,22 +161,29 @@ class MediapipeDetector:
 
     def _new_mesh(self) -> Any:
         with _native_log_silenced():
-            return self._made_mesh()
-
-    def _made_mesh(self) -> Any:
-        mesh = self._solutions.face_mesh.FaceMesh(
-            static_image_mode=False,
-            max_num_faces=1,
-            refine_landmarks=True,
-            min_detection_confidence=0.4,
-            min_tracking_confidence=0.5,
-        )
+            mesh = self._solutions.face_mesh.FaceMesh(
+                static_image_mode=False,
+                max_num_faces=1,
+                refine_landmarks=True,
+                min_detection_confidence=0.4,
+                min_tracking_confidence=0.5,
+            )
+            # The graph opens on threads of its own; a first picture waits for them.
+            mesh.process(np.zeros((MESH_PX, MESH_PX, 3), np.uint8))
+            return mesh
 
     def _mesh_in_window(self, pixels: NDArray[np.uint8], mesh: Any, x0: int, y0: int, side: int) -> Face | None:
         window = _cut(pixels, x0, y0, side)
         if side > MESH_PX:
             window = np.asarray(cv2.resize(window, (MESH_PX, MESH_PX), interpolation=cv2.INTER_AREA), np.uint8)
-        result = mesh.process(window).multi_face_landmarks
+        if id(mesh) in self._warm:
+            result = mesh.process(window).multi_face_landmarks
+        else:
+            # Until it has seen a face, its parts are still being built, and log.
+            with _native_log_silenced():
+                result = mesh.process(window).multi_face_landmarks
+            if result:
+                self._warm.add(id(mesh))
         if not result:
             return None
         points = np.array([(p.x, p.y, p.z) for p in result[0].landmark], np.float32) * np.float32(side)
@@ -235,6 +248,22 @@ def _overlap(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 
 def _solutions() -> Any:
-    from mediapipe.python import solutions  # slow to load, and noisy: only when a face is looked for
+    with _native_log_silenced():
+        from mediapipe.python import solutions  # slow to load, and noisy: only when a face is looked for
 
     return solutions
+
+
+@contextmanager
+def _native_log_silenced() -> Iterator[None]:
+    """Keep what mediapipe's C++ parts write to standard error, past Python, away from the user: no setting silences all of it."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -198,7 +198,9 @@ def analyse(
                 key = (number, round(row[_YAW] / REFERENCE_BIN_DEG))
                 best = candidates.get(key)
                 if best is None or row[_OPENING] < 0.9 * best[0]:
-                    taken = crop.take(chunk, np.array([offset]), row[None, _SIMILARITY], row[None, _OUTLINE].reshape(1, -1, 2).astype(np.float32), size)
+                    taken = crop.take(
+                        chunk, np.array([offset]), row[None, _SIMILARITY], row[None, _OUTLINE].reshape(1, -1, 2).astype(np.float32), size
+                    )
                     if best is None:
                         candidates[key] = (float(row[_OPENING]), store.add(taken.pixels[0]))
                     else:

@@ -27,9 +27,7 @@ def export_onnx(
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's by default.")] = None,
     rest_from: Annotated[
         Path | None,
-        typer.Option(
-            help="Prepared clips to read the resting mouth from; by default it is what the memory recalls for silence."
-        ),
+        typer.Option(help="Prepared clips to read the resting mouth from; by default it is what the memory recalls for silence."),
     ] = None,
     smoothing_s: Annotated[float, typer.Option(min=0.0, max=0.2, help="Smoothing of the lip-feature track, seconds.")] = 0.04,
     license_text: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "unstated",
@@ -44,7 +42,5 @@ def export_onnx(
         training_data=training_data, force=force,
     )  # fmt: skip
     for graph, difference in done.differences.items():
-        results().print(
-            f"{graph}: largest difference to torch {difference:.2e} (at most {done.tolerance:.0e} allowed)", soft_wrap=True
-        )
+        results().print(f"{graph}: largest difference to torch {difference:.2e} (at most {done.tolerance:.0e} allowed)", soft_wrap=True)
     results().print(f"wrote {output} ({done.bytes / 2**20:.1f} MiB, {done.gflop_per_frame:.2f} GFLOP a frame)", soft_wrap=True)

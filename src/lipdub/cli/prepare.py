@@ -21,9 +21,7 @@ EXAMPLES = """
 def prepare(
     clips: Annotated[list[Path], typer.Argument(help="Clips of one person speaking each, or folders of them.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the prepared clips; run again to go on.")],
-    manifest: Annotated[
-        Path | None, typer.Option(help="CSV with the columns file and speaker: training draws speakers evenly.")
-    ] = None,
+    manifest: Annotated[Path | None, typer.Option(help="CSV with the columns file and speaker: training draws speakers evenly.")] = None,
     size: Annotated[int, typer.Option(min=64, max=512, help="Crop side that the network will see, px.")] = 128,
     workers: Annotated[int | None, typer.Option(min=1, help="Clips prepared at the same time; all cores by default.")] = None,
 ) -> None:

@@ -79,28 +79,22 @@ def sync(
     ] = FitChoice.longest,
     silence: Annotated[
         SilenceChoice,
-        typer.Option(
-            help="Pauses of the speech: close the mouth, keep the source's own picture, or off (draw what the model hears)."
-        ),
+        typer.Option(help="Pauses of the speech: close the mouth, keep the source's own picture, or off (draw what the model hears)."),
     ] = SilenceChoice.close,
-    crf: Annotated[
-        int, typer.Option(min=0, max=51, help="Quality of the encoding: lower is better and larger; 0 loses nothing.")
-    ] = 18,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of the encoding: lower is better and larger; 0 loses nothing.")] = 18,
     preset: Annotated[PresetChoice, typer.Option(help="Speed of the encoding against size.")] = PresetChoice.medium,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of the networks; all cores by default.")] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Fail if any frame cannot be dubbed, instead of passing it through.")
-    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if any frame cannot be dubbed, instead of passing it through.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
     report: Annotated[Path | None, typer.Option(help="Write what was done as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
     """Redraw the mouth in VIDEO so that it speaks SPEECH. All other pixels, the timing and the sound stay as they are."""
-    from lipdub import media
     from lipdub.pipeline import dub
+    from lipdub.reports import check_report, write_report
 
     if report is not None:
-        media.check_folder(report)
+        check_report(report, force=force)
     with progress(quiet=quiet) as tell:
         done = dub(
             video, speech, output, model=model, device=device.value, fit=fit.value, silence=silence.value, crf=crf,
@@ -112,20 +106,12 @@ def sync(
         show(done)
 
 
-def write_report(report: DubReport, path: Path) -> None:
-    """The report as JSON."""
-    import json
-    from dataclasses import asdict
-
-    content = {**asdict(report), "frames_per_s": round(report.frames_per_s, 2)}
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
 def show(report: DubReport) -> None:
     """One table: what was done, what was passed through and why, where the time went."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"dubbed {report.output}", title_justify="left", show_header=False)
+    table = Table(title=Text(f"dubbed {report.output}"), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column()
     table.add_row("frames", f"{report.frames} ({report.output_s:.2f} s)")

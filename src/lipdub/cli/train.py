@@ -60,9 +60,7 @@ class DecodeChoice(str, Enum):
 
 
 Prepared = Annotated[Path, typer.Argument(help="Folder that lipdub prepare wrote.")]
-Held = Annotated[
-    Path | None, typer.Option("--val", help="Prepared clips of other people to judge on; else a tenth of the speakers.")
-]
+Held = Annotated[Path | None, typer.Option("--val", help="Prepared clips of other people to judge on; else a tenth of the speakers.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Run folder: checkpoints, TensorBoard, pictures.")]
 Steps = Annotated[int, typer.Option(min=1, help="Optimisation steps in all.")]
 Batch = Annotated[int, typer.Option(min=1, help="Samples per step and process.")]
@@ -124,9 +122,7 @@ def offsets(
     config, model = networks.load_memory(content, checkpoint)
     found = shifts.estimate(model, load_clips(prepared, with_offsets=False), config)
     shifts.store(prepared, found)
-    table = Table(
-        "clip", "frames at 25 Hz", "r there", "r at zero", title="offsets that will be corrected", title_justify="left"
-    )
+    table = Table("clip", "frames at 25 Hz", "r there", "r at zero", title="offsets that will be corrected", title_justify="left")
     for item in found:
         if item.believed:
             table.add_row(Path(item.source).name, f"{item.frames:+d}", f"{item.r_there:.2f}", f"{item.r_at_zero:.2f}")
@@ -147,16 +143,10 @@ def generator(
     decode: Annotated[
         DecodeChoice, typer.Option(help="both: every window from both recalls. split: each window from one of them.")
     ] = DecodeChoice.SPLIT,
-    audio_share: Annotated[
-        float, typer.Option(min=0.01, max=0.99, help="Share of windows drawn from the audio recall with split.")
-    ] = 0.25,
-    draw_frames: Annotated[
-        int, typer.Option(min=1, max=5, help="Frames drawn per sample; 1 shows the most people a step.")
-    ] = 5,
+    audio_share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of windows drawn from the audio recall with split.")] = 0.25,
+    draw_frames: Annotated[int, typer.Option(min=1, max=5, help="Frames drawn per sample; 1 shows the most people a step.")] = 5,
     joint: Annotated[bool, typer.Option("--joint", help="Train the memory on, beside the generator.")] = False,
-    start: Annotated[
-        Path | None, typer.Option(help="Begin with the weights of this generator checkpoint or bundle folder.")
-    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Begin with the weights of this generator checkpoint or bundle folder.")] = None,
     adversarial_from: Annotated[int, typer.Option(min=0, help="Step at which the discriminator joins.")] = 4000,
     validate_every: Every = 1000,
     workers: Workers = 2,

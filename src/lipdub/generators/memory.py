@@ -54,9 +54,7 @@ class MemoryGenerator:
             raise BundleInvalid(f"{self._memory.path} recalled no lip feature but NaN or infinity: export the bundle again")
         return Recall(address, lip_feature)
 
-    def draw(
-        self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]
-    ) -> NDArray[np.uint8]:
+    def draw(self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The targets, uint8 (M, S, S, 3) RGB, with the `drawn` box drawn from references and lip features (M, C)."""
         count, crop = len(targets), self._spec.crop
         _expect("targets", targets, np.uint8, (count, crop.size, crop.size, 3))
@@ -81,9 +79,7 @@ class MemoryGenerator:
 
     def _open(self, graph: str, device: Device, threads: int | None) -> Session:
         expected = bundle.tensors(graph, self._spec)
-        return open_session(
-            self._folder / graph, device=device, threads=threads, inputs=expected.inputs, outputs=expected.outputs
-        )
+        return open_session(self._folder / graph, device=device, threads=threads, inputs=expected.inputs, outputs=expected.outputs)
 
 
 def _batches(count: int) -> list[slice]:

@@ -61,9 +61,7 @@ class Generator(Protocol):
         """
         ...
 
-    def draw(
-        self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]
-    ) -> NDArray[np.uint8]:
+    def draw(self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The crops with lips that speak, uint8 (M, S, S, 3) RGB: a new array, the `drawn` box drawn anew and every pixel
         outside of it the target's own.
 

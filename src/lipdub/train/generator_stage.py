@@ -180,9 +180,7 @@ class GeneratorStage:
     def validate(self) -> Validation:
         """Draw held-out people from both recalls: L1 in the drawn box, opening read by the frozen lip encoder against the truth,
         and a grid of pictures (reference, truth, by lips, by audio)."""
-        return judge_generator(
-            self.averaged.generator, self.averaged.memory, self._reader, self.held_out, self.config, joint=self.joint
-        )
+        return judge_generator(self.averaged.generator, self.averaged.memory, self._reader, self.held_out, self.config, joint=self.joint)
 
 
 class _GeneratorStep(nn.Module):

@@ -1,0 +1,96 @@
+"""Toy networks and toy training data: every class of the real ones, a few thousand weights, clips that a formula draws.
+
+In a toy clip the mouth is a bright bar over dark skin whose height is the opening, and the sound is as loud as the mouth is
+open: there is something to learn, for eyes and ears. Clips lie in the prepared format, so no face has to be found.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lipdub.mel import SILENCE
+from lipdub.train.loop import LoopSettings
+from lipdub.train.networks import PRESETS, NetworkConfig
+from lipdub.train.prepare import FORMAT, GRID_HZ, MARGIN
+
+SIZE = 64
+STORED = round(SIZE * MARGIN)
+
+COMPACT = replace(
+    PRESETS["compact"], size=SIZE, drawn=(32, 64, 8, 56), slots=12, channels=16, audio_widths=(4, 8, 8, 8), lip_widths=(4, 8, 8, 8),
+    face_widths=(4, 8, 8, 8, 8, 8), decoder_widths=(8, 8, 8, 8, 4),
+)  # fmt: skip
+"""As `compact`: the drawn box excludes the upper half, every level is modulated."""
+PAPER = replace(
+    PRESETS["paper"], size=SIZE, drawn=(0, 64, 0, 64), crop_stride=16, slots=12, channels=16, audio_widths=(4, 8, 8, 8),
+    lip_widths=(4, 8, 8, 8), face_widths=(4, 8, 8, 8, 8, 8), decoder_widths=(8, 8, 8, 8, 4),
+)  # fmt: skip
+"""As `paper`: the whole crop is drawn, the lip feature enters at 1 x 1 alone."""
+TOYS = {"compact": COMPACT, "paper": PAPER}
+
+
+def rest_lips() -> NDArray[np.float32]:
+    """40 lip points in the unit crop, outer then inner ring, each from the right corner under the lip to the left: (40, 2)."""
+    turn = np.pi - 2 * np.pi * np.arange(20) / 20
+    rings = [np.stack([0.5 + rx * np.cos(turn), 0.69 + ry * np.sin(turn)], axis=1) for rx, ry in ((0.16, 0.05), (0.12, 0.004))]
+    return np.concatenate(rings).astype(np.float32)
+
+
+def write_clip(folder: Path, name: str, *, frames: int = 48, seed: int = 0, speaker: str = "", cuts: Sequence[int] = ()) -> dict[str, object]:
+    """One toy clip in the prepared format; its entry for the index. cuts: frames that begin a new shot."""
+    random = np.random.default_rng(seed)
+    times = np.arange(frames) / GRID_HZ
+    openness = 0.5 + 0.5 * np.sin(2 * np.pi * (1.5 + 0.3 * seed) * times + seed) + 0.05 * random.standard_normal(frames)
+    openness = np.clip(openness, 0, 1)
+    lips = np.repeat(rest_lips()[None], frames, axis=0)
+    lower = lips[:, :, 1] > 0.69
+    lips[:, :, 1] += np.where(lower, 0.06, 0.0) * openness[:, None]
+    skin = random.integers(60, 110, size=3)
+    crops = np.empty((frames, STORED, STORED, 3), np.uint8)
+    crops[:] = skin
+    texture = random.integers(0, 25, size=(STORED, STORED, 3))
+    crops += texture.astype(np.uint8)
+    for row, amount in enumerate(openness):
+        top = round(STORED * (0.5 + (0.69 - 0.5) / MARGIN))
+        crops[row, top : top + 1 + round(12 * amount), STORED // 2 - 8 : STORED // 2 + 8] = 230
+    columns = 1 + round(times[-1] * 80) + 8
+    loudness = np.interp(np.arange(columns) / 80, times, openness)
+    mel = np.clip(SILENCE + 6 * loudness[None] + 0.3 * random.standard_normal((80, columns)), -4, 4)
+    shot = np.zeros(frames, np.int32)
+    for cut in cuts:
+        shot[cut:] += 1
+    np.save(folder / f"{name}.crops.npy", crops)
+    np.savez(
+        folder / f"{name}.npz", mel=mel.astype(np.float16), times_s=times, lips=lips, opening=(0.15 * openness).astype(np.float32),
+        pose=random.normal(0, 3, (frames, 2)).astype(np.float32), shot=shot,
+    )  # fmt: skip
+    return {"source": f"{name}.mp4", "clip_id": name, "frames": frames, "why": None, "speaker": speaker or name}
+
+
+def write_clips(folder: Path, *, clips: int = 3, frames: int = 48) -> Path:
+    """A folder as ``lipdub prepare`` writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = [write_clip(folder, f"clip{number}", frames=frames, seed=number) for number in range(clips)]
+    (folder / "index.json").write_text(json.dumps({"format": FORMAT, "size": SIZE, "clips": entries}))
+    return folder
+
+
+def toy_settings(**changes: object) -> LoopSettings:
+    """A few steps on one CPU process, in this process."""
+    settings = LoopSettings(
+        steps=4, batch=4, rate=1e-3, warmup_steps=2, validate_every=2, checkpoint_every=2, workers=0, accelerator="cpu", devices=1
+    )
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+def boxes_of(pictures: torch.Tensor, config: NetworkConfig) -> torch.Tensor:
+    """The drawn box of whole crops (..., S, S)."""
+    y0, y1, x0, x1 = config.drawn
+    return pictures[..., y0:y1, x0:x1]
