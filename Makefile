@@ -47,7 +47,8 @@ slow: $(VENV)/.dev  ## the slow tests: memory, long clips, training
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.dev  ## speed and peak memory of a dub on this machine
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks speed examples/portrait.mp4
+	$(BIN)/python -m benchmarks memory-growth examples/portrait.mp4
 
 # Pins stay where they are unless `make lock UPGRADE=--upgrade`. The sed drops the marker that every line would repeat.
 lock: $(VENV)/.dev  ## make requirements/*.txt again after a change of the dependencies in pyproject.toml

@@ -23,7 +23,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def addresses(seed: int, batch: int, slots: int) -> Tensor:
-    return torch.softmax(3 * torch.randn(batch, slots, generator=generator(seed)), dim=1)
+    return torch.softmax(torch.randn(batch, slots, generator=generator(seed)), dim=1)
 
 
 # ---- store and align: which side is pulled
@@ -63,7 +63,7 @@ def test_align_pulls_the_audio_address_and_not_the_lip_address(seed: int, batch:
     assert by_audio.grad is not None
     assert by_audio.grad.abs().sum() > 0
     expected = (by_lips * (by_lips.log() - by_audio.log())).sum(dim=1).mean()
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3, abs=1e-4)
 
 
 @given(SEEDS, SIZES, SIZES)

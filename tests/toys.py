@@ -37,20 +37,26 @@ TOYS = {"compact": COMPACT, "paper": PAPER}
 
 
 def rest_lips() -> NDArray[np.float32]:
-    """40 lip points in the unit crop, outer then inner ring, each from the right corner under the lip to the left: (40, 2)."""
-    turn = np.pi - 2 * np.pi * np.arange(20) / 20
-    rings = [np.stack([0.5 + rx * np.cos(turn), 0.69 + ry * np.sin(turn)], axis=1) for rx, ry in ((0.16, 0.05), (0.12, 0.004))]
+    """40 lip points in the unit crop, (40, 2), in the order of ``tracks.LIPS``: outer ring, then inner ring; each from corner to
+    corner along the lower lip, then along the upper lip without the corners."""
+    lower, upper = np.linspace(np.pi, 0, 11), np.linspace(np.pi, 0, 11)[1:-1]
+    rings = [
+        np.concatenate([[0.5 + rx * np.cos(angle), 0.69 + way * ry * np.sin(angle)] for angle, way in ((lower, 1), (upper, -1))], axis=1).T
+        for rx, ry in ((0.16, 0.05), (0.12, 0.004))
+    ]
     return np.concatenate(rings).astype(np.float32)
 
 
-def write_clip(folder: Path, name: str, *, frames: int = 48, seed: int = 0, speaker: str = "", cuts: Sequence[int] = ()) -> dict[str, object]:
+def write_clip(
+    folder: Path, name: str, *, frames: int = 48, seed: int = 0, speaker: str = "", cuts: Sequence[int] = ()
+) -> dict[str, object]:
     """One toy clip in the prepared format; its entry for the index. cuts: frames that begin a new shot."""
     random = np.random.default_rng(seed)
     times = np.arange(frames) / GRID_HZ
     openness = 0.5 + 0.5 * np.sin(2 * np.pi * (1.5 + 0.3 * seed) * times + seed) + 0.05 * random.standard_normal(frames)
     openness = np.clip(openness, 0, 1)
     lips = np.repeat(rest_lips()[None], frames, axis=0)
-    lower = lips[:, :, 1] > 0.69
+    lower = lips[:, :, 1] > 0.69 + 1e-5
     lips[:, :, 1] += np.where(lower, 0.06, 0.0) * openness[:, None]
     skin = random.integers(60, 110, size=3)
     crops = np.empty((frames, STORED, STORED, 3), np.uint8)

@@ -27,6 +27,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 MAX_FACES = 4
 SEARCH_EVERY = 12
 """Frames between two searches of the whole picture for people who came in."""
+SEARCH_SOON = 3
+"""And while nobody is followed, or somebody was lost just now: a gap of a few frames can be bridged, half a second cannot."""
 WINDOW_SCALE = 2.2
 """Side of a face's window over the longer side of its box: room for motion until the window moves along."""
 MESH_PX = 256
@@ -71,8 +73,10 @@ class MediapipeDetector:
         self._followed: list[_Followed] = []
         self._spare: list[Any] = []
         self._warm: set[int] = set()
+        self._stale: set[int] = set()
         self._finder: Any = None
         self._since_search = SEARCH_EVERY
+        self._hurry = 0
 
     def __enter__(self) -> MediapipeDetector:
         return self
@@ -87,14 +91,16 @@ class MediapipeDetector:
             face = self._mesh_in_window(pixels, one.mesh, one.x0, one.y0, one.side)
             if face is None or any(_overlap(face.box, other.face.box) > 0.5 for other in still_there):
                 self._spare.append(one.mesh)
-                self._since_search = SEARCH_EVERY
+                self._since_search = self._hurry = SEARCH_EVERY
                 continue
             one.face = face
             self._recentre(one, pixels.shape)
             still_there.append(one)
         self._followed = still_there
         self._since_search += 1
-        if self._since_search > SEARCH_EVERY and len(self._followed) < self._max_faces:
+        between = SEARCH_SOON if self._hurry or not self._followed else SEARCH_EVERY
+        self._hurry = max(0, self._hurry - 1)
+        if self._since_search > between and len(self._followed) < self._max_faces:
             self._search(pixels)
         return [one.face for one in self._followed]
 
@@ -102,7 +108,7 @@ class MediapipeDetector:
         """Forget everybody: the next frame is searched as a whole."""
         self._spare.extend(one.mesh for one in self._followed)
         for mesh in self._spare:
-            mesh.reset()
+            self._start_afresh(mesh)
         self._followed = []
         self._since_search = SEARCH_EVERY
 
@@ -123,7 +129,7 @@ class MediapipeDetector:
                 continue
             x0, y0, side = _window(box)
             mesh = self._spare.pop() if self._spare else self._new_mesh()
-            mesh.reset()
+            self._start_afresh(mesh)
             face = self._mesh_in_window(pixels, mesh, x0, y0, side)
             if face is None or any(_overlap(face.box, one.face.box) > 0.2 for one in self._followed):
                 self._spare.append(mesh)
@@ -172,6 +178,11 @@ class MediapipeDetector:
             mesh.process(np.zeros((MESH_PX, MESH_PX, 3), np.uint8))
             return mesh
 
+    def _start_afresh(self, mesh: Any) -> None:
+        """Let a mesh model forget the face that it followed, before it looks at its next window."""
+        self._warm.discard(id(mesh))
+        self._stale.add(id(mesh))
+
     def _mesh_in_window(self, pixels: NDArray[np.uint8], mesh: Any, x0: int, y0: int, side: int) -> Face | None:
         window = _cut(pixels, x0, y0, side)
         if side > MESH_PX:
@@ -179,8 +190,11 @@ class MediapipeDetector:
         if id(mesh) in self._warm:
             result = mesh.process(window).multi_face_landmarks
         else:
-            # Until it has seen a face, its parts are still being built, and log.
+            # Until it has seen a face, its parts are still being built (anew after a reset), and log from other threads.
             with _native_log_silenced():
+                if id(mesh) in self._stale:
+                    mesh.reset()
+                    self._stale.discard(id(mesh))
                 result = mesh.process(window).multi_face_landmarks
             if result:
                 self._warm.add(id(mesh))
@@ -211,7 +225,7 @@ class MediapipeDetector:
         if fits and 1.6 <= one.side / longer <= 3.0:
             return
         one.x0, one.y0, one.side = _window(box)
-        one.mesh.reset()
+        self._start_afresh(one.mesh)
 
 
 def _window(box: NDArray[np.float32]) -> tuple[int, int, int]:

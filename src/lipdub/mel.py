@@ -78,7 +78,12 @@ def first_column(times_s: NDArray[np.float64], spec: MelSpec) -> NDArray[np.int6
 
 def cut_windows(mel: NDArray[np.float32], times_s: NDArray[np.float64], spec: MelSpec) -> NDArray[np.float32]:
     """Windows of a whole mel (bands, columns) centred on `times_s` (n,): float32 (n, bands, window); silence outside the sound."""
-    index = first_column(times_s, spec)[:, None] + np.arange(spec.window)[None, :]
+    return _cut(mel, first_column(times_s, spec), spec)
+
+
+def _cut(mel: NDArray[np.float32], first: NDArray[np.int64], spec: MelSpec) -> NDArray[np.float32]:
+    """Windows of `mel` (bands, columns) that start at the columns `first` (n,): float32 (n, bands, window)."""
+    index = first[:, None] + np.arange(spec.window)[None, :]
     inside = (index >= 0) & (index < mel.shape[1])
     gathered = mel[:, np.clip(index, 0, max(0, mel.shape[1] - 1))] if mel.shape[1] else np.zeros((spec.bands, *index.shape))
     windows = np.where(inside[None], gathered, SILENCE)
@@ -106,9 +111,8 @@ class MelTrack:
         if keep_from > self._start:
             self._columns = self._columns[:, keep_from - self._start :]
             self._start = keep_from
-        # cut_windows counts from the first held column.
-        shift = self._start / self._spec.columns_per_s
-        return cut_windows(self._columns, np.asarray(times_s, np.float64) - shift, self._spec)
+        # Counted in columns: a shift in seconds would round a time between two columns the other way.
+        return _cut(self._columns, first - self._start, self._spec)
 
     def _pull(self, end: int) -> None:
         fresh = [self._columns]

@@ -28,7 +28,7 @@ PixelPieces = TypeGenerator[NDArray[np.uint8], None, None]
 
 HELD_FRAMES = 8
 """A held frame is handed on in pieces of this many."""
-DEFAULT_CRF = 18
+DEFAULT_CRF = 16
 DEFAULT_PRESET = "medium"
 
 OnProgress = Callable[[str, int, int | None], None]
@@ -103,10 +103,11 @@ def dub(
         speech_s = media.audio_duration_s(speech)
         generator = open_generator(model, device=device, threads=threads)
     track = _analyse(video, info, generator, clock, tell)
-    with closing(track.references):
+    with closing(track.references), closing(media.read_audio(speech, generator.spec.mel.sample_rate_hz)) as sound:
+        tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
         _require_faces(track, video, strict)
         timeline = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=speech_s, fit=fit, is_still=info.is_still)
-        mel = MelTrack(media.read_audio(speech, generator.spec.mel.sample_rate_hz), generator.spec.mel)
+        mel = MelTrack(sound, generator.spec.mel)
         silent_frames = 0
         with media.part_file(out) as silent_video:
             # What is left to encode when the block ends counts as encoding, so the clock is the outer one.

@@ -65,7 +65,7 @@ def plan(
     of the speech. `longest` shows all of the picture and as much as the speech needs; `video` just the picture; `speech` just as
     much as the speech lasts. A photo is shown as long as the speech lasts, whatever `fit` says.
     """
-    if is_still or len(pts) == 1:
+    if is_still or (len(pts) == 1 and fit != "video"):
         base = Fraction(1, STILL_HZ)
         wanted = speech_s if is_still or fit == "speech" else max(speech_s, video_s or Fraction(0))
         count = max(1, -int(-wanted // base))
@@ -98,11 +98,11 @@ def plan(
 
 def _last_step(pts: NDArray[np.int64], time_base: Fraction, video_s: Fraction | None) -> int:
     """Ticks that the source's last frame is shown: to the end of the video where that is plausible, else as long as usual."""
-    usual = max(1, int(np.median(np.diff(pts))))
+    usual = max(1, int(np.median(np.diff(pts))) if len(pts) > 1 else round(Fraction(1, STILL_HZ) / time_base))
     if video_s is None:
         return usual
     stated = round(video_s / time_base) - int(pts[-1])
-    return stated if 0 < stated <= 4 * usual else usual
+    return stated if 0 < stated and (stated <= 4 * usual or len(pts) == 1) else usual
 
 
 def _next(pts: NDArray[np.int64], count: int, picture_end: int) -> int:

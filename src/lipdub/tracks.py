@@ -178,8 +178,18 @@ def analyse(
 
     size: side of the reference crops in px. on_frames: told how many frames each step took.
     """
-    rows, pts, shots = _Rows(_LIPS.stop), _Rows(1, np.int64), _Rows(1, np.int32)
     store = ReferenceStore(size)
+    try:
+        return _analyse(chunks, detector, store, on_frames)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _analyse(
+    chunks: Iterable[FrameChunk], detector: FaceDetector, store: ReferenceStore, on_frames: Callable[[int], None] | None
+) -> FaceTrack:
+    rows, pts, shots = _Rows(_LIPS.stop), _Rows(1, np.int64), _Rows(1, np.int32)
     candidates: dict[tuple[int, int], tuple[float, int]] = {}  # (track, yaw bin) -> (opening, number in the store)
     follower, cutter = _Follower(), _Cutter()
     time_base, shorter_side = Fraction(1, 25), 1
@@ -199,7 +209,11 @@ def analyse(
                 best = candidates.get(key)
                 if best is None or row[_OPENING] < 0.9 * best[0]:
                     taken = crop.take(
-                        chunk, np.array([offset]), row[None, _SIMILARITY], row[None, _OUTLINE].reshape(1, -1, 2).astype(np.float32), size
+                        chunk,
+                        np.array([offset]),
+                        row[None, _SIMILARITY],
+                        row[None, _OUTLINE].reshape(1, -1, 2).astype(np.float32),
+                        store.size,
                     )
                     if best is None:
                         candidates[key] = (float(row[_OPENING]), store.add(taken.pixels[0]))

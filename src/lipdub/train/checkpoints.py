@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,16 @@ FORMAT = 1
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write `content` (tensors and plain values) to `path`; a full disk leaves the previous checkpoint as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"lipdub_checkpoint": FORMAT, **content}, part)
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         raise CheckpointInvalid(f"cannot write '{path}': {error}; free some disk space, the previous checkpoint is untouched") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -33,14 +36,17 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointInvalid(f"'{path}' is no file; give a checkpoint that lipdub train wrote (runs/NAME/latest.pt)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what foreign files hold: they are refused below in words of our own
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path):
             raise CheckpointInvalid(
                 f"'{path}' holds more than weights and would run code when loaded; refused, use a checkpoint of lipdub train"
             ) from error
         raise CheckpointInvalid(f"'{path}' is no checkpoint; give one that lipdub train wrote (runs/NAME/latest.pt)") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # The unpickler raises whatever a stray byte leads it to: IndexError, AttributeError, struct.error, ...
         raise CheckpointInvalid(
             f"'{path}' is no checkpoint, or is truncated; give one that lipdub train wrote (runs/NAME/latest.pt)"
         ) from error
@@ -51,8 +57,17 @@ def load(path: Path) -> dict[str, Any]:
 
 def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise CheckpointInvalid that names each difference between a checkpoint's settings and the wanted ones."""
-    differences = [f"{key}: {saved.get(key)!r} there, {value!r} now" for key, value in wanted.items() if saved.get(key) != value]
+    there, now = _flat(saved), _flat(wanted)
+    differences = [f"{key}: {there.get(key)!r} there, {value!r} now" for key, value in now.items() if there.get(key) != value]
     if differences:
         raise CheckpointInvalid(
             f"'{path}' was trained with other settings ({'; '.join(differences)}); repeat those, or start a new run folder"
         )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``network.slots``, so that a difference names the one value that differs."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ SPEAKER_BALANCE = 0.6
 """A speaker is drawn in proportion to (frames of that speaker) to this power: 1 by frames, 0 all alike."""
 UPPER_INNER_LIP, LOWER_INNER_LIP = 35, 25
 """Where mesh points 13 and 14 stand among the 40 lip points."""
+REFERENCE_JITTER = 0.025
+"""Sigma of the scale of reference crops, and twice that of their shift. The alignment does not see the jaw, so little is enough to
+keep margins from telling the answer; more of it keeps the decoder from copying skin and blurs."""
 OFFSETS_FILE = "offsets.json"
 """Clip id to constant sound offset in seconds, where one was found (``lipdub train offsets``)."""
 EYE_DISTANCE = 0.38
@@ -68,11 +72,14 @@ def load_clips(folder: Path, *, with_offsets: bool = True) -> list[Clip]:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingDataError(f"'{folder}' holds no prepared clips; run: lipdub prepare CLIPS -o '{folder}'") from error
-    if index.get("format") != FORMAT:
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise TrainingDataError(f"'{folder}' was prepared by another version of lipdub; prepare it again")
     offsets: dict[str, float] = {}
     if with_offsets and (folder / OFFSETS_FILE).exists():
-        offsets = json.loads((folder / OFFSETS_FILE).read_text(encoding="utf-8"))
+        try:
+            offsets = {str(key): float(value) for key, value in json.loads((folder / OFFSETS_FILE).read_text(encoding="utf-8")).items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise TrainingDataError(f"'{folder / OFFSETS_FILE}' is damaged; delete it, or run lipdub train offsets again") from error
     clips = [_load_clip(folder, entry, offsets.get(entry["clip_id"], 0.0)) for entry in index["clips"] if entry["why"] is None]
     if len(clips) < FEWEST_CLIPS:
         raise TrainingDataError(f"'{folder}' holds {len(clips)} usable clips, at least {FEWEST_CLIPS} are needed; prepare more footage")
@@ -92,10 +99,13 @@ def split_speakers(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
 def _load_clip(folder: Path, entry: dict[str, str], offset_s: float) -> Clip:
     stem = folder / entry["clip_id"]
     try:
-        with np.load(stem.with_suffix(".npz"), allow_pickle=False) as data:
+        # Opened here, since np.load leaves a damaged file open.
+        with stem.with_suffix(".npz").open("rb") as stream, np.load(stream, allow_pickle=False) as data:
             lips, opening = data["lips"].astype(np.float32), data["opening"]
+            if not 0 < len(opening) == len(lips) == len(data["times_s"]) == len(data["pose"]) == len(data["shot"]):
+                raise ValueError("its parts are of different lengths, or hold no frame")
             resting = np.argsort(opening)[: max(1, round(REST_SHARE * len(opening)))]
-            return Clip(
+            clip = Clip(
                 source=entry["source"],
                 clip_id=entry["clip_id"],
                 speaker=entry.get("speaker") or entry["clip_id"],
@@ -108,7 +118,10 @@ def _load_clip(folder: Path, entry: dict[str, str], offset_s: float) -> Clip:
                 shot=data["shot"],
                 offset_s=offset_s,
             )
-    except (OSError, ValueError, KeyError) as error:
+        if len(clip.crops) != len(clip):
+            raise ValueError("it has not one crop per frame")
+        return clip
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise TrainingDataError(
             f"prepared clip '{stem}' of '{entry['source']}' is damaged; delete '{stem}.json' and prepare again"
         ) from error
@@ -161,7 +174,7 @@ class Samples(Dataset[dict[str, Tensor]]):
         if self._with_reference:
             chosen = np.array([self._choose_reference(clip, middle, random)])
             # Its own margins: a shared crop would tell how far the jaw hangs.
-            reference = _crop(clip.crops, chosen, self._config.size, _jitter(random, 0.06), flip, tone)
+            reference = _crop(clip.crops, chosen, self._config.size, _jitter(random, REFERENCE_JITTER), flip, tone)
             sample["reference"] = torch.from_numpy(reference[0])
         return sample
 
@@ -205,6 +218,8 @@ def loader(
         drop_last=True,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
+        # Its own: an iterator that begins draws from the generator, and a resumed run would draw once more than one that went through.
+        generator=torch.Generator(),
         worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available(),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
-from safetensors.torch import save_file
+from safetensors.torch import save as serialised
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -76,20 +77,21 @@ def export(
     _check_folder(out, force)
     config, memory, generator = load_networks(checkpoint)
     rest = _rest_feature(config, memory, rest_from)
+    try:
+        spec = bundle.BundleSpec(
+            name=name or out.resolve().name, backend="memory", format_version=bundle.FORMAT_VERSION, crop=config.crop, mel=config.mel,
+            slots=config.slots, lip_channels=config.channels, rest_feature=tuple(float(v) for v in rest), license=license_text,
+            training_data=training_data, graphs={}, created_with=__version__, smoothing_s=smoothing_s,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ExportFailed(f"cannot describe the bundle: {error}; --name, --license and --smoothing-s set what it says") from error
     with _folder_beside(out) as folder:
         differences = {
             bundle.MEMORY_GRAPH: _export_graph(memory, _memory_example(config), bundle.MEMORY_GRAPH, folder, half),
             bundle.GENERATOR_GRAPH: _export_graph(_Drawing(generator), _generator_example(config), bundle.GENERATOR_GRAPH, folder, half),
         }
         save_weights(folder / WEIGHTS_FILE, memory, generator)
-        spec = bundle.finish(
-            folder,
-            bundle.BundleSpec(
-                name=name or out.name, backend="memory", format_version=bundle.FORMAT_VERSION, crop=config.crop, mel=config.mel,
-                slots=config.slots, lip_channels=config.channels, rest_feature=tuple(float(v) for v in rest), license=license_text,
-                training_data=training_data, graphs={}, created_with=__version__, smoothing_s=smoothing_s,
-            ),
-        )  # fmt: skip
+        spec = bundle.finish(folder, spec)
         card = out / "MODEL_CARD.md"
         if card.exists():
             shutil.copy2(card, folder / card.name)
@@ -101,16 +103,20 @@ def export(
 def load_networks(checkpoint: Path) -> tuple[NetworkConfig, LipMemory, FaceGenerator]:
     """Config and averaged networks of a generator checkpoint, in inference mode. Raises CheckpointInvalid."""
     content = checkpoints.load(checkpoint)
-    if content.get("settings", {}).get("stage") != "generator":
+    try:
+        stage = content["settings"]["stage"]
+        if stage != "generator":
+            raise CheckpointInvalid(f"'{checkpoint}' is of the {stage} stage; give one of lipdub train generator")
+        config = NetworkConfig.from_dict(content["settings"]["network"])
+        memory, generator = LipMemory(config), FaceGenerator(config)
+        averaged = content["modules"]["averaged"]
+        for prefix, module in (("memory.", memory), ("generator.", generator)):
+            module.load_state_dict({key.removeprefix(prefix): value for key, value in averaged.items() if key.startswith(prefix)})
+            module.eval()
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointInvalid(
-            f"'{checkpoint}' is of the {content.get('settings', {}).get('stage')} stage; give one of lipdub train generator"
-        )
-    config = NetworkConfig.from_dict(content["settings"]["network"])
-    memory, generator = LipMemory(config), FaceGenerator(config)
-    averaged = content["modules"]["averaged"]
-    for prefix, module in (("memory.", memory), ("generator.", generator)):
-        module.load_state_dict({key.removeprefix(prefix): value for key, value in averaged.items() if key.startswith(prefix)})
-        module.eval()
+            f"'{checkpoint}' holds no generator of this lipdub: {' '.join(str(error).split())[:200]}; give one of lipdub train generator"
+        ) from error
     return config, memory, generator
 
 
@@ -118,7 +124,8 @@ def save_weights(path: Path, memory: LipMemory, generator: FaceGenerator) -> Non
     """Both networks' weights as float16, to adapt or to go on training from."""
     tensors = {f"memory.{key}": value.half().contiguous() for key, value in memory.state_dict().items()}
     tensors |= {f"generator.{key}": value.half().contiguous() for key, value in generator.state_dict().items()}
-    save_file(tensors, path)
+    # Not save_file: it makes the file readable for its owner alone, and a full disk raises an error of its own kind.
+    path.write_bytes(serialised(tensors))
 
 
 @torch.no_grad()
@@ -146,10 +153,14 @@ def _export_graph(module: nn.Module, example: tuple[Tensor, ...], graph: str, fo
     path = folder / graph
     inputs, outputs = list(names.inputs), list(names.outputs)
     try:
-        torch.onnx.export(
-            module.eval(), example, str(path), input_names=inputs, output_names=outputs, opset_version=OPSET, dynamo=False,
-            dynamic_axes={key: {0: bundle.BATCH} for key in (*inputs, *outputs)},
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            # The TorchScript exporter says that it is deprecated, and traces group norm's own check of its input's size.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+            torch.onnx.export(
+                module.eval(), example, str(path), input_names=inputs, output_names=outputs, opset_version=OPSET, dynamo=False,
+                dynamic_axes={key: {0: bundle.BATCH} for key in (*inputs, *outputs)},
+            )  # fmt: skip
         model = onnx.load(str(path))
         if half:
             _store_half(model)
@@ -179,7 +190,7 @@ def _parity(module: nn.Module, example: tuple[Tensor, ...], graph: str, path: Pa
         expected = _as_tuple(module(*fed))
         got = session.run({key: value.numpy() for key, value in zip(names.inputs, fed, strict=True)})
         for key, value in zip(names.outputs, expected, strict=True):
-            worst = max(worst, float(np.abs(got[key] - value.numpy()).max()))
+            worst = float(np.maximum(worst, np.abs(got[key] - value.numpy()).max()))  # keeps NaN; max() would drop it
     tolerance = HALF_TOLERANCE if half else TOLERANCE
     if not worst <= tolerance:
         raise ExportFailed(
@@ -260,14 +271,16 @@ def _folder_beside(out: Path) -> Iterator[Path]:
 
 def _put_in_place(folder: Path, out: Path) -> None:
     """Swap the finished folder in; the old bundle is removed only when the new one stands."""
-    folder.chmod(0o755)
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)  # made by mkdtemp, for its owner alone
     old = folder.with_name(f"{folder.name}.old")
     if out.exists():
         os.replace(out, old)
     try:
         os.replace(folder, out)
-    except OSError:
-        if old.exists():
+    except BaseException:
+        if old.exists() and not out.exists():
             os.replace(old, out)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -212,17 +212,18 @@ class _GeneratorStep(nn.Module):
         fused = self.memory.fuse(audio_feature.repeat(2, 1), torch.cat([by_lips.recalled, by_audio.recalled]))
         target, reference = pictures[:, reach : reach + frames].flatten(0, 1), to_network(batch["reference"])
         features = self.generator.encoder(target, reference.repeat_interleave(frames, dim=0))
-        # Rows of (lip recalls, audio recalls) that are drawn, window by window.
-        if stage.decode == "both":
+        # Rows of (lip recalls, audio recalls) that are drawn, window by window. A single window cannot be split: it is drawn from both.
+        both = stage.decode == "both" or count == 1
+        if both:
             audio_window = torch.cat([torch.zeros(count), torch.ones(count)]).bool()
             window = torch.arange(count).repeat(2)
         else:
-            audio_window = torch.arange(count) < max(1, round(stage.audio_share * count))
+            audio_window = torch.arange(count) < min(count - 1, max(1, round(stage.audio_share * count)))
             window = torch.arange(count)
         row = (window[:, None] * frames + torch.arange(frames)).flatten().to(lips.device)
         from_audio = audio_window.repeat_interleave(frames).to(lips.device)
-        skips = [feature[row] for feature in features] if stage.decode == "both" else features
-        drawn = self.generator.decoder(fused[row + from_audio * len(lips)], skips).float()
+        drawn_from = features.rows(row) if both else features
+        drawn = self.generator.decoder(fused[row + from_audio * len(lips)], drawn_from).float()
         true = boxes[:, reach : reach + frames].flatten(0, 1)[row]
         scale = torch.where(from_audio, weights.audio_picture, 1.0)[:, None, None, None]
         attention = scale * (1 + weights.mouth * _around_mouth(config, true.device))

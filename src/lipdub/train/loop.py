@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
-from lipdub.errors import MemoryCollapsed, TrainingError
+from lipdub.errors import MemoryCollapsed, OutputRefused, TrainingError
 from lipdub.train import checkpoints
 from lipdub.train.data import Samples, loader
 
@@ -142,9 +142,12 @@ def run(
         first, best = _restore(stage, content)
     elif latest.exists():
         raise TrainingError(f"'{folder}' already holds a run; go on with --resume, or give another folder with -o")
-    if fabric.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-    writer = SummaryWriter(str(folder)) if fabric.is_global_zero else None
+    try:
+        if fabric.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+        writer = SummaryWriter(str(folder)) if fabric.is_global_zero else None
+    except OSError as error:
+        raise OutputRefused(f"cannot write into '{folder}': {error.strerror}; choose another folder with -o") from error
     figures: dict[str, float] = {}
     batches = iter(
         loader(
@@ -160,16 +163,23 @@ def run(
             for optimizer in stage.optimizers().values():
                 for group in optimizer.param_groups:
                     group["lr"] = group["base_rate"] * factor
-            losses = stage.step(batch, number, fabric)
             done = number + 1
+            try:
+                losses = stage.step(batch, number, fabric)
+            except RuntimeError as error:
+                if "non-finite" not in str(error):
+                    raise
+                # Fabric's gradient clipping: the loss or its gradient is no number.
+                raise TrainingError(_no_number("a gradient", done)) from error
             last = done == settings.steps
-            reported = done % 20 == 0 or last
+            # Whatever is judged or kept is looked at first: a checkpoint without numbers would replace a good one.
+            reported = done % 20 == 0 or done % settings.validate_every == 0 or done % settings.checkpoint_every == 0 or last
             validation = None
             if reported:
                 values = {key: float(value.detach()) for key, value in losses.items()}
                 bad = [key for key, value in values.items() if not math.isfinite(value)]
                 if bad:
-                    raise TrainingError(f"the loss {bad[0]} is no number at step {done}; resume from '{latest}' with a lower --rate")
+                    raise TrainingError(_no_number(f"the loss {bad[0]}", done))
                 if writer is not None:
                     for key, value in values.items():
                         writer.add_scalar(f"loss/{key}", value, done)
@@ -196,6 +206,10 @@ def run(
         if writer is not None:
             writer.close()
     return figures
+
+
+def _no_number(what: str, step: int) -> str:
+    return f"{what} is no number at step {step}; start a new run folder with a lower --rate (checkpoints up to here are kept)"
 
 
 def _content(

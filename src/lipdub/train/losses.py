@@ -20,7 +20,7 @@ def store_loss(recalled: Tensor, lip_feature: Tensor) -> Tensor:
 def align_loss(lip_address: Tensor, audio_address: Tensor) -> Tensor:
     """KL(lip address || audio address), both (B, S): pulls the audio side. The lip address is not pulled."""
     target = lip_address.detach()
-    return F.kl_div(torch.log(audio_address + 1e-8), target, reduction="batchmean")
+    return F.kl_div(torch.log(audio_address + 1e-8), target, reduction="sum") / max(1, len(target))  # all of a batch may be silent
 
 
 def usage_loss(address: Tensor) -> Tensor:
@@ -44,7 +44,9 @@ def landmark_loss(predicted: Tensor, true: Tensor) -> Tensor:
 
 def spread_loss(predicted: Tensor, true: Tensor) -> Tensor:
     """Pulls the spread of lip points over the batch (B, 40, 2) to the true spread: against under-articulation, which the mean of
-    many possible mouths (regression to the mean) always shows. Weighted by how much a point really moves."""
+    many possible mouths (regression to the mean) always shows. Weighted by how much a point really moves. One sample has none."""
+    if len(true) < 2:
+        return predicted.new_zeros(())
     true_spread = true.std(dim=0)
     difference = predicted.float().std(dim=0) - true_spread
     return (difference**2).mean() / (true_spread**2).mean().clamp(min=1e-8)

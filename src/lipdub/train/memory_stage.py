@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lipdub.errors import TrainingDataError
 from lipdub.train import losses
 from lipdub.train.data import Clip, Samples, opening_from_lips, to_network
 from lipdub.train.loop import Validation
@@ -22,6 +23,8 @@ FEWEST_SLOTS_IN_USE = 8.0
 """Usage perplexity below this is collapse."""
 GRACE_STEPS = 600
 """Collapse is judged after this many steps."""
+JUDGED_FRAMES = 40
+"""Held-out clips shorter than this say too little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,8 @@ class MemoryStage:
 
     def validate(self) -> Validation:
         """On held-out people: correlation of the opening with the truth by lips and by audio, spread, slots in use."""
+        if all(len(clip) < JUDGED_FRAMES for clip in self.held_out):
+            raise TrainingDataError(f"no held-out clip has {JUDGED_FRAMES} frames, so nothing can be judged; give longer clips with --val")
         figures = judge_memory(self.memory, self.held_out, self.config)
         collapsed = None
         if self._number >= GRACE_STEPS:
@@ -177,7 +182,7 @@ def judge_memory(memory: LipMemory, clips: list[Clip], config: NetworkConfig, *,
     y0, y1, x0, x1 = config.drawn
     by_lips, by_audio, spreads, lip_addresses, audio_addresses = [], [], [], [], []
     for clip in clips:
-        if len(clip) < 40:
+        if len(clip) < JUDGED_FRAMES:
             continue
         end = min(longest, len(clip))
         pictures = to_network(torch.from_numpy(central(clip, 0, end, config)[:, y0:y1, x0:x1])).to(device)

@@ -5,7 +5,8 @@ are float32 (B, 3, H, W) in [-1, 1].
 
 Departures from the paper, all measured on our own footage (design, section 6): slots and embeddings are normalised; a linear head
 reads the lip landmarks from every recall (without a task of its own the memory collapses to one slot); the decoder draws only
-the box that the paste mask can show; ``compact`` also feeds the lip feature to every coarse decoder level (``modulated``).
+the box that the paste mask can show; ``compact`` also feeds the lip feature to every coarse decoder level (``modulated``), and may
+copy the reference's pixels through a drawn flow (``copies``), which keeps skin, beard and collar as sharp as they are.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from lipdub.records import CropSpec, MelSpec
 from lipdub.train import checkpoints
 
 LIP_POINTS = 40
+_FLOW_STRIDE = 4
+"""Decoder level (crop px per cell) at which the flow is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class NetworkConfig:
     """One residual block at each coarse level of face encoder and decoder (the paper's has them at all)."""
     modulated: bool
     fusion_dropout: float
+    copies: bool = False
+    """The decoder may take pixels of the reference, moved by a smooth flow that it draws, instead of drawing them."""
     kappa: float = 16.0
     """Sharpness of the addresses."""
     frames: int = 5
@@ -81,9 +86,12 @@ class NetworkConfig:
                 f"the checkpoint's network has unknown settings {sorted(set(values) - known)}; use the lipdub that wrote it"
             )
         plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        if isinstance(plain.get("mel"), dict):
-            plain["mel"] = MelSpec(**plain["mel"])
-        return cls(**plain)
+        try:
+            if isinstance(plain.get("mel"), dict):
+                plain["mel"] = MelSpec(**plain["mel"])
+            return cls(**plain)
+        except (TypeError, ValueError) as error:
+            raise TrainingError(f"the checkpoint's network has unusable settings ({error}); use the lipdub that wrote it") from error
 
 
 PRESETS = {
@@ -91,13 +99,13 @@ PRESETS = {
         preset="paper", size=128, drawn=(0, 128, 0, 128), crop_stride=32, slots=96, channels=512,
         audio_widths=(32, 64, 128, 256), lip_widths=(32, 64, 128, 256), lip_pool=1,
         face_widths=(16, 32, 64, 128, 256, 512, 512), decoder_widths=(512, 512, 384, 256, 128, 64),
-        residual=True, modulated=False, fusion_dropout=0.5,
+        residual=True, modulated=False, copies=False, fusion_dropout=0.5,
     ),
     "compact": NetworkConfig(
         preset="compact", size=128, drawn=(64, 128, 16, 112), crop_stride=8, slots=96, channels=192,
         audio_widths=(24, 48, 96, 160), lip_widths=(24, 48, 96, 160), lip_pool=2,
         face_widths=(12, 24, 48, 96, 144, 192, 192), decoder_widths=(160, 128, 96, 64, 40, 20),
-        residual=True, modulated=True, fusion_dropout=0.1,
+        residual=True, modulated=True, copies=True, fusion_dropout=0.1,
     ),
 }  # fmt: skip
 
@@ -254,6 +262,17 @@ class LipMemory(nn.Module):
         return recall.address, self.fuse(audio_feature, recall.recalled)
 
 
+class FaceFeatures(NamedTuple):
+    """What the face encoder gives to the decoder. levels: features from full resolution down to 1 x 1. reference: (B, 3, S, S)."""
+
+    levels: list[Tensor]
+    reference: Tensor
+
+    def rows(self, index: Tensor) -> FaceFeatures:
+        """Those rows of everything, in this order."""
+        return FaceFeatures([level[index] for level in self.levels], self.reference[index])
+
+
 class FaceEncoder(nn.Module):
     """Target face without its lower half, and a reference face, to features at every resolution (U-Net encoder)."""
 
@@ -270,7 +289,7 @@ class FaceEncoder(nn.Module):
         self.stages = nn.ModuleList(stages)
         self._masked_from = config.masked_from
 
-    def forward(self, target: Tensor, reference: Tensor) -> list[Tensor]:
+    def forward(self, target: Tensor, reference: Tensor) -> FaceFeatures:
         """target, reference (B, 3, S, S) to features from full resolution down to 1 x 1. The target's lower half is zeroed here, too."""
         target = torch.cat([target[:, :, : self._masked_from], torch.zeros_like(target[:, :, self._masked_from :])], dim=2)
         x = torch.cat([target, reference], dim=1)
@@ -278,7 +297,7 @@ class FaceEncoder(nn.Module):
         for stage in self.stages:
             x = stage(x)
             features.append(x)
-        return features
+        return FaceFeatures(features, reference)
 
 
 class DecoderLevel(nn.Module):
@@ -309,7 +328,7 @@ class Decoder(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         widths, skips = config.decoder_widths, config.face_widths[-2::-1]
-        bottleneck = config.channels + config.face_widths[-1] if config.modulated else config.channels
+        bottleneck = config.channels + config.face_widths[-1]
         side = config.size >> (len(config.face_widths) - 2)
         levels = []
         for level, (width, skip) in enumerate(zip(widths, skips, strict=True)):
@@ -325,17 +344,25 @@ class Decoder(nn.Module):
                 )
             )
         self.levels = nn.ModuleList(levels)
-        self.picture = nn.Conv2d(widths[-1], 3, 3, 1, 1)
+        self.picture = nn.Conv2d(widths[-1], 4 if config.copies else 3, 3, 1, 1)
+        self.flow: nn.Conv2d | None = None
+        if config.copies:
+            self.flow = nn.Conv2d(widths[-3], 2, 3, 1, 1)
+            with torch.no_grad():
+                # Begin with no motion, and with mostly drawn pixels.
+                self.flow.weight.zero_()
+                nn.init.zeros_(self.flow.bias)  # type: ignore[arg-type]
+                self.picture.bias[3] = 2.0  # type: ignore[index]
         self._config = config
         self._side = side
 
-    def forward(self, lip_feature: Tensor, features: list[Tensor]) -> Tensor:
+    def forward(self, lip_feature: Tensor, features: FaceFeatures) -> Tensor:
         """lip_feature (B, C), features as the face encoder gives them; (B, 3, h, w) in [-1, 1], the drawn box."""
         config = self._config
-        bottom = lip_feature[..., None, None]
-        x = torch.cat([bottom, features[-1]], dim=1) if config.modulated else bottom
+        x = torch.cat([lip_feature[..., None, None], features.levels[-1]], dim=1)
         cropped = False
-        for level, (stage, skip) in enumerate(zip(self.levels, features[-2::-1], strict=True)):
+        flow: Tensor | None = None
+        for level, (stage, skip) in enumerate(zip(self.levels, features.levels[-2::-1], strict=True)):
             stride = config.size // (self._side << level)
             box = None
             if stride <= config.crop_stride:
@@ -343,7 +370,24 @@ class Decoder(nn.Module):
                 skip = skip[:, :, y0:y1, x0:x1]
                 box, cropped = (None, True) if cropped else ((y0, y1, x0, x1), True)
             x = stage(x, skip, lip_feature, box)
-        return torch.tanh(self.picture(x))
+            if self.flow is not None and stride == _FLOW_STRIDE:
+                flow = self.flow(x)
+        picture = self.picture(x)
+        if flow is None:
+            return torch.tanh(picture)
+        drawn, share = torch.tanh(picture[:, :3]), torch.sigmoid(picture[:, 3:])
+        return share * drawn + (1 - share) * self._moved(features.reference, flow)
+
+    def _moved(self, reference: Tensor, flow: Tensor) -> Tensor:
+        """The reference's pixels (B, 3, S, S) as the flow (B, 2, h / 4, w / 4) brings them into the drawn box: (B, 3, h, w)."""
+        config = self._config
+        y0, y1, x0, x1 = config.drawn
+        # Up to a quarter of the crop in either direction; in float32, since half precision cannot tell pixels apart.
+        flow = F.interpolate(0.5 * torch.tanh(flow.float()), (y1 - y0, x1 - x0), mode="bilinear", align_corners=False)
+        y = (torch.arange(y0, y1, device=flow.device) + 0.5) * (2 / config.size) - 1
+        x = (torch.arange(x0, x1, device=flow.device) + 0.5) * (2 / config.size) - 1
+        grid = torch.stack([flow[:, 0] + x[None, None, :], flow[:, 1] + y[None, :, None]], dim=-1)
+        return F.grid_sample(reference.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 class FaceGenerator(nn.Module):

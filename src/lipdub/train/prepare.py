@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import crop, media
-from lipdub.errors import LipdubError, TrainingDataError
+from lipdub.errors import LipdubError, OutputRefused, TrainingDataError, TrainingError
 from lipdub.faces import MediapipeDetector
 from lipdub.mel import cut_windows, log_mel, silence_weight
 from lipdub.records import MelSpec
@@ -78,7 +79,7 @@ def find_clips(sources: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found.extend(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
+            found.extend(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
         elif source.exists():
             found.append(source)
         else:
@@ -101,9 +102,12 @@ def prepare(
 
     speakers: file name (without folders) to speaker. A broken clip is dropped with its reason; nothing it does ends the run.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for leftover in out.glob(".*.part*"):
-        leftover.unlink(missing_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for leftover in out.glob(".*.part*"):
+            leftover.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputRefused(f"cannot write into '{out}': {error.strerror}; choose another folder with -o") from error
     done: list[Prepared] = []
     todo = []
     for clip in clips:
@@ -119,6 +123,13 @@ def prepare(
             for future in as_completed(futures):
                 done.append(future.result())
                 on_clip(done[-1])
+        except BrokenProcessPool as error:
+            raise TrainingError(
+                "a worker died, most likely for want of memory; run again with fewer --workers, it goes on where it stopped"
+            ) from error
+        except OSError as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise TrainingError(f"cannot write into '{out}': {error}; free some disk space and run again, it goes on") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -1,0 +1,311 @@
+"""crop.py: the two warps undo each other, the mask covers what speech moves, and nothing outside it is ever touched."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import cv2
+import numpy as np
+import pytest
+from faces_for_tests import CHIN, LOWER_LIP, NOSE_TIP, UPPER_LIP, face_at, portrait, portrait_face
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lipdub import crop
+from lipdub.records import Crops, CropSpec, Face, FrameChunk
+from lipdub.tracks import LIPS
+
+SPEC = CropSpec(size=128, drawn=(56, 128, 16, 112), masked_from=64)
+
+similarities = st.builds(
+    lambda scale, angle, tx, ty: np.array([scale * np.cos(angle), scale * np.sin(angle), tx, ty]),
+    st.floats(1 / 1500, 1 / 40),
+    st.floats(-np.pi, np.pi),
+    st.floats(-3, 3),
+    st.floats(-3, 3),
+)
+
+
+def mesh_with(anchors: NDArray[np.float64]) -> NDArray[np.float32]:
+    """A mesh whose static points lie at `anchors` (frame px); all others are far away and must not count."""
+    mesh = np.full((478, 3), 1e4, np.float32)
+    mesh[crop.ANCHORS, :2] = anchors
+    return mesh
+
+
+def chunk_of(*frames: NDArray[np.uint8]) -> FrameChunk:
+    return FrameChunk(0, np.stack(frames), np.arange(len(frames), dtype=np.int64), Fraction(1, 25))
+
+
+def crops_of(frame: NDArray[np.uint8], face: Face, size: int = SPEC.size) -> Crops:
+    similarity = crop.fit_similarity(face.landmarks)
+    outline = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity)
+    return crop.take(chunk_of(frame), np.array([0]), similarity[None], outline[None], size)
+
+
+def smooth_picture(width: int = 512, height: int = 512) -> NDArray[np.uint8]:
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x / 40), np.cos(y / 50), np.sin((x + y) / 60)]
+    return np.stack([128 + 70 * wave for wave in waves], axis=-1).astype(np.uint8)
+
+
+def mask_in_frame(crops: Crops, shape: tuple[int, ...], spec: CropSpec = SPEC) -> NDArray[np.float32]:
+    mask = crop.mask_of(crops.outline[0], spec)
+    return np.asarray(cv2.warpAffine(mask, crops.to_frame[0], (shape[1], shape[0]), flags=cv2.INTER_LINEAR), np.float32)
+
+
+def at(mask: NDArray[np.float32], point: NDArray[np.float32]) -> float:
+    """The mask at a point in crop px (pixel i spans [i, i + 1))."""
+    return float(mask[tuple(np.clip(np.floor(point[::-1]).astype(int), 0, len(mask) - 1))])
+
+
+# --------------------------------------------------------------------------------------------------------- alignment
+
+
+@given(similarity=similarities)
+@settings(max_examples=100, deadline=None)
+def test_the_fit_finds_the_similarity_that_the_face_was_placed_with(similarity: NDArray[np.float64]) -> None:
+    to_frame = crop.unit_to_frame(similarity)[0]
+    anchors = crop.ANCHOR_TARGETS @ to_frame[:, :2].T + to_frame[:, 2]
+    found = crop.fit_similarity(mesh_with(anchors))
+    scale = np.hypot(*similarity[:2])
+    # float32 landmarks: a hundredth of a pixel anywhere.
+    back = crop.unit_to_frame(found)[0]
+    corners = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
+    np.testing.assert_allclose(corners @ back[:, :2].T + back[:, 2], corners @ to_frame[:, :2].T + to_frame[:, 2], atol=0.01)
+    np.testing.assert_allclose(np.hypot(*found[:2]), scale, rtol=1e-3)
+
+
+@given(similarity=similarities, seed=st.integers(0, 9))
+@settings(max_examples=50, deadline=None)
+def test_unit_to_frame_undoes_to_unit(similarity: NDArray[np.float64], seed: int) -> None:
+    points = np.random.default_rng(seed).uniform(0, 2000, (20, 2))
+    unit = crop.to_unit(points.astype(np.float32), similarity)
+    matrix = crop.unit_to_frame(similarity)[0]
+    np.testing.assert_allclose(unit @ matrix[:, :2].T + matrix[:, 2], points, atol=0.02)
+
+
+@given(seed=st.integers(0, 50))
+@settings(max_examples=20, deadline=None)
+def test_the_fit_is_the_least_squares_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    anchors = 300 * crop.ANCHOR_TARGETS + rng.normal(0, 5, crop.ANCHOR_TARGETS.shape)
+
+    def error(similarity: NDArray[np.float64]) -> float:
+        return float(((crop.to_unit(anchors.astype(np.float32), similarity) - crop.ANCHOR_TARGETS) ** 2).sum())
+
+    found = crop.fit_similarity(mesh_with(anchors))
+    assert all(error(found) <= error(found + change) + 1e-7 for change in rng.normal(0, 1, (20, 4)) * [1e-5, 1e-5, 5e-3, 5e-3])
+
+
+def test_mouth_and_jaw_do_not_move_the_crop() -> None:
+    calm, speaking = portrait_face(), portrait_face()
+    moving = np.unique(np.concatenate([LIPS, np.array(crop.JAW)]))
+    speaking.landmarks[moving] += 9
+    assert (crop.fit_similarity(calm.landmarks) == crop.fit_similarity(speaking.landmarks)).all()
+
+
+@pytest.mark.parametrize("roll_deg", [0, 25, -70])
+@pytest.mark.parametrize("height", [60, 170, 400])
+def test_a_crop_shows_the_landmarks_where_they_are(roll_deg: float, height: float) -> None:
+    face = face_at((256, 256), height=height, roll_deg=roll_deg)
+    frame = np.zeros((512, 512, 3), np.uint8)
+    points = face.landmarks[[33, 263, NOSE_TIP, UPPER_LIP], :2]
+    radius = height / 25
+    for x, y in points:
+        cv2.circle(frame, (round(float(x - 0.5) * 16), round(float(y - 0.5) * 16)), round(radius * 16), (255, 255, 255), -1, cv2.LINE_AA, 4)
+    taken = crops_of(frame, face)
+    unit = crop.to_unit(points, crop.fit_similarity(face.landmarks))
+    for x, y in unit * SPEC.size:
+        column, row, reach = int(x), int(y), 7
+        patch = taken.pixels[0, row - reach : row + reach + 1, column - reach : column + reach + 1, 0].astype(float)
+        centre = (patch[..., None] * np.stack(np.mgrid[row - reach : row + reach + 1, column - reach : column + reach + 1], -1)).sum((0, 1)) / patch.sum()
+        np.testing.assert_allclose(centre + 0.5, [y, x], atol=0.4)
+
+
+def test_a_face_much_larger_than_the_crop_does_not_alias() -> None:
+    y, x = np.mgrid[0:2000, 0:2000]
+    checkers = np.repeat((255 * ((x + y) % 2)).astype(np.uint8)[..., None], 3, axis=2)
+    taken = crops_of(checkers, face_at((1000, 1000), height=1500, roll_deg=10), size=96)
+    assert abs(float(taken.pixels.mean()) - 127.5) < 2
+    assert float(taken.pixels.std()) < 12
+
+
+# ------------------------------------------------------------------------------------------------------------- paste
+
+
+@given(
+    height=st.floats(60, 300), roll_deg=st.floats(-40, 40), x=st.floats(150, 360), y=st.floats(150, 360), strength=st.floats(0.1, 1.0)
+)
+@settings(max_examples=15, deadline=None)
+def test_pasting_what_was_taken_changes_almost_nothing_and_nothing_at_all_outside(
+    height: float, roll_deg: float, x: float, y: float, strength: float
+) -> None:
+    frame = smooth_picture()
+    before = frame.copy()
+    crops = crops_of(frame, face_at((x, y), height=height, roll_deg=roll_deg))
+    pasted = crop.paste(frame[None], crops, crops.pixels, np.array([strength], np.float32), SPEC)[0]
+    assert (frame == before).all()
+    difference = np.abs(pasted.astype(int) - frame)
+    assert difference.max() <= 4
+    assert difference[mask_in_frame(crops, frame.shape) == 0].max() == 0
+
+
+def test_where_the_mask_is_zero_every_bit_stays() -> None:
+    rng = np.random.default_rng(0)
+    frame = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    crops = crops_of(frame, face_at(roll_deg=12))
+    drawn = rng.integers(0, 256, crops.pixels.shape, dtype=np.uint8)
+    pasted = crop.paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
+    outside = mask_in_frame(crops, frame.shape) == 0
+    assert (pasted[outside] == frame[outside]).all()
+    assert 0.85 < outside.mean() < 0.99
+    assert (pasted[~outside] != frame[~outside]).mean() > 0.5
+
+
+def test_inside_the_mask_the_new_picture_is_taken() -> None:
+    frame = smooth_picture()
+    face = face_at()
+    crops = crops_of(frame, face)
+    drawn = crops.pixels.copy()
+    middle = face.landmarks[[UPPER_LIP, LOWER_LIP], :2].mean(axis=0)
+    unit = crop.to_unit(middle, crop.fit_similarity(face.landmarks)) * SPEC.size
+    drawn[0, int(unit[1]) - 8 : int(unit[1]) + 9, int(unit[0]) - 8 : int(unit[0]) + 9] = (250, 10, 10)
+    pasted = crop.paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
+    np.testing.assert_allclose(pasted[int(middle[1]), int(middle[0])], (250, 10, 10), atol=12)
+
+
+def test_strength_fades_from_the_frame_to_the_drawing() -> None:
+    frame = smooth_picture()
+    crops = crops_of(frame, face_at())
+    drawn = np.full_like(crops.pixels, 30)
+
+    def change(strength: float) -> NDArray[np.float64]:
+        return crop.paste(frame[None], crops, drawn, np.array([strength], np.float32), SPEC)[0].astype(np.float64) - frame
+
+    assert (change(0.0) == 0).all()
+    np.testing.assert_allclose(change(0.5), change(1.0) / 2, atol=1.1)
+
+
+def test_no_crops_no_change_and_each_crop_goes_into_its_own_frame() -> None:
+    frames = np.stack([smooth_picture()] * 3)
+    face = face_at()
+    similarity = crop.fit_similarity(face.landmarks)[None]
+    outline = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity[0])[None]
+    none = crop.take(chunk_of(*frames), np.zeros(0, np.int64), similarity[:0], outline[:0], SPEC.size)
+    assert (crop.paste(frames, none, none.pixels, np.zeros(0, np.float32), SPEC) == frames).all()
+    one = crop.take(chunk_of(*frames), np.array([1]), similarity, outline, SPEC.size)
+    pasted = crop.paste(frames, one, np.zeros_like(one.pixels), np.ones(1, np.float32), SPEC)
+    assert [(after != before).any() for after, before in zip(pasted, frames, strict=True)] == [False, True, False]
+
+
+@pytest.mark.parametrize("centre", [(0, 200), (511, 200), (256, 0), (256, 511), (0, 0), (511, 511)])
+@pytest.mark.parametrize("height", [80, 300])
+def test_a_face_that_is_half_outside_the_frame_works(centre: tuple[float, float], height: float) -> None:
+    frame = smooth_picture()
+    crops = crops_of(frame, face_at(centre, height=height))
+    pasted = crop.paste(frame[None], crops, crops.pixels, np.ones(1, np.float32), SPEC)[0]
+    difference = np.abs(pasted.astype(int) - frame)
+    assert difference.max() <= 8
+    assert difference[mask_in_frame(crops, frame.shape) == 0].max() == 0
+
+
+def test_a_face_that_is_wholly_outside_the_frame_changes_nothing() -> None:
+    frame = smooth_picture()
+    crops = crops_of(frame, face_at((-900, 2000)))
+    assert (crop.paste(frame[None], crops, np.zeros_like(crops.pixels), np.ones(1, np.float32), SPEC)[0] == frame).all()
+
+
+# -------------------------------------------------------------------------------------------------------------- mask
+
+
+def portrait_mask() -> tuple[NDArray[np.float32], Crops, NDArray[np.float32]]:
+    """Mask, crops and all landmarks in crop px of the example face."""
+    face = portrait_face()
+    crops = crops_of(portrait(), face)
+    points = crop.to_unit(face.landmarks[:, :2], crop.fit_similarity(face.landmarks)) * SPEC.size
+    return crop.mask_of(crops.outline[0], SPEC), crops, points
+
+
+def test_the_mask_covers_mouth_jaw_and_chin_of_the_example_and_leaves_the_nose() -> None:
+    mask, _, points = portrait_mask()
+    assert mask.dtype == np.float32
+    assert mask.min() >= 0
+    assert mask.max() <= 1
+    assert min(at(mask, points[index]) for index in LIPS) > 0.9
+    assert at(mask, points[CHIN]) > 0.9
+    # From the height of the mouth down, all the jaw; up at the ears it may thin out.
+    low = [index for index in crop.JAW if points[index, 1] > points[UPPER_LIP, 1]]
+    assert len(low) >= 9
+    assert min(at(mask, points[index]) for index in low) > 0.5
+    assert at(mask, points[NOSE_TIP]) < 0.1
+    assert max(at(mask, points[index]) for index in crop.ANCHORS) == 0
+
+
+def test_the_mask_covers_a_chin_that_drops_below_the_sources() -> None:
+    mask, _, points = portrait_mask()
+    face_height = float(np.ptp(points[:, 1]))
+    lower = points[CHIN] + [0, 0.03 * face_height]
+    assert at(mask, lower.astype(np.float32)) > 0.4
+
+
+@given(
+    drawn=st.tuples(st.integers(30, 70), st.integers(100, 128), st.integers(0, 40), st.integers(90, 128)), jitter=st.integers(0, 20)
+)
+@settings(max_examples=30, deadline=None)
+def test_the_mask_is_zero_outside_the_drawn_box(drawn: tuple[int, int, int, int], jitter: int) -> None:
+    _, crops, _ = portrait_mask()
+    spec = CropSpec(128, drawn, 64)
+    mask = crop.mask_of(crops.outline[0] + np.float32(jitter - 10), spec)
+    y0, y1, x0, x1 = drawn
+    inside = np.zeros_like(mask, bool)
+    inside[y0:y1, x0:x1] = True
+    assert (mask[~inside] == 0).all()
+    assert mask.max() <= 1
+
+
+def test_the_mask_has_soft_edges() -> None:
+    mask, _, _ = portrait_mask()
+    assert max(np.abs(np.diff(mask, axis=0)).max(), np.abs(np.diff(mask, axis=1)).max()) < 0.3
+
+
+@pytest.mark.parametrize("size", [96, 128, 256])
+def test_the_mask_is_the_same_at_every_crop_side(size: int) -> None:
+    spec = CropSpec(size, (56 * size // 128, size, 16 * size // 128, 112 * size // 128), size // 2)
+    mask, crops, _ = portrait_mask()
+    other = crop.mask_of(crops.outline[0] * np.float32(size / 128), spec)
+    shrunk = cv2.resize(other, (128, 128), interpolation=cv2.INTER_AREA)
+    assert np.abs(shrunk - mask).mean() < 0.01
+
+
+# ------------------------------------------------------------------------------------------------------------ colour
+
+
+@given(offset=st.tuples(*[st.integers(-25, 25)] * 3))
+@settings(max_examples=15, deadline=None)
+def test_a_constant_difference_of_colour_is_taken_out(offset: tuple[int, int, int]) -> None:
+    mask, crops, _ = portrait_mask()
+    target = crops.pixels[0].clip(30, 225)
+    drawn = (target.astype(int) + offset).astype(np.uint8)
+    matched = crop.match_colour(drawn, target, mask)
+    inside = mask > 0.5
+    assert np.abs(matched - target)[inside].mean() < 0.05 * max(1, *np.abs(offset)) + 0.5
+
+
+def test_a_mouth_that_was_drawn_differently_keeps_its_own_colour() -> None:
+    mask, crops, points = portrait_mask()
+    target = crops.pixels[0]
+    drawn = target.copy()
+    x, y = points[[UPPER_LIP, LOWER_LIP]].mean(axis=0).astype(int)
+    drawn[y - 6 : y + 7, x - 12 : x + 13] = (60, 10, 10)
+    matched = crop.match_colour(drawn, target, mask)
+    assert np.abs(matched - drawn).max() < 6
+
+
+def test_nothing_to_compare_leaves_the_drawing_as_it_is() -> None:
+    mask, crops, _ = portrait_mask()
+    drawn = np.where(crops.pixels[0] > 127, 0, 255).astype(np.uint8)
+    empty = crop.match_colour(drawn, crops.pixels[0], np.zeros_like(mask))
+    assert (empty == drawn).all()
+    assert np.isfinite(crop.match_colour(drawn, crops.pixels[0], mask)).all()

@@ -1,0 +1,354 @@
+"""A checkpoint to a bundle: the same answers as torch, any batch, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import needs_torch  # noqa: F401  (skips this file where torch is absent)
+import numpy as np
+import pytest
+import torch
+from toys import COMPACT, PAPER, toy_settings, write_clips
+
+from lipdub import bundle, runtime
+from lipdub.cli.export import export_onnx as export_command
+from lipdub.errors import CheckpointInvalid, ExportFailed, OutputRefused, TrainingDataError
+from lipdub.generators import open_generator
+from lipdub.train import checkpoints
+from lipdub.train import export as exporting
+from lipdub.train.data import load_clips
+from lipdub.train.export import HALF_TOLERANCE, TOLERANCE, export, load_networks
+from lipdub.train.generator_stage import GeneratorStage
+from lipdub.train.loop import new_fabric, run
+from lipdub.train.memory_stage import MemoryStage
+from lipdub.train.networks import LipMemory, NetworkConfig, load_weights
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("prepared"))
+
+
+def checkpoint_of(folder: Path, prepared: Path, config: NetworkConfig) -> Path:
+    """One step of the generator stage."""
+    clips, plan = load_clips(prepared), toy_settings(steps=1, batch=2)
+    fabric = new_fabric(plan)
+    stage = GeneratorStage(config, LipMemory(config), clips[:2], clips[2:], 1e-3, 2e-4, 0)
+    run(stage, fabric, folder, plan, resume=False, on_progress=lambda _: None)
+    return folder / "latest.pt"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
+    return checkpoint_of(tmp_path_factory.mktemp("compact"), prepared, COMPACT)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[Path, exporting.Exported]:
+    out = tmp_path_factory.mktemp("models") / "toy"
+    return out, export(checkpoint, out, license_text="CC0-1.0", training_data="toys", smoothing_s=0.04)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Everything at and below `folder`, by name and hash."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "folder"
+        for file in sorted(folder.rglob("*"))
+    }
+
+
+def uniform(*shape: int) -> np.ndarray:
+    return np.random.default_rng(len(shape)).uniform(-1, 1, shape).astype(np.float32)
+
+
+# ---- what an export is
+
+
+def test_both_graphs_agree_with_torch(exported: tuple[Path, exporting.Exported]) -> None:
+    out, done = exported
+    assert set(done.differences) == {bundle.MEMORY_GRAPH, bundle.GENERATOR_GRAPH}
+    assert all(0 <= difference <= 1e-4 for difference in done.differences.values())
+    assert done.tolerance == TOLERANCE == 1e-4
+    assert done.bytes == sum(file.stat().st_size for file in out.iterdir())
+    assert done.gflop_per_frame > 0
+
+
+def test_a_bundle_says_what_it_is_and_opens(exported: tuple[Path, exporting.Exported], checkpoint: Path) -> None:
+    out, done = exported
+    assert sorted(contents(out)) == ["bundle.json", "generator.onnx", "memory.onnx", "weights.safetensors"]
+    spec = bundle.load_spec(out)
+    assert spec == done.spec
+    assert (spec.name, spec.license, spec.training_data, spec.smoothing_s) == ("toy", "CC0-1.0", "toys", 0.04)
+    assert (spec.slots, spec.lip_channels, spec.crop, spec.mel) == (COMPACT.slots, COMPACT.channels, COMPACT.crop, COMPACT.mel)
+    generator = open_generator(str(out), device="cpu", threads=1)
+    silence = generator.recall(np.full((1, 80, 16), -4.0, np.float32))
+    np.testing.assert_allclose(silence.lip_feature[0], spec.rest_feature, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 17])
+def test_any_batch_is_answered_as_torch_answers(exported: tuple[Path, exporting.Exported], checkpoint: Path, batch: int) -> None:
+    out, _ = exported
+    config, memory, generator = load_networks(checkpoint)
+    mel = 4 * uniform(batch, 80, 16)
+    targets, references = (np.random.default_rng(seed).integers(0, 256, (batch, 64, 64, 3), dtype=np.uint8) for seed in (1, 2))
+    opened = open_generator(str(out), device="cpu", threads=1)
+    recall = opened.recall(mel)
+    drawn = opened.draw(targets, references, recall.lip_feature)
+    with torch.no_grad():
+        address, lip_feature = memory(torch.from_numpy(mel)[:, None])
+        to_network = lambda pictures: torch.from_numpy(pictures).movedim(-1, 1).float() / 127.5 - 1.0  # noqa: E731
+        face = generator(to_network(targets), to_network(references), torch.from_numpy(recall.lip_feature))
+    np.testing.assert_allclose(recall.address, address.numpy(), atol=1e-4)
+    np.testing.assert_allclose(recall.lip_feature, lip_feature.numpy(), atol=1e-4)
+    y0, y1, x0, x1 = config.drawn
+    expected = ((face.numpy().transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255)
+    assert np.abs(drawn[:, y0:y1, x0:x1] - expected).max() <= 0.55
+
+
+def test_the_exported_weights_are_the_averaged_ones(exported: tuple[Path, exporting.Exported], checkpoint: Path) -> None:
+    """Round trip: what --start reads from a bundle is what the checkpoint held, to half precision."""
+    out, _ = exported
+    averaged = checkpoints.load(checkpoint)["modules"]["averaged"]
+    weights = load_weights(out, COMPACT)
+    assert weights.keys() == averaged.keys()
+    for key, value in load_weights(checkpoint, COMPACT).items():
+        assert torch.equal(value, averaged[key])
+        torch.testing.assert_close(weights[key], value, atol=1e-4, rtol=1e-3)
+        assert weights[key].dtype == torch.float32
+    with pytest.raises(CheckpointInvalid, match="another network"):
+        load_weights(out, replace(COMPACT, slots=10))
+
+
+def test_the_paper_preset_exports_too(prepared: Path, tmp_path: Path) -> None:
+    done = export(checkpoint_of(tmp_path / "run", prepared, PAPER), tmp_path / "paper")
+    assert max(done.differences.values()) <= 1e-4
+    assert open_generator(str(tmp_path / "paper"), device="cpu", threads=1).spec.crop.drawn == (0, 64, 0, 64)
+
+
+def test_half_weights_are_half_the_size_and_close(prepared: Path, tmp_path: Path) -> None:
+    wide = replace(
+        COMPACT, channels=128, audio_widths=(8, 16, 32, 64), face_widths=(8, 16, 32, 64, 64, 64), decoder_widths=(64, 64, 64, 32, 16)
+    )
+    path = checkpoint_of(tmp_path / "run", prepared, wide)
+    full, half = export(path, tmp_path / "full"), export(path, tmp_path / "half", half=True)
+    assert half.tolerance == HALF_TOLERANCE
+    assert 0 < max(half.differences.values()) <= HALF_TOLERANCE
+    for graph in bundle.TENSORS:
+        assert (tmp_path / "half" / graph).stat().st_size < 0.65 * (tmp_path / "full" / graph).stat().st_size
+    assert max(full.differences.values()) <= 1e-4
+    one, other = (open_generator(str(tmp_path / name), device="cpu", threads=1) for name in ("full", "half"))
+    mel = 4 * uniform(3, 80, 16)
+    np.testing.assert_allclose(one.recall(mel).lip_feature, other.recall(mel).lip_feature, atol=HALF_TOLERANCE)
+
+
+def test_the_resting_mouth_may_come_from_clips(prepared: Path, checkpoint: Path, tmp_path: Path) -> None:
+    plain, rested = export(checkpoint, tmp_path / "a"), export(checkpoint, tmp_path / "b", rest_from=prepared)
+    assert plain.spec.rest_feature != rested.spec.rest_feature
+    assert np.isfinite(rested.spec.rest_feature).all()
+    with pytest.raises(TrainingDataError, match="holds no prepared clips"):
+        export(checkpoint, tmp_path / "c", rest_from=tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize(("mask", "file_mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_modes_follow_the_umask(
+    checkpoint: Path, tmp_path: Path, umask: Callable[[int], int], mask: int, file_mode: int, folder_mode: int
+) -> None:
+    umask(mask)
+    export(checkpoint, tmp_path / "toy")
+    assert (tmp_path / "toy").stat().st_mode & 0o777 == folder_mode
+    assert {file.name: oct(file.stat().st_mode & 0o777) for file in (tmp_path / "toy").iterdir()} == {
+        name: oct(file_mode) for name in ("bundle.json", "generator.onnx", "memory.onnx", "weights.safetensors")
+    }
+
+
+def test_the_command_prints_the_differences(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_command(checkpoint, tmp_path / "toy")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["memory.onnx", "generator.onnx"]
+    for line in lines[:2]:
+        printed = re.search(r"largest difference to torch (\S+) \(at most 1e-04 allowed\)", line)
+        assert printed is not None
+        assert float(printed[1]) <= 1e-4
+    assert re.search(r"wrote .*toy \(\d+\.\d MiB, \d+\.\d\d GFLOP a frame\)", lines[2])
+
+
+# ---- what is refused
+
+
+def test_a_bundle_is_replaced_with_force_alone_and_keeps_its_card(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "toy"
+    out.mkdir()
+    export(checkpoint, out)  # an empty folder is fine
+    (out / "MODEL_CARD.md").write_text("# mine")
+    before = contents(tmp_path)
+    with pytest.raises(OutputRefused, match="already holds a bundle; add --force"):
+        export(checkpoint, out, name="other")
+    assert contents(tmp_path) == before
+    export(checkpoint, out, name="other", force=True)
+    assert bundle.load_spec(out).name == "other"
+    assert (out / "MODEL_CARD.md").read_text() == "# mine"
+    assert [file.name for file in tmp_path.iterdir()] == ["toy"]
+
+
+def test_other_places_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
+    (tmp_path / "file").write_text("mine")
+    before = contents(tmp_path)
+    for name, says in (("photos", "something else than a bundle"), ("file", "is a file"), ("missing/toy", "does not exist")):
+        with pytest.raises(OutputRefused, match=says):
+            export(checkpoint, tmp_path / name, force=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"name": "My Model"}, "name must be lower-case"),
+        ({"license_text": ""}, "license must not be empty"),
+        ({"smoothing_s": float("nan")}, "smoothing_s"),
+    ],
+)
+def test_what_a_bundle_cannot_say_is_refused_in_one_line(checkpoint: Path, tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ExportFailed, match=says):
+        export(checkpoint, tmp_path / "toy", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_memory_checkpoint_is_no_generator(prepared: Path, tmp_path: Path) -> None:
+    clips, plan = load_clips(prepared), toy_settings(steps=1)
+    fabric = new_fabric(plan)
+    run(MemoryStage(COMPACT, clips[:2], clips[2:], 1e-3, 0), fabric, tmp_path / "run", plan, resume=False, on_progress=lambda _: None)
+    with pytest.raises(CheckpointInvalid, match="is of the memory stage; give one of lipdub train generator"):
+        export(tmp_path / "run" / "latest.pt", tmp_path / "toy")
+    assert not (tmp_path / "toy").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"settings": {"stage": "generator"}},
+        {"settings": {"stage": "generator", "network": COMPACT.to_dict()}, "modules": {}},
+        {"settings": {"stage": "generator", "network": COMPACT.to_dict()}, "modules": {"averaged": {"memory.x": torch.zeros(1)}}},
+        {"settings": [1], "modules": {}},
+    ],
+)
+def test_a_checkpoint_that_lacks_a_part_is_named(tmp_path: Path, content: dict[str, Any]) -> None:
+    checkpoints.save(tmp_path / "c.pt", content)
+    with pytest.raises(CheckpointInvalid, match=r"c\.pt' holds no generator") as caught:
+        export(tmp_path / "c.pt", tmp_path / "toy")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_no_numbers_are_not_exported(checkpoint: Path, tmp_path: Path) -> None:
+    content = checkpoints.load(checkpoint)
+    spoiled = {**content, "modules": {"averaged": dict(content["modules"]["averaged"])}}
+    key = "generator.decoder.picture.weight"
+    spoiled["modules"]["averaged"][key] = torch.full_like(spoiled["modules"]["averaged"][key], float("nan"))
+    checkpoints.save(tmp_path / "c.pt", spoiled)
+    with pytest.raises(ExportFailed, match=r"generator\.onnx differs from torch by nan"):
+        export(tmp_path / "c.pt", tmp_path / "toy")
+    assert [file.name for file in tmp_path.iterdir()] == ["c.pt"]
+
+
+# ---- failure on the way leaves nothing behind
+
+
+def disagreeing(patch: pytest.MonkeyPatch, by: float) -> None:
+    answer = runtime.Session.run
+    patch.setattr(runtime.Session, "run", lambda self, feeds: {key: value + np.float32(by) for key, value in answer(self, feeds).items()})
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_disk_at(patch: pytest.MonkeyPatch, name: str) -> None:
+    write = Path.write_bytes
+
+    def full(self: Path, content: bytes) -> int:
+        if self.name == name:
+            write(self, content[: len(content) // 2])
+            no_space()
+        return write(self, content)
+
+    patch.setattr(Path, "write_bytes", full)
+
+
+def exporter_breaks(patch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("cannot trace\nthis\nnetwork")
+
+    patch.setattr(torch.onnx, "export", broken)
+
+
+def interrupted(patch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    patch.setattr(exporting, "save_weights", stop)
+
+
+def rename_fails(patch: pytest.MonkeyPatch) -> None:
+    """Only the last rename, when the old bundle has already been moved out of the way."""
+    rename = os.replace
+
+    def fails(source: Any, target: Any) -> None:
+        if str(source).endswith(".part") and Path(source).is_dir():
+            no_space()
+        rename(source, target)
+
+    patch.setattr(os, "replace", fails)
+
+
+FAILURES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], type[BaseException], str]] = {
+    "torch disagrees": (lambda patch: disagreeing(patch, 1.0), ExportFailed, "differs from torch by 1.*at most 1e-04"),
+    "torch disagrees a little": (lambda patch: disagreeing(patch, 2e-4), ExportFailed, "differs from torch by 2"),
+    "no numbers": (lambda patch: disagreeing(patch, float("nan")), ExportFailed, "differs from torch by nan"),
+    "exporter": (exporter_breaks, ExportFailed, r"cannot write memory\.onnx: cannot trace this network"),
+    "disk full at a graph": (lambda patch: full_disk_at(patch, "generator.onnx"), ExportFailed, r"cannot write generator\.onnx"),
+    "disk full at the weights": (lambda patch: full_disk_at(patch, "weights.safetensors"), ExportFailed, "check the free space"),
+    "disk full at the end": (lambda patch: patch.setattr(bundle, "finish", no_space), ExportFailed, "check the free space"),
+    "Ctrl-C": (interrupted, KeyboardInterrupt, "^$"),
+    "last rename": (rename_fails, ExportFailed, "check the free space"),
+}
+
+
+@pytest.mark.parametrize(("arrange", "error", "says"), FAILURES.values(), ids=FAILURES)
+def test_a_failure_leaves_nothing_behind_and_an_old_bundle_as_it_was(
+    checkpoint: Path, exported: tuple[Path, exporting.Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arrange: Callable[[pytest.MonkeyPatch], None], error: type[BaseException], says: str,
+) -> None:  # fmt: skip
+    old = tmp_path / "old"
+    old.mkdir()
+    for file in exported[0].iterdir():
+        (old / file.name).write_bytes(file.read_bytes())
+    before = contents(tmp_path)
+    arrange(monkeypatch)
+    for out in (tmp_path / "new", old):
+        with pytest.raises(error, match=says) as caught:
+            export(checkpoint, out, force=True)
+        assert "\n" not in str(caught.value)
+        assert contents(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting.tempfile, "mkdtemp", no_space)
+    with pytest.raises(OutputRefused, match="cannot write into"):
+        export(checkpoint, tmp_path / "toy")

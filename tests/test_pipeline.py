@@ -1,0 +1,438 @@
+"""pipeline.py: whole dubs with the fake bundle, followed from the sound into the pixels; and what an interruption leaves: nothing."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from drawn import draw_video, sine, write_wav
+from faces_for_tests import LOWER_LIP, PHOTO, UPPER_LIP, ScriptedDetector, face_at, portrait_face, portrait_frames, scaled
+from fakes import rewrite_spec, write_fake_bundle
+from numpy.typing import NDArray
+
+from lipdub import crop, media, pipeline
+from lipdub.errors import LipdubError, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
+from lipdub.pipeline import dub
+from lipdub.records import DubReport, FrameChunk
+from lipdub.tracks import WHY
+
+FRAMES, SIDE, RATE = 25, 256, 16000
+MARK = 8  # px: frame k has a white square at column k * MARK of the dark strip on top
+
+
+def marked(pixels: NDArray[np.uint8], index: int) -> NDArray[np.uint8]:
+    pixels = pixels.copy()
+    pixels[: 2 * MARK] = 20
+    pixels[: 2 * MARK, index * MARK : (index + 1) * MARK] = 240
+    return pixels
+
+
+def index_of(pixels: NDArray[np.uint8]) -> int:
+    """Which frame of the clip this is, read off its mark."""
+    strip = pixels[2 : 2 * MARK - 2, :, 1].mean(axis=0)
+    return int(strip[: FRAMES * MARK].reshape(FRAMES, MARK).mean(axis=1).argmax())
+
+
+def frames_of(path: Path) -> NDArray[np.uint8]:
+    return np.concatenate([chunk.pixels for chunk in media.read_frames(path)])
+
+
+def times_of(path: Path) -> list[Fraction]:
+    return [tick * chunk.time_base for chunk in media.read_frames(path) for tick in chunk.pts.tolist()]
+
+
+def mouths(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Mean brightness of a patch on the mouth, one per frame."""
+    middle = portrait_face().landmarks[[UPPER_LIP, LOWER_LIP], :2].mean(axis=0) * SIDE / 512
+    x, y = middle.astype(int)
+    return pixels[:, y - 4 : y + 5, x - 6 : x + 7].mean(axis=(1, 2, 3))
+
+
+def loud(seconds: float, rate: int = RATE) -> NDArray[np.float32]:
+    return np.random.default_rng(1).uniform(-0.9, 0.9, round(seconds * rate)).astype(np.float32)
+
+
+def quiet(seconds: float, rate: int = RATE) -> NDArray[np.float32]:
+    return np.zeros(round(seconds * rate), np.float32)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the fake bundle, one second of the portrait, and speech of several lengths."""
+    folder = tmp_path_factory.mktemp("house")
+    write_fake_bundle(folder / "fake")
+    write_fake_bundle(folder / "bright")
+    rewrite_spec(folder / "bright", rest_feature=(1.0, 0.0, 0.0, 0.0))
+    pictures = [marked(scaled(pixels, (SIDE, SIDE)), k) for k, pixels in enumerate(portrait_frames(FRAMES))]
+    draw_video(folder / "clip.mp4", pictures=pictures, fps=25, time_base=Fraction(1, 12800))
+    for name, samples in {"second": loud(1.0), "long": loud(1.62), "short": loud(0.5), "silent": quiet(1.0)}.items():
+        write_wav(folder / f"{name}.wav", samples)
+    write_wav(folder / "half.wav", np.concatenate([loud(0.52), quiet(0.48)]))
+    return folder
+
+
+def dubbed(house: Path, out: Path, *, video: str = "clip.mp4", speech: str = "second.wav", model: str = "fake", **options: Any) -> DubReport:
+    options = {"device": "cpu", "preset": "ultrafast", "crf": 4, "threads": 1} | options
+    return dub(house / video, house / speech, out, model=str(house / model), **options)
+
+
+@pytest.fixture
+def clip(house: Path) -> NDArray[np.uint8]:
+    return frames_of(house / "clip.mp4")
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, script: Callable[[], list[list[Any]]]) -> None:
+    """Let the pipeline's detector play a script."""
+    monkeypatch.setattr(pipeline, "MediapipeDetector", lambda: ScriptedDetector(script()))
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------- length and times
+
+
+@pytest.mark.parametrize(
+    ("speech", "fit", "frames", "seconds"),
+    [
+        ("second.wav", "longest", 25, Fraction(1)),
+        ("long.wav", "longest", 41, Fraction(162, 100)),
+        ("long.wav", "video", 25, Fraction(1)),
+        ("long.wav", "speech", 41, Fraction(162, 100)),
+        ("short.wav", "longest", 25, Fraction(1)),
+        ("short.wav", "video", 25, Fraction(1)),
+        ("short.wav", "speech", 13, Fraction(1, 2)),
+    ],
+)
+def test_frames_times_and_length_follow_the_fit_rule(house: Path, tmp_path: Path, speech: str, fit: Any, frames: int, seconds: Fraction) -> None:
+    out = tmp_path / "out.mp4"
+    report = dubbed(house, out, speech=speech, fit=fit)
+    assert report.frames == report.dubbed == frames
+    assert times_of(out) == [Fraction(k, 25) for k in range(frames)]
+    info = media.probe(out)
+    assert info.duration_s == seconds
+    assert float(seconds) == report.output_s
+    # AAC comes in whole packets of 1024 samples.
+    assert abs(media.audio_duration_s(out) - min(seconds, media.audio_duration_s(house / speech))) <= Fraction(1024, RATE)
+    back_and_forth = [*range(25), *range(23, -1, -1)]
+    assert [index_of(pixels) for pixels in frames_of(out)] == back_and_forth[:frames]
+
+
+def test_variable_rate_video_keeps_its_ticks(house: Path, tmp_path: Path) -> None:
+    pts = [0, 20, 41, 59, 100, 121, 139, 160, 220, 241, 260, 281, 300]
+    draw_video(tmp_path / "vfr.mp4", pictures=list(frames_of(house / "clip.mp4")[: len(pts)]), pts=pts, time_base=Fraction(1, 600))
+    source = times_of(tmp_path / "vfr.mp4")
+    out = tmp_path / "out.mp4"
+    dubbed(house, out, video=str(tmp_path / "vfr.mp4"))
+    assert len(source) == len(pts)
+    times = times_of(out)
+    assert times[: len(source)] == source
+    # Beyond the end the same distances, backwards.
+    extra = np.diff(np.array(times[len(source) :], float))
+    np.testing.assert_allclose(extra, np.diff(np.array(source, float))[::-1][1 : 1 + len(extra)], atol=1e-6)
+    assert media.probe(out).duration_s == 1
+
+
+def test_a_photo_speaks_as_long_as_the_speech_lasts(house: Path, tmp_path: Path) -> None:
+    report = dubbed(house, tmp_path / "out.mp4", video=str(PHOTO), speech="half.wav")
+    pixels = frames_of(tmp_path / "out.mp4")
+    assert report.frames == report.dubbed == len(pixels) == 25
+    assert pixels.shape[1:3] == (512, 512)
+    assert times_of(tmp_path / "out.mp4") == [Fraction(k, 25) for k in range(25)]
+    # Only the mouth is alive.
+    assert np.abs(pixels[3, :200].astype(int) - pixels[20, :200]).mean() < 1
+    assert np.abs(pixels[3].astype(int) - pixels[20]).max() > 40
+
+
+def test_speech_may_be_a_video(house: Path, tmp_path: Path) -> None:
+    draw_video(tmp_path / "talk.mp4", frames=20, audio=loud(0.8))
+    report = dubbed(house, tmp_path / "out.mp4", speech=str(tmp_path / "talk.mp4"), fit="speech")
+    assert report.speech_s == pytest.approx(0.8, abs=0.05)
+    assert report.frames == pytest.approx(20, abs=1)
+    assert mouths(frames_of(tmp_path / "out.mp4"))[5] > mouths(frames_of(house / "clip.mp4"))[5] + 20
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".mkv"])
+def test_other_containers(house: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+    assert dubbed(house, out).frames == 25
+    assert len(frames_of(out)) == 25
+    assert media.has_sound(out)
+
+
+# ------------------------------------------------------------------------------------------------------------ pixels
+
+
+def test_the_mouth_follows_the_sound(house: Path, tmp_path: Path, clip: NDArray[np.uint8]) -> None:
+    dubbed(house, tmp_path / "out.mp4", speech="half.wav")
+    change = mouths(frames_of(tmp_path / "out.mp4")) - mouths(clip)
+    assert (change[1:11] > 25).all()
+    assert np.abs(change[16:]).max() < 12
+    # Half of the sound has gone from a window that is centred on the end of the sound.
+    assert 11 <= int(np.argmax(change < change[:11].mean() / 2)) <= 16
+
+
+def test_nothing_outside_the_mask_changes(house: Path, tmp_path: Path, clip: NDArray[np.uint8]) -> None:
+    dubbed(house, tmp_path / "out.mp4", crf=0)
+    after = frames_of(tmp_path / "out.mp4")
+    face = portrait_face()
+    similarity = crop.fit_similarity(face.landmarks * SIDE / 512)
+    # The widest that the mask can reach in any frame: the drawn box of the crop, and a little for the motion of the head.
+    to_frame = crop.unit_to_frame(similarity)[0]
+    box = np.array([[4 / 32, 16 / 32], [28 / 32, 1]]) @ to_frame[:, :2].T + to_frame[:, 2]
+    outside = np.ones((SIDE, SIDE), bool)
+    outside[int(box[0, 1]) - 6 : int(box[1, 1]) + 7, int(box[0, 0]) - 6 : int(box[1, 0]) + 7] = False
+    assert outside.mean() > 0.5
+    difference = np.abs(after[:, outside].astype(int) - clip[:, outside])
+    assert difference.mean() < 0.7
+    assert 10 * np.log10(255**2 / (difference.astype(float) ** 2).mean()) > 45
+    assert np.abs(after[:, ~outside].astype(int) - clip[:, ~outside]).max() > 60
+
+
+def test_what_the_mouth_does_in_pauses(house: Path, tmp_path: Path, clip: NDArray[np.uint8]) -> None:
+    """The resting mouth of this bundle is white, so that closing differs from what silence recalls by itself."""
+    after, reports = {}, {}
+    for silence in ("close", "keep", "off"):
+        out = tmp_path / f"{silence}.mp4"
+        reports[silence] = dubbed(house, out, speech="half.wav", model="bright", silence=silence)
+        after[silence] = frames_of(out)
+    pause = slice(17, 25)
+    speaking = slice(1, 9)
+    before = mouths(clip)
+    assert (mouths(after["close"])[pause] > before[pause] + 40).all()
+    assert np.abs(after["keep"][pause].astype(int) - clip[pause]).mean() < 1.5
+    assert np.abs(mouths(after["keep"])[pause] - before[pause]).max() < 2
+    assert np.abs(mouths(after["off"])[pause] - before[pause]).max() < 12
+    for silence in after:
+        np.testing.assert_allclose(mouths(after[silence])[speaking], mouths(after["off"])[speaking], atol=3)
+        assert reports[silence].silent_frames == pytest.approx(12, abs=2)
+
+
+def test_digital_silence_is_all_pause(house: Path, tmp_path: Path, clip: NDArray[np.uint8]) -> None:
+    report = dubbed(house, tmp_path / "out.mp4", speech="silent.wav", silence="keep")
+    assert report.silent_frames == report.frames == 25
+    assert np.abs(frames_of(tmp_path / "out.mp4").astype(int) - clip).mean() < 1.5
+
+
+def test_a_longer_picture_goes_on_with_a_resting_mouth(house: Path, tmp_path: Path) -> None:
+    report = dubbed(house, tmp_path / "out.mp4", speech="short.wav", model="bright")
+    assert report.silent_frames == pytest.approx(12, abs=2)
+    assert (mouths(frames_of(tmp_path / "out.mp4"))[17:] > 180).all()
+
+
+def test_the_output_says_that_it_is_synthetic(house: Path, tmp_path: Path) -> None:
+    dubbed(house, tmp_path / "out.mp4", speech="short.wav", fit="speech")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.metadata["comment"] == media.COMMENT
+    assert "ynthetic" in media.COMMENT
+
+
+def test_the_same_dub_twice_is_the_same_to_the_bit(house: Path, tmp_path: Path) -> None:
+    for name in ("one.mp4", "two.mp4"):
+        dubbed(house, tmp_path / name, speech="short.wav", fit="speech")
+    assert (frames_of(tmp_path / "one.mp4") == frames_of(tmp_path / "two.mp4")).all()
+
+
+# -------------------------------------------------------------------------------------------- what cannot be dubbed
+
+
+@pytest.fixture(scope="module")
+def film(house: Path) -> Path:
+    """Twelve frames of the portrait, fourteen of a landscape, twelve of the portrait."""
+    clip = frames_of(house / "clip.mp4")
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
+    landscape = np.stack([120 + 60 * np.sin(x / 30), 110 + 50 * np.cos(y / 25), 0 * x + 60], axis=-1).astype(np.uint8)
+    draw_video(house / "film.mp4", pictures=[*clip[:12], *[landscape] * 14, *clip[12:24]], fps=25)
+    return house / "film.mp4"
+
+
+def test_a_stretch_without_a_face_is_passed_through_and_reported(house: Path, film: Path, tmp_path: Path) -> None:
+    report = dubbed(house, tmp_path / "out.mp4", video="film.mp4", speech="long.wav")
+    assert (report.frames, report.dubbed, report.passed_through) == (41, 27, 14)
+    (span,) = report.spans
+    assert (span.first, span.end, span.why) == (12, 26, "no face")
+    assert (span.start_s, span.end_s) == (pytest.approx(12 / 25), pytest.approx(26 / 25))
+    before, after = frames_of(film), frames_of(tmp_path / "out.mp4")
+    assert np.abs(after[12:26].astype(int) - before[12:26]).mean() < 1.5
+    assert (mouths(after[4:9]) > mouths(before[4:9]) + 25).all()
+    assert (mouths(after[29:33]) > mouths(before[29:33]) + 25).all()
+
+
+def test_strict_refuses_a_stretch_without_a_face(house: Path, film: Path, tmp_path: Path) -> None:
+    with pytest.raises(NoFaceFound, match=r"14 frames that cannot be dubbed, the first at 0\.48 s \(no face\).*--strict"):
+        dubbed(house, tmp_path / "out.mp4", video="film.mp4", speech="long.wav", strict=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("face", "why"), [({"height": 25.0}, WHY[2]), ({"height": 90.0, "yaw_deg": 70.0}, WHY[3])], ids=["too small", "turned away"]
+)
+def test_faces_that_cannot_be_dubbed_are_passed_through_and_counted(
+    house: Path, tmp_path: Path, clip: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, face: dict[str, float], why: str
+) -> None:
+    scripted(monkeypatch, lambda: [[face_at((128, 128), **face)]] * FRAMES)
+    report = dubbed(house, tmp_path / "out.mp4")
+    assert (report.dubbed, report.passed_through) == (0, 25)
+    assert [(span.first, span.end, span.why) for span in report.spans] == [(0, 25, why)]
+    assert np.abs(frames_of(tmp_path / "out.mp4").astype(int) - clip).mean() < 1.5
+
+
+def test_no_face_anywhere_is_an_error(house: Path, tmp_path: Path) -> None:
+    draw_video(tmp_path / "waves.mp4", size=(160, 120), frames=8)
+    with pytest.raises(NoFaceFound, match="no face in"):
+        dubbed(house, tmp_path / "out.mp4", video=str(tmp_path / "waves.mp4"))
+    assert [path.name for path in tmp_path.iterdir()] == ["waves.mp4"]
+
+
+def test_a_video_that_changes_between_the_passes_is_an_error(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, passes = media.read_frames, []
+
+    def shrinking(path: Path, **options: Any) -> Any:
+        passes.append(path)
+        for chunk in whole(path, **options):
+            if len(passes) > 1:
+                yield FrameChunk(chunk.index, chunk.pixels[:4], chunk.pts[:4], chunk.time_base)
+                return
+            yield chunk
+
+    monkeypatch.setattr(media, "read_frames", shrinking)
+    with pytest.raises(UnreadableMedia, match="changed meanwhile"):
+        dubbed(house, tmp_path / "out.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_speech_that_holds_no_numbers_is_an_error(house: Path, tmp_path: Path) -> None:
+    samples = sine(1.0)
+    samples[8000] = np.nan
+    write_wav(tmp_path / "nan.wav", samples, floats=True)
+    with pytest.raises(NoAudioStream, match="not finite"):
+        dubbed(house, tmp_path / "out.mp4", speech=str(tmp_path / "nan.wav"))
+    assert [path.name for path in tmp_path.iterdir()] == ["nan.wav"]
+
+
+def test_an_output_is_replaced_only_by_force_and_only_when_complete(house: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    out.write_bytes(b"precious")
+    with pytest.raises(OutputRefused, match="--force"):
+        dubbed(house, out)
+    with pytest.raises(KeyboardInterrupt):
+        dubbed(house, out, force=True, on_progress=interrupt_at("redrawing", 1))
+    assert out.read_bytes() == b"precious"
+    dubbed(house, out, force=True, speech="short.wav", fit="speech")
+    assert len(frames_of(out)) == 13
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+# ---------------------------------------------------------------------------------------------- report and progress
+
+
+def test_the_report_says_what_was_done(house: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    inputs = [house / "clip.mp4", house / "long.wav"]
+    before = [digest(path) for path in inputs]
+    report = dubbed(house, out, speech="long.wav")
+    assert [digest(path) for path in inputs] == before
+    assert (report.video, report.speech, report.output) == (str(inputs[0]), str(inputs[1]), str(out))
+    assert (report.model, report.provider, report.fit, report.silence) == ("fake", "CPUExecutionProvider", "longest", "close")
+    assert (report.frames, report.dubbed, report.passed_through, report.spans, report.silent_frames) == (41, 41, 0, (), 0)
+    assert (report.video_s, report.speech_s, report.output_s) == (1.0, 1.62, 1.62)
+    assert set(report.stage_s) == {"open", "faces", "decode", "recall", "crop", "draw", "paste", "encode", "mux"}
+    assert all(seconds > 0 for seconds in report.stage_s.values())
+    assert sum(report.stage_s.values()) <= report.wall_s + 0.01
+    assert report.frames_per_s == pytest.approx(41 / report.wall_s)
+
+
+@pytest.mark.parametrize("video", ["clip.mp4", "film.mp4"])
+def test_progress_runs_forward_to_the_total_of_each_stage(house: Path, film: Path, tmp_path: Path, video: str) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    report = dubbed(house, tmp_path / "out.mp4", video=video, speech="long.wav", on_progress=lambda *step: told.append(step))
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["finding faces", "redrawing"]
+    for stage in ("finding faces", "redrawing"):
+        steps = [(done, total) for name, done, total in told if name == stage]
+        assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+        assert steps[-1][0] == steps[-1][1]
+    assert told[-1][1] == report.frames
+
+
+# -------------------------------------------------------------------------------------------------------- interruption
+
+
+def interrupt_at(stage: str, call: int) -> Callable[[str, int, int | None], None]:
+    """A progress callback that presses Ctrl-C at the `call`-th step of `stage`."""
+    calls = 0
+
+    def tell(name: str, done: int, total: int | None) -> None:
+        nonlocal calls
+        calls += name == stage
+        if name == stage and calls == call:
+            raise KeyboardInterrupt
+
+    return tell
+
+
+def open_files() -> list[str]:
+    """What this process holds open, as paths."""
+    held = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            held.append(os.readlink(f"/proc/self/fd/{number}"))
+        except OSError:
+            continue
+    return sorted(held)
+
+
+def native_threads() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("stage", "call"), [("finding faces", 1), ("finding faces", 2), ("finding faces", 3), ("redrawing", 1), ("redrawing", 3)])
+def test_an_interruption_leaves_nothing_behind(house: Path, tmp_path: Path, stage: str, call: int) -> None:
+    def interrupted() -> KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            dubbed(house, tmp_path / "out.mp4", speech="long.wav", on_progress=interrupt_at(stage, call))
+        return caught.value
+
+    first = interrupted()  # what libraries open once and for all stays open
+    files, threads = open_files(), native_threads()
+    # The exception, and with it every frame of the call, is still held: files are closed by the code, not by the collector.
+    again = interrupted()
+    assert open_files() == files
+    assert list(tmp_path.iterdir()) == []
+    assert threading.active_count() == 1
+    del first, again
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while native_threads() > threads and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert native_threads() <= threads
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_dub_that_ends_well_closes_what_it_opened(house: Path, tmp_path: Path) -> None:
+    dubbed(house, tmp_path / "one.mp4", fit="video", speech="long.wav")
+    files, threads = open_files(), native_threads()
+    dubbed(house, tmp_path / "two.mp4", fit="video", speech="long.wav")
+    assert open_files() == files
+    gc.collect()
+    assert native_threads() <= threads
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.mp4", "two.mp4"]
+
+
+def test_an_error_of_the_network_leaves_nothing_behind(house: Path, tmp_path: Path) -> None:
+    write_fake_bundle(tmp_path / "nan", draws="nan")
+    with pytest.raises(LipdubError, match="NaN"):
+        dubbed(house, tmp_path / "out.mp4", model=str(tmp_path / "nan"))
+    assert [path.name for path in tmp_path.iterdir()] == ["nan"]

@@ -1,0 +1,397 @@
+"""tracks.py: one person's face over time, from a detector that plays a script: gaps, cuts, who is dubbed, smoothing, references."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faces_for_tests import ScriptedDetector, chunks_of, face_at
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lipdub import crop, tracks
+from lipdub.records import Face
+from lipdub.tracks import DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, WHY, FaceTrack, ReferenceStore, analyse, opening_of, pose_of, smooth
+
+SIZE = (320, 240)
+FACE = face_at((160, 120), height=90)
+Script = Sequence[Sequence[Face]]
+sigmas = st.just(0.0) | st.floats(0.05, 8.0)
+
+
+def grey(index: int = 0) -> NDArray[np.uint8]:
+    return np.full((SIZE[1], SIZE[0], 3), 90, np.uint8)
+
+
+def stripes(index: int, *, upright: bool) -> NDArray[np.uint8]:
+    y, x = np.mgrid[0 : SIZE[1], 0 : SIZE[0]]
+    wave = 128 + 100 * np.sin((x if upright else y) / 25)
+    return np.repeat(wave.astype(np.uint8)[..., None], 3, axis=2)
+
+
+@contextmanager
+def tracked(script: Script, **arguments: object) -> Iterator[FaceTrack]:
+    """The track of a script, one list of faces per frame; its temporary file is closed at the end."""
+    draw = arguments.pop("draw", grey)
+    size = arguments.pop("size", 32)
+    detector = arguments.pop("detector", None) or ScriptedDetector(script)
+    track = analyse(chunks_of(len(script), draw, **arguments), detector, size=size)  # type: ignore[arg-type]
+    try:
+        yield track
+    finally:
+        track.references.close()
+
+
+def centres(track: FaceTrack) -> NDArray[np.float64]:
+    """Where the middle of the crop lies in each frame, px."""
+    return crop.unit_to_frame(track.similarity) @ np.array([0.5, 0.5, 1.0])
+
+
+def middle_of(face: Face) -> NDArray[np.float64]:
+    return crop.unit_to_frame(crop.fit_similarity(face.landmarks))[0] @ np.array([0.5, 0.5, 1.0])
+
+
+# -------------------------------------------------------------------------------------------------------------- gaps
+
+
+@given(gap=st.integers(1, 25), before=st.integers(1, 20), after=st.integers(1, 20), fps=st.sampled_from([25, 30]))
+@settings(max_examples=25, deadline=None)
+def test_short_gaps_are_bridged_and_longer_ones_passed_through(gap: int, before: int, after: int, fps: int) -> None:
+    script = [[FACE]] * before + [[]] * gap + [[FACE]] * after
+    with tracked(script, time_base=Fraction(1, fps)) as track:
+        hole = track.why[before : before + gap]
+        if gap / fps <= 0.4:
+            assert (track.why == DUBBED).all()
+            assert (track.strength == 1).all()
+            assert track.spans() == ()
+        else:
+            assert (hole == NO_FACE).all()
+            assert (track.strength[before : before + gap] == 0).all()
+            assert (track.reference[before : before + gap] == -1).all()
+            (span,) = track.spans()
+            assert (span.first, span.end, span.why) == (before, before + gap, WHY[NO_FACE])
+            assert span.start_s == pytest.approx(before / fps)
+        assert (track.why[:before] == DUBBED).all()
+        assert (track.why[before + gap :] == DUBBED).all()
+
+
+def test_a_bridged_face_moves_evenly_from_one_side_of_the_gap_to_the_other() -> None:
+    faces = [face_at((100 + 3 * k, 120), height=90) for k in range(40)]
+    script = [[] if 15 <= k < 23 else [face] for k, face in enumerate(faces)]
+    with tracked(script) as track:
+        np.testing.assert_allclose(centres(track), [middle_of(face) for face in faces], atol=0.2)
+
+
+def test_missing_faces_at_both_ends_are_not_made_up() -> None:
+    with tracked([[]] * 3 + [[FACE]] * 20 + [[]] * 4) as track:
+        assert track.why.tolist() == [NO_FACE] * 3 + [DUBBED] * 20 + [NO_FACE] * 4
+        assert [(span.first, span.end) for span in track.spans()] == [(0, 3), (23, 27)]
+
+
+def test_nobody_at_all_is_no_error_here() -> None:
+    with tracked([[]] * 5) as track:
+        assert (track.why == NO_FACE).all()
+        assert len(track.spans()) == 1
+    with tracked([[FACE]]) as track:
+        assert track.why.tolist() == [DUBBED]
+        assert track.strength.tolist() == [1.0]
+
+
+# -------------------------------------------------------------------------------------------------------------- cuts
+
+
+def test_a_cut_ends_a_shot_and_smoothing_does_not_cross_it() -> None:
+    left, right = face_at((90, 120), height=90), face_at((230, 100), height=110, roll_deg=8)
+    detector = ScriptedDetector([[left]] * 20 + [[right]] * 20)
+    with tracked([[left]] * 20 + [[right]] * 20, draw=lambda k: stripes(k, upright=k < 20), detector=detector) as track:
+        assert track.shot.tolist() == [0] * 20 + [1] * 20
+        assert detector.reset_before == [20]
+        np.testing.assert_allclose(track.similarity[:20], np.tile(crop.fit_similarity(left.landmarks), (20, 1)), atol=1e-6)
+        np.testing.assert_allclose(track.similarity[20:], np.tile(crop.fit_similarity(right.landmarks), (20, 1)), atol=1e-6)
+        assert (track.strength == 1).all()
+        assert len(set(track.reference[:20])) == len(set(track.reference[20:])) == 1
+        assert track.reference[0] != track.reference[20]
+
+
+def test_gaps_are_not_bridged_across_a_cut() -> None:
+    script = [[FACE]] * 20 + [[]] * 4 + [[FACE]] * 20
+    with tracked(script, draw=lambda k: stripes(k, upright=k < 22)) as track:
+        assert track.why[20:24].tolist() == [NO_FACE] * 4
+
+
+@pytest.mark.parametrize("what", ["still", "flash", "fade", "pan", "noise"])
+def test_what_is_no_cut(what: str) -> None:
+    rng = np.random.default_rng(0)
+
+    def draw(index: int) -> NDArray[np.uint8]:
+        pixels = stripes(index, upright=True).astype(np.float64)
+        if what == "flash" and index == 10:
+            pixels = 0.5 * pixels + 127
+        if what == "fade":
+            pixels *= 1 - index / 24
+        if what == "pan":
+            pixels = np.roll(pixels, 2 * index, axis=1)
+        if what == "noise":
+            pixels += rng.normal(0, 12, pixels.shape)
+        return pixels.clip(0, 255).astype(np.uint8)
+
+    with tracked([[FACE]] * 24, draw=draw) as track:
+        assert (track.shot == 0).all()
+
+
+# --------------------------------------------------------------------------------------------------- who and whether
+
+
+def test_a_face_that_is_too_small_is_passed_through_and_says_so() -> None:
+    small = face_at((160, 120), height=30)
+    with tracked([[FACE]] * 20 + [[face_at((160, 120), height=90 - 4 * k)] for k in range(15)] + [[small]] * 20) as track:
+        assert (track.why[:20] == DUBBED).all()
+        assert (track.why[-20:] == TOO_SMALL).all()
+        assert track.spans()[-1].why == WHY[TOO_SMALL]
+    with tracked([[small]] * 10) as track:
+        assert (track.why == TOO_SMALL).all()
+
+
+def test_a_face_that_is_turned_away_is_passed_through_and_says_so() -> None:
+    yaws = [*np.linspace(0, 70, 30), *[70] * 10]
+    with tracked([[face_at((160, 120), height=90, yaw_deg=float(yaw))] for yaw in yaws]) as track:
+        for yaw, why, measured in zip(yaws, track.why, track.pose[:, 0], strict=True):
+            assert abs(abs(float(measured)) - yaw) < 4
+            if abs(yaw - tracks.TURNED_DEG) > 3:
+                assert why == (TURNED_AWAY if yaw > tracks.TURNED_DEG else DUBBED)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_more_prominent_of_two_people_is_chosen_and_followed(order: int) -> None:
+    def at(index: int) -> list[Face]:
+        large, small = face_at((80 + index, 120), height=100), face_at((260 - index, 120), height=60)
+        # Detectors promise no order, and lose somebody now and then.
+        return [large, small][:: order if index % 3 else -order] if index != 11 else [small]
+
+    with tracked([at(index) for index in range(40)]) as track:
+        assert (track.why == DUBBED).all()
+        expected = np.array([middle_of(face_at((80 + index, 120), height=100)) for index in range(40)])
+        np.testing.assert_allclose(centres(track), expected, atol=0.5)
+        assert len(set(track.reference)) == 1
+
+
+def test_somebody_who_is_there_for_long_wins_over_a_larger_face_that_passes_by() -> None:
+    passing = face_at((260, 120), height=110)
+    with tracked([[FACE, passing] if 10 <= k < 16 else [FACE] for k in range(50)]) as track:
+        np.testing.assert_allclose(centres(track), np.tile(middle_of(FACE), (50, 1)), atol=0.1)
+
+
+def test_another_person_is_not_taken_for_the_one_who_left() -> None:
+    other = face_at((280, 120), height=70)
+    with tracked([[FACE]] * 30 + [[other]] * 15) as track:
+        assert (track.why[:30] == DUBBED).all()
+        assert (track.why[30:] == NO_FACE).all()
+
+
+# --------------------------------------------------------------------------------------------------------- smoothing
+
+
+@given(sigma=sigmas, slope=st.floats(-5, 5), start=st.floats(-100, 100), count=st.integers(1, 60))
+@settings(max_examples=50, deadline=None)
+def test_a_steady_motion_stays_as_it_is_to_its_ends(sigma: float, slope: float, start: float, count: int) -> None:
+    values = start + slope * np.arange(count, dtype=np.float64)[:, None]
+    np.testing.assert_allclose(smooth(values, sigma, odd=True), values, atol=1e-6)
+
+
+@given(seed=st.integers(0, 20), sigma=sigmas, odd=st.booleans(), count=st.integers(1, 50))
+@settings(max_examples=50, deadline=None)
+def test_smoothing_has_no_direction(seed: int, sigma: float, odd: bool, count: int) -> None:
+    values = np.random.default_rng(seed).normal(size=(count, 3))
+    np.testing.assert_allclose(smooth(values[::-1], sigma, odd=odd)[::-1], smooth(values, sigma, odd=odd), atol=1e-9)
+    assert smooth(values, sigma, odd=odd).shape == values.shape
+
+
+@given(sigma=st.floats(0.5, 6.0), at=st.integers(20, 40))
+@settings(max_examples=20, deadline=None)
+def test_smoothing_moves_nothing_in_time(sigma: float, at: int) -> None:
+    values = np.zeros((61, 1))
+    values[at] = 1
+    smoothed = smooth(values, sigma, odd=False)[:, 0]
+    assert int(np.argmax(smoothed)) == at
+    assert (smoothed * np.arange(61)).sum() / smoothed.sum() == pytest.approx(at, abs=0.05)
+
+
+def test_a_moving_face_is_followed_without_lag_and_with_less_jitter() -> None:
+    rng = np.random.default_rng(4)
+    count = 80
+    path = np.stack([160 + 60 * np.sin(np.arange(count) / 12), 120 + 0.3 * np.arange(count)], axis=1)
+    clean = [face_at((x, y), height=90) for x, y in path]
+    script = [[Face(face.landmarks + np.array([*rng.normal(0, 1.0, 2), 0], np.float32))] for face in clean]
+    wanted = np.array([middle_of(face) for face in clean])
+    with tracked(script) as track:
+        found = centres(track)
+    raw = np.array([middle_of(faces[0]) for faces in script])
+
+    def jitter(values: NDArray[np.float64]) -> float:
+        return float(np.diff(values - wanted, axis=0).std())
+
+    assert jitter(found) < 0.5 * jitter(raw)
+    assert np.abs(found - wanted).mean() < np.abs(raw - wanted).mean()
+    errors = [np.abs(found[5 + lag : count - 5 + lag] - wanted[5 : count - 5]).mean() for lag in (-2, -1, 0, 1, 2)]
+    assert int(np.argmin(errors)) == 2
+
+
+def test_turning_past_half_a_turn_is_no_jump() -> None:
+    faces = [face_at((160, 120), height=90, roll_deg=160 + 2 * k) for k in range(30)]
+    with tracked([[face] for face in faces]) as track:
+        wanted = np.array([crop.fit_similarity(face.landmarks) for face in faces])
+        np.testing.assert_allclose(track.similarity, wanted, atol=0.02)
+
+
+def test_lips_and_outline_stay_where_they_are_in_the_picture() -> None:
+    rng = np.random.default_rng(5)
+    faces = [face_at((160 + float(rng.normal()), 120), height=90, opening=0.05 * (k % 4)) for k in range(40)]
+    with tracked([[face] for face in faces]) as track:
+        matrices = crop.unit_to_frame(track.similarity)
+        for k, face in enumerate(faces):
+            lips = track.lips[k].astype(np.float64) @ matrices[k, :, :2].T + matrices[k, :, 2]
+            np.testing.assert_allclose(lips, face.landmarks[tracks.LIPS, :2], atol=0.15)
+            outline = track.outline[k].astype(np.float64) @ matrices[k, :, :2].T + matrices[k, :, 2]
+            np.testing.assert_allclose(outline, face.landmarks[crop.OUTLINE, :2], atol=3)
+            assert track.opening[k] == pytest.approx(opening_of(face.landmarks))
+
+
+def test_strength_fades_beside_what_is_passed_through_and_nowhere_else() -> None:
+    with tracked([[FACE]] * 30 + [[]] * 20 + [[FACE]] * 30) as track:
+        assert (track.strength[:25] == 1).all()
+        assert (track.strength[55:] == 1).all()
+        assert (track.strength[30:50] == 0).all()
+        assert (np.diff(track.strength[25:30]) < 0).all()
+        assert (np.diff(track.strength[50:54]) > 0).all()
+        assert track.strength[29] == pytest.approx(1 / 5, abs=0.01)
+        np.testing.assert_allclose(track.strength, track.strength[::-1])
+
+
+def test_a_photos_strength_is_whole() -> None:
+    with tracked([[FACE]]) as track:
+        assert tracks.repeat_still(track).strength.tolist() == [1.0]
+
+
+# -------------------------------------------------------------------------------------------------------- references
+
+
+def test_the_reference_is_the_most_closed_mouth_of_the_usual_pose() -> None:
+    # Most of the time the person looks straight ahead; the very most closed mouth is one of the few that look aside.
+    frames = [(0.0, 0.20), (0.0, 0.30), (0.0, 0.05), (0.0, 0.25), *[(0.0, 0.22)] * 20, (32.0, 0.0), (32.0, 0.1)]
+    script = [[face_at((160, 120), height=90, yaw_deg=yaw, opening=opening)] for yaw, opening in frames]
+
+    def draw(index: int) -> NDArray[np.uint8]:
+        return np.full((SIZE[1], SIZE[0], 3), 60 + 4 * index, np.uint8)
+
+    with tracked(script, draw=draw) as track:
+        assert len(set(track.reference)) == 1
+        picture = track.references.get(int(track.reference[0]))
+        assert (picture == 60 + 4 * 2).all()
+        assert picture.shape == (32, 32, 3)
+
+
+@given(openings=st.lists(st.floats(0.0, 0.4), min_size=1, max_size=12))
+@settings(max_examples=20, deadline=None)
+def test_no_frame_of_the_pose_is_much_more_closed_than_the_reference(openings: list[float]) -> None:
+    script = [[face_at((160, 120), height=90, opening=opening)] for opening in openings]
+
+    def draw(index: int) -> NDArray[np.uint8]:
+        return np.full((SIZE[1], SIZE[0], 3), 60 + 3 * index, np.uint8)
+
+    with tracked(script, draw=draw) as track:
+        chosen = (int(track.references.get(int(track.reference[0]))[0, 0, 0]) - 60) // 3
+        measured = [opening_of(faces[0].landmarks) for faces in script]
+        assert 0.9 * measured[chosen] <= min(measured) + 1e-6
+
+
+def test_a_reference_store_gives_back_what_was_put_in() -> None:
+    rng = np.random.default_rng(0)
+    store = ReferenceStore(8)
+    pictures = rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    assert [store.add(picture) for picture in pictures] == list(range(5))
+    store.replace(2, pictures[4])
+    assert (store.get(2) == pictures[4]).all()
+    assert (store.get(3) == pictures[3]).all()
+    for number in (-1, 5):
+        with pytest.raises(IndexError, match="no reference"):
+            store.get(number)
+    with pytest.raises(ValueError, match="uint8"):
+        store.add(np.zeros((9, 8, 3), np.uint8))
+    store.close()
+
+
+# ---------------------------------------------------------------------------------------------------- the track itself
+
+
+def test_variable_rate_times_are_kept() -> None:
+    pts = [0, 1, 3, 4, 8, 9, 10, 14]
+    with tracked([[FACE]] * len(pts), pts=pts, time_base=Fraction(1, 30)) as track:
+        assert track.pts.tolist() == pts
+        np.testing.assert_allclose(track.times_s, np.array(pts) / 30)
+
+
+def test_a_track_can_be_saved_and_loaded(tmp_path: Path) -> None:
+    script = [[FACE]] * 12 + [[]] * 14 + [[face_at((150, 120), height=90, opening=0.3)]] * 12
+    with tracked(script, time_base=Fraction(1001, 30000)) as track:
+        track.save(tmp_path / "track.npz")
+        again = FaceTrack.load(tmp_path / "track.npz")
+        try:
+            assert again.time_base == track.time_base
+            for name in ("pts", "why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference"):
+                one, other = getattr(track, name), getattr(again, name)
+                assert one.dtype == other.dtype
+                assert (one == other).all()
+            assert again.references.count == track.references.count
+            for number in range(track.references.count):
+                assert (again.references.get(number) == track.references.get(number)).all()
+            assert again.spans() == track.spans()
+        finally:
+            again.references.close()
+
+
+def test_spans_partition_what_is_not_dubbed() -> None:
+    script = [[]] * 2 + [[FACE]] * 15 + [[face_at((160, 120), height=90, yaw_deg=65)]] * 6 + [[FACE]] * 15 + [[]] * 20
+    with tracked(script) as track:
+        covered = np.zeros(len(track), bool)
+        for span in track.spans():
+            assert span.first < span.end
+            assert not covered[span.first : span.end].any()
+            assert {WHY[int(why)] for why in track.why[span.first : span.end]} == {span.why}
+            covered[span.first : span.end] = True
+        assert (covered == (track.why != DUBBED)).all()
+
+
+def test_progress_counts_every_frame() -> None:
+    told: list[int] = []
+    track = analyse(chunks_of(20, grey), ScriptedDetector([[FACE]] * 20), size=16, on_frames=told.append)
+    track.references.close()
+    assert sum(told) == 20
+
+
+def test_a_detector_that_fails_leaves_no_open_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(ScriptedDetector):
+        def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
+            if self.seen == 3:
+                raise KeyboardInterrupt
+            return super().detect(pixels)
+
+    stores: list[ReferenceStore] = []
+
+    def noted(size: int) -> ReferenceStore:
+        stores.append(ReferenceStore(size))
+        return stores[-1]
+
+    monkeypatch.setattr(tracks, "ReferenceStore", noted)
+    with pytest.raises(KeyboardInterrupt):
+        analyse(chunks_of(20, grey), Failing([[FACE]] * 20), size=16)
+    assert [store._file.closed for store in stores] == [True]
+
+
+@pytest.mark.parametrize("yaw_deg", [-40.0, 0.0, 25.0])
+def test_pose_is_that_of_the_mesh(yaw_deg: float) -> None:
+    assert pose_of(face_at(yaw_deg=yaw_deg).landmarks)[0] == pytest.approx(yaw_deg, abs=2)
