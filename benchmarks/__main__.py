@@ -10,6 +10,7 @@ NAMES = {
     "silence": "does digital silence close the mouth",
     "outside": "are the pixels outside the mask left as they were",
     "memory-growth": "does peak memory stay the same when the video gets longer",
+    "end-to-end": "do whole videos, as users have them, come out whole",
     "speed": "frames per second end to end, and where the time goes",
 }
 

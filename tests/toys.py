@@ -32,7 +32,7 @@ PAPER = replace(
     PRESETS["paper"], size=SIZE, drawn=(0, 64, 0, 64), crop_stride=16, slots=12, channels=16, audio_widths=(4, 8, 8, 8),
     lip_widths=(4, 8, 8, 8), face_widths=(4, 8, 8, 8, 8, 8), decoder_widths=(8, 8, 8, 8, 4),
 )  # fmt: skip
-"""As `paper`: the whole crop is drawn, the lip feature enters at 1 x 1 alone."""
+"""As `paper`: the whole crop is drawn, no level is modulated."""
 TOYS = {"compact": COMPACT, "paper": PAPER}
 
 

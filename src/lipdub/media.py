@@ -96,12 +96,23 @@ def _url(path: Path) -> str:
     return f"file:{path.absolute()}"
 
 
+def _has_plain_name(path: Path) -> bool:
+    """Whether the path is text: one that holds bytes which are no UTF-8 cannot be handed to ffmpeg-python."""
+    try:
+        _url(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[InputContainer]:
     """`path` opened for reading, closed at the end. Raises UnreadableMedia."""
     with _mapped(path):
         if not path.exists():
             raise UnreadableMedia(f"cannot read '{path}': there is no such file; check the path")
+        if not _has_plain_name(path):
+            raise UnreadableMedia(f"cannot read '{path}': its name is no UTF-8; rename it first")
         if path.is_dir():
             raise UnreadableMedia(f"cannot read '{path}': it is a folder; give a video, photo or sound file")
         if path.is_file() and path.stat().st_size == 0:
@@ -640,6 +651,8 @@ _OLDEST_FFMPEG = 5
 def check_folder(out: Path) -> None:
     """Raise OutputRefused unless a file can be written at `out`: its folder is there and writable, and `out` is no folder."""
     folder = out.parent
+    if not _has_plain_name(out):
+        raise OutputRefused(f"cannot write '{out}': the name is no UTF-8; choose another name")
     if not folder.is_dir():
         raise OutputRefused(f"cannot write '{out}': there is no folder '{folder}'; create it first")
     if out.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import typer
 
 from lipdub import __version__
 from lipdub.cli import batch, export, prepare, sheet, sync, train
-from lipdub.cli.console import errors
+from lipdub.cli.console import interrupted, say
 from lipdub.errors import LipdubError
 
 app = typer.Typer(
@@ -48,15 +49,21 @@ def _main(
 def main() -> NoReturn:
     """Run the command line: exit code 0, 1 for an error that the user can do something about, 2 for usage, 130 for Ctrl-C."""
     # A polite kill cleans up as Ctrl-C does: no partial output, no temporary file.
+    interrupted.clear()
     signal.signal(signal.SIGTERM, _interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupt)
+    # A file name that the terminal's encoding does not know is shown escaped, not as a traceback.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False) or 0
     except LipdubError as error:
-        _say(f"error: {error}")
-        code = 1
+        code = _stopped() if interrupted else 1
+        if not interrupted:
+            say(f"error: {error}")
     except KeyboardInterrupt:
-        _say("stopped; nothing was written")
-        code = 130
+        code = _stopped()
     except BrokenPipeError:
         # Whoever read our output has gone (lipdub ... | head): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -64,25 +71,25 @@ def main() -> NoReturn:
     except typer.Exit as leave:
         code = leave.exit_code
     except Exception as error:
-        code = _usage_error(error)
+        code = _stopped() if interrupted else _usage_error(error)
     sys.exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    interrupted.append(number)
     raise KeyboardInterrupt
 
 
-def _say(line: str) -> None:
-    # One line, whatever a path or a library's message holds; soft wrapping keeps it one line for scripts, too.
-    errors().print(" ".join(line.split()), markup=False, highlight=False, soft_wrap=True)
+def _stopped() -> int:
+    say("stopped")
+    return 130
 
 
 def _usage_error(error: Exception) -> int:
     """Typer's own errors (a wrong option, a missing argument) in its own words; everything else is a bug and shows its traceback."""
     show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if type(error).__name__ == "Abort":
-        _say("stopped; nothing was written")
-        return 130
+        return _stopped()
     if show is None or code is None:
         raise error
     show()

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+interrupted: list[int] = []
+"""Signals that came. A library that is interrupted while it loads or calls back makes another error of it, or none."""
+
+
 @lru_cache(maxsize=1)
 def results() -> Console:
     """Standard output."""
@@ -25,6 +29,11 @@ def errors() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """One line on standard error, whatever a path or a library's message holds; soft wrapping keeps it one line for scripts, too."""
+    errors().print(" ".join(line.split()), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -53,6 +62,8 @@ def progress(*, quiet: bool = False) -> Iterator[Callable[[str, int, int | None]
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
 
         def tell(stage: str, done: int, total: int | None) -> None:
+            if interrupted:
+                raise KeyboardInterrupt
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done, total=total)

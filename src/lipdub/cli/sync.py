@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipdub.cli.console import progress, results
+from lipdub.cli.console import progress, results, say
 
 if TYPE_CHECKING:
     from lipdub.records import DubReport
@@ -90,20 +90,35 @@ def sync(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
     """Redraw the mouth in VIDEO so that it speaks SPEECH. All other pixels, the timing and the sound stay as they are."""
-    from lipdub.pipeline import dub
-    from lipdub.reports import check_report, write_report
+    try:
+        from lipdub.pipeline import dub
+        from lipdub.reports import check_report, write_report
 
-    if report is not None:
-        check_report(report, force=force)
-    with progress(quiet=quiet) as tell:
-        done = dub(
-            video, speech, output, model=model, device=device.value, fit=fit.value, silence=silence.value, crf=crf,
-            preset=preset.value, threads=threads, strict=strict, force=force, on_progress=tell,
-        )  # fmt: skip
+        if report is not None:
+            check_report(report, force=force)
+            _refuse_same(report, output, "the output")
+            for path in (video, speech):
+                _refuse_same(report, path, "an input")
+        with progress(quiet=quiet) as tell:
+            done = dub(
+                video, speech, output, model=model, device=device.value, fit=fit.value, silence=silence.value, crf=crf,
+                preset=preset.value, threads=threads, strict=strict, force=force, on_progress=tell,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        say("stopped; nothing was written")
+        raise typer.Exit(130) from None
     if report is not None:
         write_report(done, report)
     if not quiet:
         show(done)
+
+
+def _refuse_same(report: Path, other: Path, what: str) -> None:
+    """Raise OutputRefused if the report would be written over `other`."""
+    from lipdub.errors import OutputRefused
+
+    if report.resolve() == other.resolve() or (report.exists() and other.exists() and report.samefile(other)):
+        raise OutputRefused(f"cannot write the report '{report}': it is {what}; choose another name")
 
 
 def show(report: DubReport) -> None:
