@@ -1,8 +1,9 @@
 """Do whole videos, as users have them, come out whole?
 
 Every video of a manifest with ``use=end_to_end`` is dubbed with foreign speech; ffprobe then says how many frames the output has,
-at what times, and for how long picture and sound last. All source times must be there, tick for tick; the picture must last as long as the longer of
-picture and speech (``--fit longest``), the sound as long as the speech. A contact sheet of each lies beside it, to be looked at.
+at what times, and for how long picture and sound last. All source times must be there, tick for tick; the picture must last as long
+as the longer of picture and speech (``--fit longest``), the sound as long as the speech. A contact sheet of each lies beside it, to be
+looked at.
 """
 
 from __future__ import annotations

@@ -91,9 +91,7 @@ def draw_video(
     drawn = list(pictures) if pictures is not None else [picture(k, size) for k in range(len(ticks))]
     height, width = drawn[0].shape[:2]
     if container_options is None and path.suffix in (".mp4", ".mov"):
-        ticks_per_s = (
-            time_base.denominator
-        )  # the edit list counts in the movie's ticks: fine ones, for the start of the sound, too
+        ticks_per_s = time_base.denominator  # the edit list counts in the movie's ticks: fine ones, for the start of the sound, too
         container_options = {
             "video_track_timescale": str(ticks_per_s),
             "movie_timescale": str(math.lcm(ticks_per_s, audio_rate)),

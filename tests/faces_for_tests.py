@@ -69,9 +69,9 @@ def face_at(
     across = points[454] - points[234]
     points = points @ _about_y(np.arctan2(across[2], across[0])).T
     if opening is not None:
-        gap = opening * np.linalg.norm(points[33, :2] - points[263, :2])
+        half_gap = np.array([0, opening * np.linalg.norm(points[33, :2] - points[263, :2]) / 2, 0])
         middle = (points[UPPER_LIP] + points[LOWER_LIP]) / 2
-        points[UPPER_LIP], points[LOWER_LIP] = middle - [0, gap / 2, 0], middle + [0, gap / 2, 0]
+        points[UPPER_LIP], points[LOWER_LIP] = middle - half_gap, middle + half_gap
     points *= height / np.ptp(points[:, 1])
     points = points @ _about_y(-np.radians(yaw_deg)).T
     roll = np.radians(roll_deg)

@@ -169,9 +169,7 @@ def _model(
     casts = []
     for name, value in weights.items():
         constants.append(
-            numpy_helper.from_array(value.astype(np.float16), f"{name}_half")
-            if float16
-            else numpy_helper.from_array(value, name)
+            numpy_helper.from_array(value.astype(np.float16), f"{name}_half") if float16 else numpy_helper.from_array(value, name)
         )
         if float16:
             casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))

@@ -52,9 +52,7 @@ def edit(folder: Path, **changes: Any) -> None:
     text=st.text(min_size=1),
 )
 def test_a_spec_survives_the_way_to_disk(rest: list[float], smoothing_s: float, text: str) -> None:
-    spec = replace(
-        fake_spec(), rest_feature=tuple(rest), lip_channels=len(rest), smoothing_s=smoothing_s, license=text, training_data=text
-    )
+    spec = replace(fake_spec(), rest_feature=tuple(rest), lip_channels=len(rest), smoothing_s=smoothing_s, license=text, training_data=text)
     assert BundleSpec.from_json(spec.to_json()) == spec
     assert hash(BundleSpec.from_json(spec.to_json())) == hash(spec)
 

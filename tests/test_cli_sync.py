@@ -334,8 +334,8 @@ def test_version(run: Run) -> None:
 
 NAMES = {
     "space": "a talk",
-    "quotes": "it's \"quoted\"",
-    "letters": "Übung – 日本語 – عربى",
+    "quotes": 'it\'s "quoted"',
+    "letters": "Übung 日本語 عربى",
     "percent": "100%d %s %(name)s %03d",
     "brackets": "[bold]x [link=y]",
     "emoji": ":smile:",

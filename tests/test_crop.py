@@ -120,7 +120,9 @@ def test_a_crop_shows_the_landmarks_where_they_are(roll_deg: float, height: floa
     for x, y in unit * SPEC.size:
         column, row, reach = int(x), int(y), 7
         patch = taken.pixels[0, row - reach : row + reach + 1, column - reach : column + reach + 1, 0].astype(float)
-        centre = (patch[..., None] * np.stack(np.mgrid[row - reach : row + reach + 1, column - reach : column + reach + 1], -1)).sum((0, 1)) / patch.sum()
+        centre = (patch[..., None] * np.stack(np.mgrid[row - reach : row + reach + 1, column - reach : column + reach + 1], -1)).sum(
+            (0, 1)
+        ) / patch.sum()
         np.testing.assert_allclose(centre + 0.5, [y, x], atol=0.4)
 
 
@@ -135,9 +137,7 @@ def test_a_face_much_larger_than_the_crop_does_not_alias() -> None:
 # ------------------------------------------------------------------------------------------------------------- paste
 
 
-@given(
-    height=st.floats(60, 300), roll_deg=st.floats(-40, 40), x=st.floats(150, 360), y=st.floats(150, 360), strength=st.floats(0.1, 1.0)
-)
+@given(height=st.floats(60, 300), roll_deg=st.floats(-40, 40), x=st.floats(150, 360), y=st.floats(150, 360), strength=st.floats(0.1, 1.0))
 @settings(max_examples=15, deadline=None)
 def test_pasting_what_was_taken_changes_almost_nothing_and_nothing_at_all_outside(
     height: float, roll_deg: float, x: float, y: float, strength: float
@@ -250,9 +250,7 @@ def test_the_mask_covers_a_chin_that_drops_below_the_sources() -> None:
     assert at(mask, lower.astype(np.float32)) > 0.4
 
 
-@given(
-    drawn=st.tuples(st.integers(30, 70), st.integers(100, 128), st.integers(0, 40), st.integers(90, 128)), jitter=st.integers(0, 20)
-)
+@given(drawn=st.tuples(st.integers(30, 70), st.integers(100, 128), st.integers(0, 40), st.integers(90, 128)), jitter=st.integers(0, 20))
 @settings(max_examples=30, deadline=None)
 def test_the_mask_is_zero_outside_the_drawn_box(drawn: tuple[int, int, int, int], jitter: int) -> None:
     _, crops, _ = portrait_mask()

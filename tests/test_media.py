@@ -351,11 +351,7 @@ def test_photos_of_phones_come_upright(tmp_path: Path, orientation: int) -> None
     draw_photo(tmp_path / "photo.jpg", orientation=orientation)
     expected = cv2.imread(str(tmp_path / "photo.jpg"))[:, :, ::-1]
     (chunk,) = read_frames(tmp_path / "photo.jpg")
-    assert (
-        chunk.pixels[0].shape
-        == expected.shape
-        == (probe(tmp_path / "photo.jpg").height, probe(tmp_path / "photo.jpg").width, 3)
-    )
+    assert chunk.pixels[0].shape == expected.shape == (probe(tmp_path / "photo.jpg").height, probe(tmp_path / "photo.jpg").width, 3)
     assert np.abs(chunk.pixels[0].astype(int) - expected).mean() < 2
 
 
@@ -379,9 +375,7 @@ def test_colours_come_back(tmp_path: Path, tags: tuple[int, int, int, int] | Non
     """Untagged or wrongly converted colours shift by some ten levels; swscale's quick way darkens by one."""
     source, out = tmp_path / "in.mp4", tmp_path / "out.mp4"
     y, x = np.mgrid[0 : size[1], 0 : size[0]]  # soft, so that halved chroma costs little
-    soft = np.stack([128 + 90 * np.sin(x / 40), 128 + 60 * np.cos(y / 35), 120 + 80 * np.sin((x + y) / 50)], -1).astype(
-        np.uint8
-    )
+    soft = np.stack([128 + 90 * np.sin(x / 40), 128 + 60 * np.cos(y / 35), 120 + 80 * np.sin((x + y) / 50)], -1).astype(np.uint8)
     draw_video(source, pictures=[soft] * 3, tags=tags, options={"crf": "1"})
     expected = ColorTags(*tags) if tags else ColorTags()
     info = rewrite(source, out, crf=1)

@@ -82,7 +82,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def dubbed(house: Path, out: Path, *, video: str = "clip.mp4", speech: str = "second.wav", model: str = "fake", **options: Any) -> DubReport:
+def dubbed(
+    house: Path, out: Path, *, video: str = "clip.mp4", speech: str = "second.wav", model: str = "fake", **options: Any
+) -> DubReport:
     options = {"device": "cpu", "preset": "ultrafast", "crf": 4, "threads": 1} | options
     return dub(house / video, house / speech, out, model=str(house / model), **options)
 
@@ -116,7 +118,9 @@ def digest(path: Path) -> str:
         ("short.wav", "speech", 13, Fraction(1, 2)),
     ],
 )
-def test_frames_times_and_length_follow_the_fit_rule(house: Path, tmp_path: Path, speech: str, fit: Any, frames: int, seconds: Fraction) -> None:
+def test_frames_times_and_length_follow_the_fit_rule(
+    house: Path, tmp_path: Path, speech: str, fit: Any, frames: int, seconds: Fraction
+) -> None:
     out = tmp_path / "out.mp4"
     report = dubbed(house, out, speech=speech, fit=fit)
     assert report.frames == report.dubbed == frames
@@ -398,7 +402,9 @@ def native_threads() -> int:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("stage", "call"), [("finding faces", 1), ("finding faces", 2), ("finding faces", 3), ("redrawing", 1), ("redrawing", 3)])
+@pytest.mark.parametrize(
+    ("stage", "call"), [("finding faces", 1), ("finding faces", 2), ("finding faces", 3), ("redrawing", 1), ("redrawing", 3)]
+)
 def test_an_interruption_leaves_nothing_behind(house: Path, tmp_path: Path, stage: str, call: int) -> None:
     def interrupted() -> KeyboardInterrupt:
         with pytest.raises(KeyboardInterrupt) as caught:

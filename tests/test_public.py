@@ -11,7 +11,21 @@ import pytest
 import lipdub
 from lipdub import errors
 
-HEAVY = {"numpy", "cv2", "av", "ffmpeg", "librosa", "mediapipe", "onnxruntime", "onnx", "torch", "typer", "rich", "lightning", "safetensors"}
+HEAVY = {
+    "numpy",
+    "cv2",
+    "av",
+    "ffmpeg",
+    "librosa",
+    "mediapipe",
+    "onnxruntime",
+    "onnx",
+    "torch",
+    "typer",
+    "rich",
+    "lightning",
+    "safetensors",
+}
 
 
 def test_all_names_what_is_public() -> None:

@@ -46,9 +46,7 @@ def mel(count: int) -> dict[str, Any]:
     return {"mel": np.zeros((count, 1, 80, 16), np.float32)}
 
 
-def save_identity(
-    path: Path, shape: list[int | str], out_shape: list[int | str] | None = None, kind: int = TensorProto.FLOAT
-) -> None:
+def save_identity(path: Path, shape: list[int | str], out_shape: list[int | str] | None = None, kind: int = TensorProto.FLOAT) -> None:
     """A graph a -> b that gives back what it gets."""
     graph = helper.make_graph(
         [helper.make_node("Identity", ["a"], ["b"])],
@@ -267,17 +265,13 @@ def test_a_library_that_is_missing_is_named(
 ) -> None:
     """ORT prints what it could not load; it reaches the user in the error, and nowhere else."""
     machine.setattr(FakeSession, "behaviour", "falls back")
-    machine.setattr(
-        ort, "preload_dlls", lambda: sys.stdout.write("Failed to load libcublas.so.13: no such file\nPlease follow\n")
-    )
+    machine.setattr(ort, "preload_dlls", lambda: sys.stdout.write("Failed to load libcublas.so.13: no such file\nPlease follow\n"))
     with pytest.raises(ProviderUnavailable, match=r"Failed to load libcublas\.so\.13: no such file; pip install"):
         opened(folder / "memory.onnx", memory, "cuda")
     assert capsys.readouterr().out == ""
 
 
-def test_an_onnxruntime_without_cuda_says_what_to_install(
-    folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch
-) -> None:
+def test_an_onnxruntime_without_cuda_says_what_to_install(folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch) -> None:
     machine.setattr(ort, "get_available_providers", lambda: [CPU])
     assert opened(folder / "memory.onnx", memory, "auto").provider == CPU
     with pytest.raises(ProviderUnavailable, match="install onnxruntime-gpu in place of onnxruntime"):

@@ -42,7 +42,9 @@ def last_step(pts: NDArray[np.int64], time_base: Fraction, video_s: Fraction | N
 
 
 @given(source=sources(), speech_s=speeches, fit=st.sampled_from(FITS))
-def test_times_increase_and_every_frame_lasts(source: tuple[NDArray[np.int64], Fraction, Fraction | None], speech_s: Fraction, fit: Fit) -> None:
+def test_times_increase_and_every_frame_lasts(
+    source: tuple[NDArray[np.int64], Fraction, Fraction | None], speech_s: Fraction, fit: Fit
+) -> None:
     pts, time_base, video_s = source
     timeline = plan(pts, time_base, video_s=video_s, speech_s=speech_s, fit=fit, is_still=False)
     assert (np.diff(timeline.pts) > 0).all()
@@ -163,7 +165,12 @@ def test_hours_of_ping_pong_do_not_drift() -> None:
 
 def test_a_wrong_timeline_is_refused() -> None:
     one = np.zeros(1, np.int64)
-    for source, pts, end in ((one[:0], one[:0], 1), (one, np.zeros(2, np.int64), 1), (one, one, 0), (np.zeros(2, np.int64), np.zeros(2, np.int64), 3)):
+    for source, pts, end in (
+        (one[:0], one[:0], 1),
+        (one, np.zeros(2, np.int64), 1),
+        (one, one, 0),
+        (np.zeros(2, np.int64), np.zeros(2, np.int64), 3),
+    ):
         with pytest.raises(ValueError, match="pts"):
             Timeline(source, pts, Fraction(1, 25), end)
     assert "frames=1" in repr(Timeline(one, one, Fraction(1, 25), 1))

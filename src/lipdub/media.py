@@ -624,6 +624,8 @@ def audio_duration_s(path: Path) -> Fraction:
         end_s: Fraction | None = None
         for time_s, frame in _sounds(container, stream):
             end_s = time_s + Fraction(frame.samples, frame.sample_rate)
+            if frame.format.name.startswith(("flt", "dbl")) and not np.isfinite(frame.to_ndarray()).all():
+                raise NoAudioStream(f"the sound of '{path}' holds samples that are not finite numbers; export it again")
     if end_s is None or end_s <= 0:
         raise NoAudioStream(f"the sound of '{path}' has no samples; give a file with speech in it")
     return end_s

@@ -102,7 +102,7 @@ def _last_step(pts: NDArray[np.int64], time_base: Fraction, video_s: Fraction | 
     if video_s is None:
         return usual
     stated = round(video_s / time_base) - int(pts[-1])
-    return stated if 0 < stated and (stated <= 4 * usual or len(pts) == 1) else usual
+    return stated if stated > 0 and (stated <= 4 * usual or len(pts) == 1) else usual
 
 
 def _next(pts: NDArray[np.int64], count: int, picture_end: int) -> int:

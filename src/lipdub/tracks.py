@@ -1,6 +1,6 @@
 """One person's face over a whole video: follow, cut at shots, choose, bridge gaps, smooth both ways, pick references.
 
-``analyse`` reads the video once, forward, and keeps about 300 bytes a frame; reference crops lie in an unnamed temporary file.
+``analyse`` reads the video once, forward, and keeps about 300 bytes a frame (some 2 kB while the track is put together); reference crops lie in an unnamed temporary file.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ TURNED_DEG = 50.0
 SMALLEST_SHARE, SMALLEST_PX, SMALL_ENOUGH_PX = 0.075, 40.0, 80.0
 """A face is too small below this share of the picture's shorter side, but never below 40 px only, and always fine at 80 px."""
 REFERENCE_BIN_DEG = 15.0
+RETURN_RATIO = 1.5
+"""Who was lost and comes back elsewhere in the shot has changed size by less than this."""
 
 _SIMILARITY, _HEIGHT, _YAW, _PITCH, _OPENING = slice(2, 6), 6, 7, 8, 9
 _OUTLINE = slice(10, 10 + 2 * len(crop.OUTLINE))
@@ -323,7 +325,8 @@ def _assemble(
         here = rows[(rows[:, 0] >= first) & (rows[:, 0] < end)]
         if len(here) == 0:
             continue
-        chosen = here[here[:, 1] == _most_prominent(here)]
+        person = _most_prominent(here)
+        chosen = _with_returns(here, person)
         present = _bridge(values, chosen, step_s)
         why[present] = DUBBED
         shot_frames = present
@@ -332,7 +335,7 @@ def _assemble(
         why[turned[why[turned] == DUBBED]] = TURNED_AWAY
         dubbed = shot_frames[why[shot_frames] == DUBBED]
         if len(dubbed):
-            reference[dubbed] = _reference_of(int(chosen[0, 1]), values[dubbed, _YAW], candidates)
+            reference[dubbed] = _reference_of(int(person), values[dubbed, _YAW], candidates)
         for start, stop in _stretches(present):
             values[start:stop] = _smooth_stretch(values[start:stop], step_s)
     return FaceTrack(
@@ -355,6 +358,18 @@ def _most_prominent(rows: NDArray[np.float64]) -> float:
     """Number of the track with the largest sum of face areas: large, and there for long."""
     numbers = np.unique(rows[:, 1])
     return float(max(numbers, key=lambda number: float((rows[rows[:, 1] == number, _HEIGHT] ** 2).sum())))
+
+
+def _with_returns(rows: NDArray[np.float64], person: float) -> NDArray[np.float64]:
+    """The rows of the track `person`, and of others of the shot that can be the same person come back: never there at the same time,
+    and of about the same size. Ordered by frame."""
+    mine = rows[rows[:, 1] == person]
+    for number in np.unique(rows[:, 1]):
+        other = rows[rows[:, 1] == number]
+        ratio = float(np.median(other[:, _HEIGHT]) / np.median(mine[:, _HEIGHT]))
+        if number != person and 1 / RETURN_RATIO < ratio < RETURN_RATIO and not np.isin(other[:, 0], mine[:, 0]).any():
+            mine = np.concatenate([mine, other])
+    return mine[np.argsort(mine[:, 0])]
 
 
 def _bridge(values: NDArray[np.float64], chosen: NDArray[np.float64], step_s: float) -> NDArray[np.int64]:
