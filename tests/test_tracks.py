@@ -187,10 +187,18 @@ def test_somebody_who_is_there_for_long_wins_over_a_larger_face_that_passes_by()
 
 
 def test_another_person_is_not_taken_for_the_one_who_left() -> None:
-    other = face_at((280, 120), height=70)
+    other = face_at((280, 120), height=55)
     with tracked([[FACE]] * 30 + [[other]] * 15) as track:
         assert (track.why[:30] == DUBBED).all()
         assert (track.why[30:] == NO_FACE).all()
+
+
+def test_a_person_who_comes_back_elsewhere_in_the_shot_is_the_same_one() -> None:
+    back = face_at((250, 120), height=80)
+    with tracked([[FACE]] * 30 + [[]] * 20 + [[back]] * 20) as track:
+        assert (track.why[:30] == DUBBED).all()
+        assert (track.why[30:50] == NO_FACE).all()
+        assert (track.why[50:] == DUBBED).all()
 
 
 # --------------------------------------------------------------------------------------------------------- smoothing

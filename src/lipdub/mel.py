@@ -73,7 +73,8 @@ def log_mel(samples: NDArray[np.float32], spec: MelSpec) -> NDArray[np.float32]:
 def first_column(times_s: NDArray[np.float64], spec: MelSpec) -> NDArray[np.int64]:
     """Index of the first of the ``spec.window`` columns whose middle lies nearest to each time; may be negative. int64 (n,)."""
     middle = (spec.window - 1) / 2.0
-    return np.floor(np.asarray(times_s, np.float64) * spec.columns_per_s - middle + 0.5).astype(np.int64)
+    # The last term settles times halfway between two columns (every fifth frame at 25 fps) for the later one, whatever the float says.
+    return np.floor(np.asarray(times_s, np.float64) * spec.columns_per_s - middle + 0.5 + 1e-6).astype(np.int64)
 
 
 def cut_windows(mel: NDArray[np.float32], times_s: NDArray[np.float64], spec: MelSpec) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """One person's face over a whole video: follow, cut at shots, choose, bridge gaps, smooth both ways, pick references.
 
-``analyse`` reads the video once, forward, and keeps about 300 bytes a frame (some 2 kB while the track is put together); reference crops lie in an unnamed temporary file.
+``analyse`` reads the video once, forward, and keeps about 300 bytes a frame (some 2 kB while the track is put together); reference
+crops lie in an unnamed temporary file.
 """
 
 from __future__ import annotations

@@ -333,5 +333,6 @@ def judge_generator(
     means = {key: float(np.mean(values)) if values else 0.0 for key, values in figures.items()}
     if joint:
         means |= judge_memory(memory, clips, config)
-    means["score"] = means["drawn_r_by_audio"] + means["drawn_r_by_lips"] - 0.05 * means["l1_by_lips"]
+    # Pixels decide: the frozen lip encoder misreads drawn people that it never saw, too much to rank runs by.
+    means["score"] = -means["l1_by_lips"]
     return Validation(means, np.concatenate(rows) if rows else None)
