@@ -33,6 +33,7 @@ TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-2
 """The same with weights rounded to float16; what is measured is printed."""
 WEIGHTS_FILE = "weights.safetensors"
+MODEL_CARD = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def export(
         }
         save_weights(folder / WEIGHTS_FILE, memory, generator)
         spec = bundle.finish(folder, spec)
-        card = out / "MODEL_CARD.md"
+        card = out / MODEL_CARD
         if card.exists():
             shutil.copy2(card, folder / card.name)
         size = sum(path.stat().st_size for path in folder.iterdir())
@@ -248,7 +249,8 @@ def _check_folder(out: Path, force: bool) -> None:
         raise OutputRefused(f"the folder '{out.parent}' does not exist; make it, or write elsewhere")
     if out.exists() and not out.is_dir():
         raise OutputRefused(f"'{out}' is a file; give a folder for the bundle")
-    if out.is_dir() and any(out.iterdir()):
+    # A model card may be written before there is a bundle.
+    if out.is_dir() and any(path.name != MODEL_CARD for path in out.iterdir()):
         if not (out / bundle.SPEC_FILE).exists():
             raise OutputRefused(f"'{out}' holds something else than a bundle; give another folder")
         if not force:
