@@ -205,6 +205,15 @@ def test_a_bundle_is_replaced_with_force_alone_and_keeps_its_card(checkpoint: Pa
     assert [file.name for file in tmp_path.iterdir()] == ["toy"]
 
 
+def test_a_folder_that_holds_just_the_model_card_is_filled(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "toy"
+    out.mkdir()
+    (out / "MODEL_CARD.md").write_text("# mine")
+    export(checkpoint, out)
+    assert bundle.load_spec(out).name == "toy"
+    assert (out / "MODEL_CARD.md").read_text() == "# mine"
+
+
 def test_other_places_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"cat")
