@@ -288,19 +288,32 @@ def test_a_photos_strength_is_whole() -> None:
 # -------------------------------------------------------------------------------------------------------- references
 
 
-def test_the_reference_is_the_most_closed_mouth_of_the_usual_pose() -> None:
-    # Most of the time the person looks straight ahead; the very most closed mouth is one of the few that look aside.
-    frames = [(0.0, 0.20), (0.0, 0.30), (0.0, 0.05), (0.0, 0.25), *[(0.0, 0.22)] * 20, (32.0, 0.0), (32.0, 0.1)]
-    script = [[face_at((160, 120), height=90, yaw_deg=yaw, opening=opening)] for yaw, opening in frames]
+def shade(index: int) -> NDArray[np.uint8]:
+    """A frame that tells its number."""
+    return np.full((SIZE[1], SIZE[0], 3), 60 + 4 * index, np.uint8)
 
-    def draw(index: int) -> NDArray[np.uint8]:
-        return np.full((SIZE[1], SIZE[0], 3), 60 + 4 * index, np.uint8)
 
-    with tracked(script, draw=draw) as track:
+def turned(*poses: tuple[float, float]) -> list[list[Face]]:
+    """A script of one person: yaw in degrees and mouth opening, frame by frame."""
+    return [[face_at((160, 120), height=90, yaw_deg=yaw, opening=opening)] for yaw, opening in poses]
+
+
+def test_the_reference_is_the_most_closed_mouth_of_the_own_pose() -> None:
+    ahead = [(0.0, 0.20), (0.0, 0.30), (0.0, 0.05), (0.0, 0.25), *[(0.0, 0.22)] * 20]
+    with tracked(turned(*ahead, (32.0, 0.1), (32.0, 0.02)), draw=shade) as track:
+        shown = [int(track.references.get(int(number))[0, 0, 0]) for number in track.reference]
+        assert shown == [60 + 4 * 2] * 24 + [60 + 4 * 25] * 2
+        assert track.references.get(0).shape == (32, 32, 3)
+
+
+def test_a_pose_that_was_never_closed_borrows_the_nearest_reference_that_was() -> None:
+    with tracked(turned(*[(0.0, 0.02)] * 10, *[(32.0, 0.3)] * 5), draw=shade) as track:
         assert len(set(track.reference)) == 1
-        picture = track.references.get(int(track.reference[0]))
-        assert (picture == 60 + 4 * 2).all()
-        assert picture.shape == (32, 32, 3)
+
+
+def test_the_reference_does_not_flicker_at_the_edge_of_a_pose() -> None:
+    with tracked(turned(*[(6.0 if k % 2 else 9.0, 0.02) for k in range(20)]), draw=shade) as track:
+        assert len(set(track.reference)) == 1
 
 
 @given(openings=st.lists(st.floats(0.0, 0.4), min_size=1, max_size=12))

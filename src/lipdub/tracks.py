@@ -46,6 +46,10 @@ TURNED_DEG = 50.0
 SMALLEST_SHARE, SMALLEST_PX, SMALL_ENOUGH_PX = 0.075, 40.0, 80.0
 """A face is too small below this share of the picture's shorter side, but never below 40 px only, and always fine at 80 px."""
 REFERENCE_BIN_DEG = 15.0
+REFERENCE_HOLD = 0.8
+"""A reference is kept until the head is this many bins away from its pose; half a bin would change it at every edge."""
+REFERENCE_OPENING = 0.08
+"""References may be more open than the person's most closed one by this."""
 RETURN_RATIO = 1.5
 """Who was lost and comes back elsewhere in the shot has changed size by less than this."""
 
@@ -336,7 +340,7 @@ def _assemble(
         why[turned[why[turned] == DUBBED]] = TURNED_AWAY
         dubbed = shot_frames[why[shot_frames] == DUBBED]
         if len(dubbed):
-            reference[dubbed] = _reference_of(int(person), values[dubbed, _YAW], candidates)
+            reference[dubbed] = _references_of(int(person), values[dubbed, _YAW], candidates)
         for start, stop in _stretches(present):
             values[start:stop] = _smooth_stretch(values[start:stop], step_s)
     return FaceTrack(
@@ -431,15 +435,24 @@ def smooth(values: NDArray[np.float64], sigma: float, *, odd: bool) -> NDArray[n
     return result
 
 
-def _reference_of(track: int, yaws: NDArray[np.float64], candidates: dict[tuple[int, int], tuple[float, int]]) -> int:
-    """The most closed mouth in the pose that the person holds most of the time in this shot: one reference, so that the
-    texture does not jump."""
-    bins, counts = np.unique(np.round(yaws / REFERENCE_BIN_DEG).astype(int), return_counts=True)
-    for chosen in bins[np.argsort(-counts)]:
-        found = candidates.get((track, int(chosen)))
-        if found is not None:
-            return found[1]
-    return next(number for (owner, _), (_, number) in candidates.items() if owner == track)
+def _references_of(track: int, yaws: NDArray[np.float64], candidates: dict[tuple[int, int], tuple[float, int]]) -> NDArray[np.int32]:
+    """The reference of each frame, int32 (n,): the most closed mouth of about the frame's own pose.
+
+    It changes only when the head has turned well beyond the pose of the one in use, so that the texture does not flicker; poses in
+    which the mouth was never about as closed as at its best are left out.
+    """
+    known = {pose: found for (owner, pose), found in candidates.items() if owner == track}
+    closed = min(opening for opening, _ in known.values())
+    usable = {pose: number for pose, (opening, number) in known.items() if opening <= closed + REFERENCE_OPENING}
+    poses = np.array(sorted(usable))
+    nearest = poses[np.abs(yaws[:, None] / REFERENCE_BIN_DEG - poses[None]).argmin(axis=1)]
+    chosen = np.empty(len(yaws), np.int32)
+    pose = int(nearest[0])
+    for frame, yaw in enumerate(yaws):
+        if abs(yaw / REFERENCE_BIN_DEG - pose) > REFERENCE_HOLD:
+            pose = int(nearest[frame])
+        chosen[frame] = usable[pose]
+    return chosen
 
 
 def _strength(why: NDArray[np.uint8], step_s: float) -> NDArray[np.float32]:
