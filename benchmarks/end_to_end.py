@@ -94,10 +94,10 @@ def check(video: Path, speech: Path, folder: Path, model: str) -> dict[str, Any]
 
 
 def _times(video: Path) -> list[Fraction]:
-    """Presentation times of all pictures, in order, as ffprobe tells them."""
-    found = _ffprobe(video, "v:0", "packet=pts:stream=time_base")
+    """Presentation times of all pictures that are shown, in order, as ffprobe tells them: an edit list discards some (flag D)."""
+    found = _ffprobe(video, "v:0", "packet=pts,flags:stream=time_base")
     base = Fraction(found["streams"][0]["time_base"])
-    return sorted(int(packet["pts"]) * base for packet in found["packets"] if "pts" in packet)
+    return sorted(int(packet["pts"]) * base for packet in found["packets"] if "pts" in packet and "D" not in packet["flags"])
 
 
 def _duration(video: Path, stream: str) -> float:

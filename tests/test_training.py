@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import needs_torch  # noqa: F401  (skips this file where torch is absent)
 import numpy as np
 import pytest
@@ -28,8 +30,6 @@ from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights, _Gene
 from lipdub.train.loop import LoopSettings, Progress, Validation, learning_rate_factor, new_fabric, run
 from lipdub.train.memory_stage import MemoryStage, _MemoryStep
 from lipdub.train.networks import LipMemory, NetworkConfig
-
-MULTITHREADED_FORK = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -238,9 +238,20 @@ def assert_same(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]]) ->
             assert torch.equal(value, b[key])
 
 
-@MULTITHREADED_FORK
 def test_the_batches_are_the_same_whatever_the_workers(clips: list[Clip]) -> None:
+    """Also when threads of OpenCV run here: forked workers waited for such threads, which they did not have, for ever."""
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((512, 512, 3), np.uint8), (0, 0), 5)
     assert_same(batches(clips, 0, 0), batches(clips, 0, 2))
+
+
+def test_a_clip_is_pickled_without_its_pictures(clips: list[Clip]) -> None:
+    packed = pickle.dumps(clips[0])
+    assert len(packed) < clips[0].crops.nbytes
+    again = pickle.loads(packed)
+    assert isinstance(again.crops, np.memmap)
+    assert (again.crops == clips[0].crops).all()
+    assert again.source == clips[0].source
 
 
 @pytest.mark.parametrize("first", [1, 4, 5])

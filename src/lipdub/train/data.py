@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -58,9 +59,22 @@ class Clip:
     def __len__(self) -> int:
         return len(self.times_s)
 
+    def __reduce__(self) -> tuple[Callable[..., Clip], tuple[object, ...]]:
+        # To a loader's process goes the name of the crops' file, not the gigabytes in it.
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        if isinstance(self.crops, np.memmap) and self.crops.filename is not None:
+            values["crops"] = Path(self.crops.filename)
+        return _unpickled, (values,)
+
     def windows(self, frames: NDArray[np.int64], spec: MelSpec) -> NDArray[np.float32]:
         """Mel windows (n, 80, 16) of these frames, float32."""
         return cut_windows(self.mel.astype(np.float32, copy=False), self.times_s[frames] + self.offset_s, spec)
+
+
+def _unpickled(values: dict[str, Any]) -> Clip:
+    if isinstance(values["crops"], Path):
+        values = {**values, "crops": np.load(values["crops"], mmap_mode="r", allow_pickle=False)}
+    return Clip(**values)
 
 
 def load_clips(folder: Path, *, with_offsets: bool = True) -> list[Clip]:
@@ -218,6 +232,8 @@ def loader(
         drop_last=True,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
+        # Not forked: OpenCV's and mediapipe's threads do not come along, and a child that waits for one of them waits for ever.
+        multiprocessing_context="spawn" if workers else None,
         # Its own: an iterator that begins draws from the generator, and a resumed run would draw once more than one that went through.
         generator=torch.Generator(),
         worker_init_fn=_one_thread,
