@@ -391,7 +391,7 @@ def test_a_failing_row_is_passed_over(folder, dubs):
     assert results[0].report == a_report(rows[0].output)
     assert results[0].row == rows[0]
     assert (folder / "c_out.mp4").is_file()
-    assert [call["crf"] for call in dubs] == [15, 30, 15]
+    assert [call["crf"] for call in dubs] == [14, 30, 14]
     assert told == [step for n, ok in ((2, True), (3, False), (4, True)) for step in (f"start {n}", "finding faces", "end", str(ok))]
 
 

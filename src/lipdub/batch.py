@@ -42,7 +42,7 @@ class Options:
     device: Device = "auto"
     fit: Fit = "longest"
     silence: Silence = "close"
-    crf: int = 15
+    crf: int = 14
     preset: str = "medium"
     threads: int | None = None
     strict: bool = False

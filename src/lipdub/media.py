@@ -710,7 +710,7 @@ class Writer:
         EncodingFailed: the encoder, the muxer or the disk gave up, or no frame was written.
     """
 
-    def __init__(self, out: Path, info: VideoInfo, *, crf: int = 15, preset: str = "medium", time_base: Fraction | None = None) -> None:
+    def __init__(self, out: Path, info: VideoInfo, *, crf: int = 14, preset: str = "medium", time_base: Fraction | None = None) -> None:
         self.out = out
         self.end_s: Fraction | None = None
         self.time_base = time_base or info.time_base

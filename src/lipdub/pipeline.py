@@ -28,7 +28,7 @@ PixelPieces = TypeGenerator[NDArray[np.uint8], None, None]
 
 HELD_FRAMES = 8
 """A held frame is handed on in pieces of this many."""
-DEFAULT_CRF = 15
+DEFAULT_CRF = 14
 DEFAULT_PRESET = "medium"
 
 OnProgress = Callable[[str, int, int | None], None]

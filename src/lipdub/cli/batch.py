@@ -44,7 +44,7 @@ def batch(
     device: Annotated[DeviceChoice, typer.Option(help="For rows that leave it empty; see sync.")] = DeviceChoice.auto,
     fit: Annotated[FitChoice, typer.Option(help="For rows that leave it empty; see sync.")] = FitChoice.longest,
     silence: Annotated[SilenceChoice, typer.Option(help="For rows that leave it empty; see sync.")] = SilenceChoice.close,
-    crf: Annotated[int, typer.Option(min=0, max=51, help="For rows that leave it empty; see sync.")] = 15,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="For rows that leave it empty; see sync.")] = 14,
     preset: Annotated[PresetChoice, typer.Option(help="For rows that leave it empty; see sync.")] = PresetChoice.medium,
     threads: Annotated[int | None, typer.Option(min=1, help="For rows that leave it empty; see sync.")] = None,
     strict: Annotated[

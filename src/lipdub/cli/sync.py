@@ -81,7 +81,7 @@ def sync(
         SilenceChoice,
         typer.Option(help="Pauses of the speech: close the mouth, keep the source's own picture, or off (draw what the model hears)."),
     ] = SilenceChoice.close,
-    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of the encoding: lower is better and larger; 0 loses nothing.")] = 15,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of the encoding: lower is better and larger; 0 loses nothing.")] = 14,
     preset: Annotated[PresetChoice, typer.Option(help="Speed of the encoding against size.")] = PresetChoice.medium,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of the networks; all cores by default.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if any frame cannot be dubbed, instead of passing it through.")] = False,
