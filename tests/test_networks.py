@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import needs_torch  # noqa: F401  (skips this file where torch is absent)
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from toys import COMPACT, PAPER, TOYS, boxes_of
 
 from lipdub.errors import CheckpointInvalid, TrainingError
+from lipdub.generators import open_generator
 from lipdub.train import checkpoints
 from lipdub.train.export import gflop_per_frame
 from lipdub.train.networks import (
@@ -25,9 +27,12 @@ from lipdub.train.networks import (
     LipEncoder,
     LipMemory,
     NetworkConfig,
+    load_bundle_memory,
     load_memory,
     load_weights,
 )
+
+BASE = Path(__file__).parent.parent / "models" / "base"
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -301,3 +306,18 @@ def test_weights_of_another_network_are_refused(tmp_path) -> None:
         load_weights(tmp_path / "c.pt", COMPACT)
     with pytest.raises(CheckpointInvalid, match=r"no readable weights\.safetensors"):
         load_weights(tmp_path, COMPACT)
+
+
+def test_training_can_go_on_from_the_default_bundle(tmp_path: Path) -> None:
+    """The committed weights are all that lasts of a training run: both stages must be able to begin with them."""
+    config, memory = load_bundle_memory(BASE)
+    assert config.preset == "compact"
+    mel = torch.randn(4, 1, 80, 16)
+    address, lip_feature = memory.eval()(mel)
+    graph = open_generator(str(BASE), device="cpu").recall(mel[:, 0].numpy())
+    # Both hold the same weights as float16.
+    np.testing.assert_allclose(graph.address, address.detach().numpy(), atol=1e-3)
+    np.testing.assert_allclose(graph.lip_feature, lip_feature.detach().numpy(), atol=1e-2)
+    assert set(load_weights(BASE, config)) > {f"memory.{key}" for key in memory.state_dict()}
+    with pytest.raises(CheckpointInvalid, match=r"no readable weights\.safetensors"):
+        load_bundle_memory(tmp_path)

@@ -83,6 +83,9 @@ def memory(
         PresetChoice, typer.Option(help="compact: about 1 GFLOP a frame, made for CPUs. paper: the published sizes.")
     ] = PresetChoice.compact,
     slots: Annotated[int, typer.Option(min=2, help="Slots of the memory.")] = 96,
+    start: Annotated[
+        Path | None, typer.Option(help="Begin with the memory of this bundle folder, of its preset and slots, instead of a random one.")
+    ] = None,
     steps: Steps = 3000,
     batch: Batch = 128,
     rate: Rate = 8e-4,
@@ -98,12 +101,20 @@ def memory(
     from dataclasses import replace
 
     from lipdub.train.memory_stage import MemoryStage
-    from lipdub.train.networks import PRESETS
+    from lipdub.train.networks import PRESETS, load_bundle_memory
 
     clips, held_out = _clips(prepared, val)
     settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
-    config = replace(PRESETS[preset.value], slots=slots)
-    _train(lambda: MemoryStage(config, clips, held_out, rate, seed), output, settings, resume)
+    begun = load_bundle_memory(start) if start is not None else None
+    config = begun[0] if begun is not None else replace(PRESETS[preset.value], slots=slots)
+
+    def stage() -> MemoryStage:
+        made = MemoryStage(config, clips, held_out, rate, seed)
+        if begun is not None:
+            made.memory.load_state_dict(begun[1].state_dict())
+        return made
+
+    _train(stage, output, settings, resume)
 
 
 @app.command("offsets", epilog=EXAMPLES)
@@ -133,7 +144,7 @@ def offsets(
 def generator(
     prepared: Prepared,
     output: Output,
-    memory: Annotated[Path, typer.Option(help="Checkpoint of the first stage.")],
+    memory: Annotated[Path, typer.Option(help="Checkpoint of the first stage, or a bundle folder whose memory to take.")],
     val: Held = None,
     steps: Steps = 20000,
     batch: Annotated[int, typer.Option(min=1, help="Windows of five frames per step and process.")] = 8,
@@ -161,7 +172,10 @@ def generator(
 
     clips, held_out = _clips(prepared, val)
     settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
-    config, model = networks.load_memory(checkpoints.load(memory), memory)
+    if memory.is_dir():
+        config, model = networks.load_bundle_memory(memory)
+    else:
+        config, model = networks.load_memory(checkpoints.load(memory), memory)
     weights = networks.load_weights(start, config) if start is not None else None
 
     def stage() -> GeneratorStage:

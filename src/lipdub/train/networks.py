@@ -11,7 +11,7 @@ copy the reference's pixels through a drawn flow (``copies``), which keeps skin,
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -436,6 +436,25 @@ def load_memory(content: dict[str, Any], path: Path) -> tuple[NetworkConfig, Lip
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointInvalid(f"'{path}' holds no memory of this lipdub: {' '.join(str(error).split())[:200]}") from error
     return config, memory
+
+
+def load_bundle_memory(folder: Path) -> tuple[NetworkConfig, LipMemory]:
+    """Config and memory of an exported bundle (its weights are float16), to go on training from. Raises CheckpointInvalid."""
+    try:
+        found = {key: value.float() for key, value in load_file(folder / "weights.safetensors").items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointInvalid(
+            f"'{folder}' holds no readable weights.safetensors: {error}; give a bundle folder or a checkpoint"
+        ) from error
+    slots = found.get("memory.memory.values", torch.empty(2)).shape[0]
+    for preset in PRESETS.values():
+        config = replace(preset, slots=slots)
+        memory = LipMemory(config)
+        wanted = {f"memory.{key}": value.shape for key, value in memory.state_dict().items()}
+        if wanted == {key: value.shape for key, value in found.items() if key.startswith("memory.")}:
+            memory.load_state_dict({key.removeprefix("memory."): value for key, value in found.items() if key in wanted})
+            return config, memory
+    raise CheckpointInvalid(f"the weights in '{folder}' are of none of the presets {', '.join(PRESETS)}; train from the checkpoint instead")
 
 
 def load_weights(path: Path, config: NetworkConfig) -> dict[str, Tensor]:
