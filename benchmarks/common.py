@@ -172,6 +172,11 @@ def clips_in(folder: Path, *, seconds_min: float) -> list[Path]:
         ]
 
 
+def default_videos(folder: Path, *, seconds_min: float) -> list[Path]:
+    """What is measured where no video is named: the clips of the folder, if it is there, and the example."""
+    return [*(clips_in(folder, seconds_min=seconds_min) if folder.is_dir() else []), Path("examples/portrait.mp4")]
+
+
 def short(clip: Path) -> str:
     """A clip's name as tables show it."""
     return clip.stem.split("__", 1)[-1].replace("_withaudio", "")[:34]

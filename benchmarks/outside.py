@@ -85,10 +85,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     options = parser.parse_args(arguments)
-    videos = options.videos or [
-        *(common.clips_in(options.clips, seconds_min=options.seconds_min) if options.clips.is_dir() else []),
-        Path("examples/portrait.mp4"),
-    ]
+    videos = options.videos or common.default_videos(options.clips, seconds_min=options.seconds_min)
     options.out.mkdir(parents=True, exist_ok=True)
     chosen = Options(options.model, options.speech, options.out, common.threads_per_job(options.jobs), options.crf)
     rows = common.spread(partial(measure_video, chosen), videos, jobs=options.jobs, label=common.short)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipdub.cli.console import errors, progress, results
+from lipdub.cli.console import progress, results, say
 from lipdub.cli.sync import DeviceChoice, FitChoice, PresetChoice, SilenceChoice
 from lipdub.errors import ManifestError
 
@@ -68,36 +68,31 @@ def batch(
     except ManifestError as error:
         if len(error.problems) > 1:  # a single one is in the error's own line
             for problem in error.problems:
-                _say(problem)
+                say(problem)
         raise
     done: list[RowResult] = []
 
     @contextmanager
     def on_row(row: Row) -> Iterator[OnProgress]:
         if not quiet:
-            _say(f"row {len(done) + 1} of {len(rows)}: {row.output}")
+            say(f"row {len(done) + 1} of {len(rows)}: {row.output}")
         with progress(quiet=quiet) as tell:
             yield tell
 
     def on_result(result: RowResult) -> None:
         done.append(result)
         if not result.ok:
-            _say(f"line {result.row.line} failed: {result.why}")
+            say(f"line {result.row.line} failed: {result.why}")
 
     try:
         run(rows, on_row=on_row, on_result=on_result)
     except KeyboardInterrupt:
         _finish(done, len(rows), quiet)
-        _say(f"stopped in line {rows[len(done)].line if len(done) < len(rows) else rows[-1].line}; what was written before is kept")
+        say(f"stopped in line {rows[len(done)].line if len(done) < len(rows) else rows[-1].line}; what was written before is kept")
         raise typer.Exit(130) from None
     _finish(done, len(rows), quiet)
     if not all(result.ok for result in done):
         raise typer.Exit(1)
-
-
-def _say(line: str) -> None:
-    # One line, whatever a path holds; soft wrapping keeps it one line for scripts, too.
-    errors().print(" ".join(line.split()), markup=False, highlight=False, soft_wrap=True)
 
 
 def _finish(done: Sequence[RowResult], count: int, quiet: bool) -> None:

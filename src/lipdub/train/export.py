@@ -25,14 +25,13 @@ from lipdub.mel import SILENCE
 from lipdub.train import checkpoints
 from lipdub.train.data import load_clips, to_network
 from lipdub.train.memory_stage import central, lip_windows
-from lipdub.train.networks import FaceGenerator, LipMemory, NetworkConfig
+from lipdub.train.networks import WEIGHTS_FILE, FaceGenerator, LipMemory, NetworkConfig
 
 OPSET = 17
 TOLERANCE = 1e-4
 """Largest difference between graph and torch, both float32."""
 HALF_TOLERANCE = 5e-2
 """The same with weights rounded to float16; what is measured is printed."""
-WEIGHTS_FILE = "weights.safetensors"
 MODEL_CARD = "MODEL_CARD.md"
 
 

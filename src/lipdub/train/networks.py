@@ -26,6 +26,8 @@ from lipdub.records import CropSpec, MelSpec
 from lipdub.train import checkpoints
 
 LIP_POINTS = 40
+WEIGHTS_FILE = "weights.safetensors"
+"""Both networks' weights in a bundle, written by the exporter and read to train on."""
 _FLOW_STRIDE = 4
 """Decoder level (crop px per cell) at which the flow is drawn."""
 
@@ -438,14 +440,17 @@ def load_memory(content: dict[str, Any], path: Path) -> tuple[NetworkConfig, Lip
     return config, memory
 
 
+def _bundle_weights(folder: Path) -> dict[str, Tensor]:
+    """All weights of an exported bundle as float32 (they are float16 there). Raises CheckpointInvalid."""
+    try:
+        return {key: value.float() for key, value in load_file(folder / WEIGHTS_FILE).items()}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointInvalid(f"'{folder}' holds no readable {WEIGHTS_FILE}: {error}; give a bundle folder or a checkpoint") from error
+
+
 def load_bundle_memory(folder: Path) -> tuple[NetworkConfig, LipMemory]:
     """Config and memory of an exported bundle (its weights are float16), to go on training from. Raises CheckpointInvalid."""
-    try:
-        found = {key: value.float() for key, value in load_file(folder / "weights.safetensors").items()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointInvalid(
-            f"'{folder}' holds no readable weights.safetensors: {error}; give a bundle folder or a checkpoint"
-        ) from error
+    found = _bundle_weights(folder)
     slots = found.get("memory.memory.values", torch.empty(2)).shape[0]
     for preset in PRESETS.values():
         config = replace(preset, slots=slots)
@@ -463,12 +468,7 @@ def load_weights(path: Path, config: NetworkConfig) -> dict[str, Tensor]:
     Raises CheckpointInvalid where they do not fit `config`.
     """
     if path.is_dir():
-        try:
-            found = {key: value.float() for key, value in load_file(path / "weights.safetensors").items()}
-        except (OSError, SafetensorError) as error:
-            raise CheckpointInvalid(
-                f"'{path}' holds no readable weights.safetensors: {error}; give a bundle folder or a checkpoint"
-            ) from error
+        found = _bundle_weights(path)
     else:
         averaged = checkpoints.load(path).get("modules", {}).get("averaged", {})
         found = {key: value.float() for key, value in averaged.items()}
