@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import common
-from lipdub import bundle, crop, media
+from lipdub import bundle, media
+from lipdub.evaluate.clips import cut_pictures
+from lipdub.evaluate.outside import OutsideError, outside_mask
 from lipdub.faces import MediapipeDetector
 from lipdub.pipeline import DEFAULT_CRF, DEFAULT_PRESET, dub
-from lipdub.records import CropSpec
-from lipdub.tracks import DUBBED, FaceTrack, analyse
+from lipdub.tracks import analyse
 
 TARGET_DB = 42.0
-GROW_PX = 8
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
@@ -40,36 +39,6 @@ class Options:
     out: Path
     threads: int
     crf: int
-
-
-@dataclass
-class Error:
-    """Squared differences summed over pixels, in RGB and in luma."""
-
-    rgb: float = 0.0
-    luma: float = 0.0
-    pixels: int = 0
-    worst_frame_rgb: float = field(default=0.0)
-
-    def add(self, one: NDArray[np.uint8], other: NDArray[np.uint8], where: NDArray[np.bool_]) -> None:
-        """Count the pixels `where` (H, W) of one frame (H, W, 3)."""
-        difference = one.astype(np.float32)[where] - other.astype(np.float32)[where]
-        if len(difference) == 0:
-            return
-        rgb = float(np.square(difference, dtype=np.float64).sum())
-        self.rgb += rgb
-        self.luma += float(np.square(difference @ LUMA, dtype=np.float64).sum())
-        self.pixels += len(difference)
-        self.worst_frame_rgb = max(self.worst_frame_rgb, rgb / (3 * len(difference)))
-
-    def figures(self) -> dict[str, float]:
-        """PSNR in dB."""
-        count = max(1, self.pixels)
-        return {
-            "rgb_db": _psnr(self.rgb / (3 * count)),
-            "luma_db": _psnr(self.luma / count),
-            "worst_frame_rgb_db": _psnr(self.worst_frame_rgb),
-        }
 
 
 def main(arguments: list[str]) -> int:
@@ -113,10 +82,10 @@ def measure_video(options: Options, video: Path) -> dict[str, Any]:
     spec = bundle.load_spec(bundle.resolve(options.model)).crop
     dubbed, coded = options.out / f"{video.stem}.mp4", options.out / f"{video.stem}.codec.mp4"
     dub(video, options.speech, dubbed, model=options.model, fit="video", crf=options.crf, threads=options.threads, force=True)
-    common.cut_pictures(video, coded, 0, 2**31, crf=options.crf, preset=DEFAULT_PRESET)
+    cut_pictures(video, coded, 0, 2**31, crf=options.crf, preset=DEFAULT_PRESET)
     with MediapipeDetector() as detector, closing(media.read_frames(video)) as frames:
         track = analyse(frames, detector, size=spec.size)
-    by_dub, by_codec = Error(), Error()
+    by_dub, by_codec = OutsideError(), OutsideError()
     total = 0
     with closing(track.references):
         for number, (source, new, again) in enumerate(zip(_frames(video), _frames(dubbed), _frames(coded), strict=True)):
@@ -130,33 +99,16 @@ def measure_video(options: Options, video: Path) -> dict[str, Any]:
         "size": f"{width}x{height}",
         "frames": len(track),
         "share_outside": by_dub.pixels / total,
-        "dub": by_dub.figures(),
-        "codec": by_codec.figures(),
+        "dub": _figures(by_dub),
+        "codec": _figures(by_codec),
     }
 
 
-def outside_mask(track: FaceTrack, number: int, spec: CropSpec, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which pixels (H, W) of a frame the paste does not reach, `GROW_PX` away from the mask."""
-    if track.why[number] != DUBBED:
-        return np.ones(shape, bool)
-    mask = crop.mask_of((track.outline[number].astype(np.float32) * spec.size).astype(np.float32), spec)
-    # Crop px to frame px, pixel centres at whole numbers, as crop.take has it.
-    to_frame = crop.unit_to_frame(track.similarity[number][None])[0]
-    to_frame[:, :2] /= spec.size
-    to_frame[:, 2] += to_frame[:, :2] @ np.array([0.5, 0.5]) - 0.5
-    height, width = shape
-    reached = (cv2.warpAffine(mask, to_frame, (width, height), flags=cv2.INTER_LINEAR) > 0).astype(np.uint8)
-    side = 2 * GROW_PX + 1
-    grown = cv2.dilate(reached, cv2.getStructuringElement(cv2.MORPH_RECT, (side, side)))
-    return np.asarray(grown == 0)
+def _figures(error: OutsideError) -> dict[str, float]:
+    return {"rgb_db": error.rgb_db(), "luma_db": error.luma_db(), "worst_frame_rgb_db": error.worst_frame_rgb_db()}
 
 
 def _frames(video: Path) -> Iterator[NDArray[np.uint8]]:
     with closing(media.read_frames(video)) as chunks:
         for chunk in chunks:
             yield from chunk.pixels
-
-
-def _psnr(mean_square: float) -> float:
-    """dB; the same pictures count as 99."""
-    return min(99.0, 10 * float(np.log10(255.0**2 / max(mean_square, 1e-12))))

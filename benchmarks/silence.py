@@ -7,6 +7,7 @@ Clips are dubbed with digital silence and ``--silence close``; counted are the f
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,13 @@ import cv2
 import numpy as np
 
 from benchmarks import common
-from benchmarks.common import SOUND_HZ, Openings
 from lipdub import media
+from lipdub.bundle import load_spec, resolve
+from lipdub.evaluate.clips import SOUND_HZ, cut_pictures, seconds_of, write_wav
+from lipdub.evaluate.openings import OPEN_ABOVE, Openings, open_share, openings_of
+from lipdub.evaluate.watch import openings_beside, tracked
 from lipdub.pipeline import dub
 from lipdub.records import Silence
-
-OPEN_ABOVE = 0.06
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,12 @@ def measure_video(options: Options, video: Path) -> dict[str, Any]:
     cv2.setNumThreads(options.threads)
     cut, sound, dubbed = (options.out / f"{video.stem}.{ending}" for ending in ("cut.mp4", "silence.wav", "silent.mp4"))
     info = media.probe(video)
-    common.cut_pictures(video, cut, 0, max(1, round(options.seconds * info.frame_rate)))
-    seconds = common.seconds_of(cut)
-    common.write_wav(sound, np.zeros(max(1, round(seconds * SOUND_HZ)), np.float32))
+    cut_pictures(video, cut, 0, max(1, round(options.seconds * info.frame_rate)))
+    seconds = seconds_of(cut)
+    write_wav(sound, np.zeros(max(1, round(seconds * SOUND_HZ)), np.float32))
     dub(cut, sound, dubbed, model=options.model, fit="video", silence=options.silence, threads=options.threads, force=True)
-    drawn, own = common.measure(dubbed), common.measure(cut)
+    with closing((track := tracked(cut, size=load_spec(resolve(options.model)).crop.size)).references):
+        drawn, own = openings_beside(dubbed, cut, track), openings_of(track)
     faces, own_faces = int(np.isfinite(drawn.opening).sum()), int(np.isfinite(own.opening).sum())
     opened, own_opened = _open_frames(drawn), _open_frames(own)
     return {
@@ -92,12 +95,12 @@ def measure_video(options: Options, video: Path) -> dict[str, Any]:
         "frames": len(drawn),
         "frames_with_face": faces,
         "open": opened,
-        "share_open": opened / max(1, faces),
+        "share_open": open_share(drawn),
         "mean_opening": float(np.nanmean(drawn.opening)) if faces else float("nan"),
         "highest_opening": float(np.nanmax(drawn.opening)) if faces else float("nan"),
         "untouched_frames_with_face": own_faces,
         "untouched_open": own_opened,
-        "untouched_share_open": own_opened / max(1, own_faces),
+        "untouched_share_open": open_share(own),
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks import common
 from lipdub import __version__, media
+from lipdub.evaluate.clips import cut_pictures
 from lipdub.pipeline import dub
 from lipdub.records import Device
 
@@ -67,7 +68,7 @@ def measure_video(video: Path, *, speech: Path, model: str, device: Device, thre
         if seconds is not None:
             source = Path(name) / f"cut-{video.stem}.mp4"
             info = media.probe(video)
-            common.cut_pictures(video, source, 0, max(1, round(seconds * info.frame_rate)), crf=12, preset="veryfast")
+            cut_pictures(video, source, 0, max(1, round(seconds * info.frame_rate)), crf=12, preset="veryfast")
         report = dub(source, speech, Path(name) / "dubbed.mp4", model=model, device=device, fit="video", threads=threads)
     info = media.probe(video)
     facts = asdict(report) | {"spans": len(report.spans)}

@@ -252,7 +252,9 @@ def test_columns(folder, head, lines, wanted):
         ("model", ".", "holds no bundle.json"),
         ("report", "none/r.json", "folder"),
         ("report", "mine", "it is a folder"),
-        ("report", "speech.wav", "exists already"),
+        ("report", "other.mp4", "exists already"),
+        ("report", "speech.wav", "it is an input"),
+        ("report", "o.mp4", "it is the output"),
     ],
 )
 def test_cells(folder, column, cell, word):
@@ -314,8 +316,8 @@ def test_permissions(folder):
         (["talk.mp4,speech.wav,other.mp4,", "other.mp4,speech.wav,o.mp4,"], "line 2: output .* is an input of line 3"),
         (["talk.mp4,speech.wav,o.mp4,", "other.mp4,speech.wav,link/talk.mp4,"], "line 3: output .* is an input of line 2"),
         (["talk.mp4,speech.wav,o.mp4,r", "other.mp4,speech.wav,p.mp4,r"], "line 3: report .* is written by line 2, too"),
-        (["talk.mp4,speech.wav,o.mp4,o.mp4"], "line 2: report .* is written by line 2, too"),
-        (["talk.mp4,speech.wav,o.mp4,talk.mp4"], "line 2: report .* is an input of line 2"),
+        (["talk.mp4,speech.wav,o.mp4,o.mp4"], "line 2: .* report .* it is the output"),
+        (["talk.mp4,speech.wav,o.mp4,talk.mp4"], "line 2: .* report .* it is an input"),
         (["talk.mp4,speech.wav,o.mp4,manifest.csv"], "line 2: report .* is the manifest"),
     ],
 )

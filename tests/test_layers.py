@@ -22,9 +22,9 @@ PACKAGE = ROOT / "src" / "lipdub"
 LEVELS = (
     {"errors"},
     {"records"},
-    {"media", "mel", "crop", "runtime", "bundle", "timeline"},
-    {"faces", "tracks", "generators", "reports"},
-    {"pipeline", "sheet"},
+    {"media", "mel", "crop", "runtime", "bundle", "timeline", "phonemes"},
+    {"faces", "tracks", "generators", "reports", "expert"},
+    {"pipeline", "sheet", "inspect"},
     {"batch", "evaluate"},
     {"cli", "__main__"},
 )

@@ -137,7 +137,7 @@ def test_the_reference_has_margins_of_its_own(clips: list[Clip], monkeypatch: py
         calls.append((jitter, flip, tone.tobytes()))
         return np.zeros((len(indices), size, size, 3), np.uint8)
 
-    monkeypatch.setattr(data, "_crop", spy)
+    monkeypatch.setattr(data, "cut", spy)
     samples = samples_of(clips)
     for index in range(300):
         samples[index]
@@ -197,8 +197,8 @@ def test_mirrored_lip_points_lie_where_the_mirrored_picture_shows_them(point: in
     rows, columns = np.mgrid[0:STORED, 0:STORED] + 0.5
     stored[0] = (255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8))[..., None].astype(np.uint8)
     identity = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    picture = data._crop(stored, np.array([0]), SIZE, np.array([1.0, 0.0, 0.0]), flip, identity)[0]
-    lips = data._flip_lips(moved) if flip else moved
+    picture = data.cut(stored, np.array([0]), SIZE, np.array([1.0, 0.0, 0.0]), flip, identity)[0]
+    lips = data.flip_lips(moved) if flip else moved
     same = int(np.flatnonzero(point == data._MIRROR)[0]) if flip else point
     np.testing.assert_allclose(centre_of_light(picture), (rest_lips() + lips[0])[same], atol=0.01)
 
@@ -303,12 +303,15 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_clip_is_named(prepared: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_clip_is_named_and_skipped(prepared: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     folder = copied(prepared, tmp_path)
     damage(folder)
-    with pytest.raises(TrainingDataError, match=r"clip1' of 'clip1\.mp4' is damaged; delete .*clip1\.json' and prepare again") as caught:
-        load_clips(folder)
-    assert "\n" not in str(caught.value)
+    skipped: list[tuple[str, str]] = []
+    assert [clip.clip_id for clip in load_clips(folder, on_skip=lambda *clip: skipped.append(clip))] == ["clip0", "clip2"]
+    ((source, why),) = skipped
+    assert source == "clip1.mp4"
+    assert "damaged" in why or "cannot be read" in why or "missing" in why
+    assert "\n" not in why
 
 
 def test_folders_that_hold_no_clips_are_refused(prepared: Path, tmp_path: Path) -> None:
@@ -321,7 +324,7 @@ def test_folders_that_hold_no_clips_are_refused(prepared: Path, tmp_path: Path) 
         with pytest.raises(TrainingDataError, match="another version of lipdub"):
             load_clips(folder)
     (folder / "index.json").write_text(json.dumps({**index, "clips": index["clips"][:1]}))
-    with pytest.raises(TrainingDataError, match="holds 1 usable clips, at least 2"):
+    with pytest.raises(TrainingDataError, match=r"holds 1 usable clips \(48 frames\), at least 2"):
         load_clips(folder)
     (folder / "index.json").write_text("{")
     with pytest.raises(TrainingDataError, match="holds no prepared clips"):

@@ -296,7 +296,7 @@ def _check_files(draft: _Draft, problems: _Problems) -> None:
             media.check_output(draft.paths["output"], inputs=inputs, force=draft.options.force)
     if "report" in draft.paths:
         with problems.on(draft.line):
-            check_report(draft.paths["report"], force=draft.options.force)
+            check_report(draft.paths["report"], inputs=inputs, output=draft.paths.get("output"), force=draft.options.force)
 
 
 def _check_input(path: Path) -> None:
@@ -328,11 +328,11 @@ def _check_files_apart(manifest: Path, drafts: Sequence[_Draft], problems: _Prob
             file = _identity(path)
             if file == _identity(manifest):
                 problems.add(draft.line, f"{column} '{path}' is the manifest; choose another name")
-            if file in writers:
+            # What a row would do to its own files, check_output and check_report have said.
+            if file in writers and writers[file] != draft.line:
                 problems.add(draft.line, f"{column} '{path}' is written by line {writers[file]}, too; choose another name")
             writers.setdefault(file, draft.line)
-            # That a row's output is an input of the same row, check_output has said.
-            if file in readers and (readers[file] != draft.line or column == "report"):
+            if file in readers and readers[file] != draft.line:
                 problems.add(draft.line, f"{column} '{path}' is an input of line {readers[file]}; choose another name")
 
 

@@ -76,7 +76,7 @@ the weights inside the graph are float16.
 """
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256_DIGITS: Final = re.compile(r"[0-9a-f]{64}")
 _Record = TypeVar("_Record")
 
 
@@ -124,7 +124,7 @@ class BundleSpec:
                 not self.graphs or set(self.graphs) == set(TENSORS),
                 f"graphs must name {_listed(TENSORS)}, got {_listed(self.graphs)}",
             ),
-            (all(_SHA256.fullmatch(digest) for digest in self.graphs.values()), "graphs must map to sha256 hex digests"),
+            (all(SHA256_DIGITS.fullmatch(digest) for digest in self.graphs.values()), "graphs must map to sha256 hex digests"),
             (0.0 <= self.smoothing_s < math.inf, f"smoothing_s must be 0 or more seconds, got {self.smoothing_s}"),
         ):
             if not holds:
@@ -141,20 +141,7 @@ class BundleSpec:
         `where` names the text in messages. Raises BundleInvalid: no JSON, another format version, a missing, unknown or
         wrongly typed key (named), or values that do not fit together.
         """
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise BundleInvalid(f"{where} is no JSON ({error}): export or copy the bundle again") from error
-        version = data.get("format_version", FORMAT_VERSION) if isinstance(data, dict) else FORMAT_VERSION
-        if version != FORMAT_VERSION:
-            raise BundleInvalid(
-                f"{where} is of format version {version!r}, this lipdub reads {FORMAT_VERSION}: export the bundle again, "
-                "or install the lipdub that made it"
-            )
-        try:
-            return _typed_record(data, cls, "")
-        except ValueError as error:
-            raise BundleInvalid(f"{where}: {error}; export or copy the bundle again") from error
+        return read_record(text, cls, where=where, version=FORMAT_VERSION)
 
 
 def tensors(graph: str, spec: BundleSpec) -> GraphTensors:
@@ -178,30 +165,30 @@ def tensors(graph: str, spec: BundleSpec) -> GraphTensors:
     return GraphTensors(inputs=filled(TENSORS[graph].inputs), outputs=filled(TENSORS[graph].outputs))
 
 
-def available() -> list[str]:
+def available(spec_file: str = SPEC_FILE) -> list[str]:
     """Names of the bundles that `resolve` knows, sorted."""
-    return sorted({entry.parent.name for shelf in _shelves() for entry in shelf.glob(f"*/{SPEC_FILE}")})
+    return sorted({entry.parent.name for shelf in _shelves() for entry in shelf.glob(f"*/{spec_file}")})
 
 
-def resolve(name_or_path: str) -> Path:
+def resolve(name_or_path: str, *, spec_file: str = SPEC_FILE) -> Path:
     """The folder of a bundle, given its name or its path.
 
     A name of a bundle that came with lipdub wins over a folder of the same name in the working directory; write
-    ``./name`` for the latter. The folder's contents are not looked at (`load_spec` does). Raises BundleNotFound, which
-    lists the names there are.
+    ``./name`` for the latter. The folder's contents are not looked at (`load_spec` does). `spec_file` is the file that makes
+    a folder one of the wanted kind. Raises BundleNotFound, which lists the names there are.
     """
     if _NAME.fullmatch(name_or_path):
         for shelf in _shelves():
-            if (shelf / name_or_path / SPEC_FILE).is_file():
+            if (shelf / name_or_path / spec_file).is_file():
                 return shelf / name_or_path
     folder = Path(name_or_path).expanduser()
     if name_or_path and folder.is_dir():
         return folder
-    names = available()
+    names = available(spec_file)
     there_are = f"the names there are: {', '.join(names)}" if names else "no bundle came with this lipdub"
     if folder.is_file():
-        raise BundleNotFound(f"{name_or_path} is a file; give the folder that holds {SPEC_FILE}, or a name ({there_are})")
-    raise BundleNotFound(f"no model bundle at {name_or_path!r}; give the path of a folder with {SPEC_FILE}, or a name ({there_are})")
+        raise BundleNotFound(f"{name_or_path} is a file; give the folder that holds {spec_file}, or a name ({there_are})")
+    raise BundleNotFound(f"no model bundle at {name_or_path!r}; give the path of a folder with {spec_file}, or a name ({there_are})")
 
 
 def load_spec(folder: Path) -> BundleSpec:
@@ -210,22 +197,31 @@ def load_spec(folder: Path) -> BundleSpec:
     Raises BundleNotFound: no such folder. BundleInvalid: no or unusable ``bundle.json``, another format version, a graph
     that is missing or whose hash differs.
     """
+    spec = BundleSpec.from_json(read_spec(folder, SPEC_FILE), where=str(folder / SPEC_FILE))
+    check_graphs(folder, spec.graphs, SPEC_FILE)
+    return spec
+
+
+def read_spec(folder: Path, spec_file: str) -> str:
+    """The text of a bundle's description. Raises BundleNotFound: no such folder. BundleInvalid: no such file, or it cannot be read."""
     if not folder.is_dir():
         raise BundleNotFound(f"there is no folder {folder}; give the name or the folder of a model bundle")
-    file = folder / SPEC_FILE
+    file = folder / spec_file
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise BundleInvalid(f"{folder} holds no {SPEC_FILE}: give the folder of a model bundle") from error
+        raise BundleInvalid(f"{folder} holds no {spec_file}: give the folder of a model bundle") from error
     except (OSError, UnicodeDecodeError) as error:
         raise BundleInvalid(f"{file} cannot be read ({error}): export or copy the bundle again") from error
-    spec = BundleSpec.from_json(text, where=str(file))
-    if not spec.graphs:
-        raise BundleInvalid(f"{file} names no graphs: the export did not finish, export the bundle again")
-    for graph, digest in spec.graphs.items():
-        if _sha256(folder / graph) != digest:
+
+
+def check_graphs(folder: Path, graphs: Mapping[str, str], spec_file: str) -> None:
+    """Raise BundleInvalid unless the files in `folder` have the sha256 that `graphs` says, and there are any."""
+    if not graphs:
+        raise BundleInvalid(f"{folder / spec_file} names no graphs: the export did not finish, export the bundle again")
+    for graph, digest in graphs.items():
+        if sha256(folder / graph) != digest:
             raise BundleInvalid(f"{folder / graph} was altered since it was exported: hash differs; export or copy the bundle again")
-    return spec
 
 
 def finish(folder: Path, spec: BundleSpec) -> BundleSpec:
@@ -234,14 +230,41 @@ def finish(folder: Path, spec: BundleSpec) -> BundleSpec:
     The last step of an export: ``bundle.json`` is written to a temporary name and renamed, so a folder that has one is
     whole. Raises BundleInvalid where a graph is missing.
     """
-    whole = replace(spec, graphs={graph: _sha256(folder / graph) for graph in TENSORS})
-    part = folder / f".{SPEC_FILE}.part"
+    whole = replace(spec, graphs={graph: sha256(folder / graph) for graph in TENSORS})
+    write_spec(folder, SPEC_FILE, whole.to_json())
+    return whole
+
+
+def write_spec(folder: Path, spec_file: str, text: str) -> None:
+    """Write a bundle's description, to a temporary name first."""
+    part = folder / f".{spec_file}.part"
     try:
-        part.write_text(whole.to_json(), encoding="utf-8")
-        os.replace(part, folder / SPEC_FILE)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, folder / spec_file)
     finally:
         part.unlink(missing_ok=True)
-    return whole
+
+
+def read_record(text: str, record: type[_Record], *, where: str, version: int) -> _Record:
+    """The record that the JSON `text` holds. Every key must be there and no other may be; ``format_version`` must be `version`.
+
+    `where` names the text in messages. Raises BundleInvalid: no JSON, another format version, a missing, unknown or
+    wrongly typed key (named), or values that do not fit together.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise BundleInvalid(f"{where} is no JSON ({error}): export or copy the bundle again") from error
+    found = data.get("format_version", version) if isinstance(data, dict) else version
+    if found != version:
+        raise BundleInvalid(
+            f"{where} is of format version {found!r}, this lipdub reads {version}: export the bundle again, "
+            "or install the lipdub that made it"
+        )
+    try:
+        return _typed_record(data, record, "")
+    except ValueError as error:
+        raise BundleInvalid(f"{where}: {error}; export or copy the bundle again") from error
 
 
 def _shelves() -> tuple[Path, ...]:
@@ -251,7 +274,7 @@ def _shelves() -> tuple[Path, ...]:
     return (package / "models", *checkout)
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
     """Hex sha256 of a file. Raises BundleInvalid where it is missing or unreadable."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()

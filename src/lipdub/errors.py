@@ -13,6 +13,7 @@
     │   └── ProviderUnavailable  the asked-for device did not really load
     ├── NoFaceFound              nobody to dub in the whole video, or (``--strict``) in one frame
     ├── ManifestError            a batch manifest that cannot be run
+    ├── PhonemesError            an alignment that cannot be read, or no synthesiser where speech is to be made
     └── TrainingError            training data, checkpoints and export
         ├── TrainingDataError    too little or unusable prepared data
         ├── CheckpointInvalid    no checkpoint, a checkpoint that would run code, or one of another configuration
@@ -80,6 +81,10 @@ class ManifestError(LipdubError):
     def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.problems = problems
+
+
+class PhonemesError(LipdubError):
+    """An alignment cannot be read, or speech with known phonemes cannot be made."""
 
 
 class TrainingError(LipdubError):

@@ -84,11 +84,16 @@ def dub(
     strict: bool = False,
     force: bool = False,
     on_progress: OnProgress | None = None,
+    generator: Generator | None = None,
+    track: FaceTrack | None = None,
 ) -> DubReport:
     """Redraw the mouth in `video` so that it speaks `speech`; write `out`. Everything else stays as it was.
 
     Two passes over the video: one to follow the face, one to redraw it. Memory does not grow with length but for about 300 bytes
     a frame. `out` appears when it is complete, or not at all.
+
+    generator: opened before, in the place of `model`. track: an analysis of `video` made before, which saves the first pass; its
+    references are of the generator's crop size, and they are closed at the end.
 
     Raises:
         OutputRefused, UnreadableMedia, NoVideoStream, NoAudioStream, BundleNotFound, BundleInvalid, ProviderUnavailable,
@@ -101,8 +106,8 @@ def dub(
     with clock("open"):
         info = media.probe(video)
         speech_s = media.audio_duration_s(speech)
-        generator = open_generator(model, device=device, threads=threads)
-    track = _analyse(video, info, generator, clock, tell)
+        generator = generator or open_generator(model, device=device, threads=threads)
+    track = _analyse(video, info, generator, clock, tell) if track is None else track
     with closing(track.references), closing(media.read_audio(speech, generator.spec.mel.sample_rate_hz)) as sound:
         tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
         _require_faces(track, video, strict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,11 +13,27 @@ from lipdub.errors import EncodingFailed, OutputRefused
 from lipdub.records import DubReport
 
 
-def check_report(path: Path, *, force: bool) -> None:
-    """Raise OutputRefused, saying what to do next, unless a report can be written at `path`."""
+def check_report(path: Path, *, inputs: Sequence[Path], output: Path | None, force: bool) -> None:
+    """Raise OutputRefused, saying what to do next, unless a report can be written at `path` and nothing would be lost: neither one of
+    the `inputs` of the dub nor its `output` (None where it is not known) may lie there."""
     media.check_folder(path)
+    if output is not None and _same_file(path, output):
+        raise OutputRefused(f"cannot write the report '{path}': it is the output; choose another name")
+    for other in inputs:
+        if _same_file(path, other):
+            raise OutputRefused(f"cannot write the report '{path}': it is an input; choose another name")
     if os.path.lexists(path) and not force:
         raise OutputRefused(f"report '{path}' exists already; add --force to replace it, or choose another name")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    """Whether both paths lead to one file, be it there or not, over links and detours."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return False
 
 
 def write_report(report: DubReport, path: Path) -> None:

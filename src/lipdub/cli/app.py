@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from lipdub import __version__
-from lipdub.cli import batch, export, prepare, sheet, sync, train
+from lipdub.cli import adapt, batch, evaluate, export, memory, prepare, sheet, sync, train
 from lipdub.cli.console import interrupted, say
 from lipdub.errors import LipdubError
 
@@ -27,7 +27,10 @@ app = typer.Typer(
 )
 app.command("sync", epilog=sync.EXAMPLES)(sync.sync)
 app.command("batch", epilog=batch.EXAMPLES)(batch.batch)
+app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("sheet", epilog=sheet.EXAMPLES)(sheet.sheet)
+app.command("memory", epilog=memory.EXAMPLES)(memory.memory)
+app.command("adapt", epilog=adapt.EXAMPLES)(adapt.adapt)
 app.command("prepare", epilog=prepare.EXAMPLES)(prepare.prepare)
 app.add_typer(train.app, name="train")
 app.command("export-onnx", epilog=export.EXAMPLES)(export.export_onnx)

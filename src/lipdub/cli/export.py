@@ -1,4 +1,4 @@
-"""``lipdub export-onnx``: a checkpoint to a bundle."""
+"""``lipdub export-onnx``: a checkpoint to a bundle, or to a sync expert's folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ EXAMPLES = """
 
   lipdub export-onnx runs/generator/latest.pt -o models/mine_half --half
 
+  lipdub export-onnx runs/expert/best.pt -o models/expert --half
+
   lipdub sync talk.mp4 speech.wav -o out.mp4 --model models/mine
 """
 
 
 def export_onnx(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of lipdub train generator.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of lipdub train generator or lipdub train expert.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
     half: Annotated[bool, typer.Option("--half", help="Store the weights of both graphs as float16: half the size.")] = False,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's by default.")] = None,
@@ -34,13 +36,29 @@ def export_onnx(
     training_data: Annotated[str, typer.Option(help="What the weights were trained on.")] = "unstated",
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
-    """Write memory.onnx, generator.onnx, weights.safetensors and bundle.json; check both graphs against torch and print the difference."""
+    """Write two graphs, weights.safetensors and bundle.json (of an expert: expert.json); check both graphs against torch and print the
+    difference."""
+    from lipdub.train import checkpoints
+    from lipdub.train.expert_export import export_expert
+    from lipdub.train.expert_network import is_expert
     from lipdub.train.export import export
+
+    if is_expert(checkpoints.load(checkpoint)):
+        expert = export_expert(
+            checkpoint, output, half=half, name=name, license_text=license_text, training_data=training_data, force=force
+        )
+        _print_differences(expert.differences, expert.tolerance)
+        results().print(f"wrote {output} ({expert.bytes / 2**20:.1f} MiB)", soft_wrap=True)
+        return
 
     done = export(
         checkpoint, output, half=half, name=name, rest_from=rest_from, smoothing_s=smoothing_s, license_text=license_text,
         training_data=training_data, force=force,
     )  # fmt: skip
-    for graph, difference in done.differences.items():
-        results().print(f"{graph}: largest difference to torch {difference:.2e} (at most {done.tolerance:.0e} allowed)", soft_wrap=True)
+    _print_differences(done.differences, done.tolerance)
     results().print(f"wrote {output} ({done.bytes / 2**20:.1f} MiB, {done.gflop_per_frame:.2f} GFLOP a frame)", soft_wrap=True)
+
+
+def _print_differences(differences: dict[str, float], tolerance: float) -> None:
+    for graph, difference in differences.items():
+        results().print(f"{graph}: largest difference to torch {difference:.2e} (at most {tolerance:.0e} allowed)", soft_wrap=True)

@@ -95,10 +95,7 @@ def sync(
         from lipdub.reports import check_report, write_report
 
         if report is not None:
-            check_report(report, force=force)
-            _refuse_same(report, output, "the output")
-            for path in (video, speech):
-                _refuse_same(report, path, "an input")
+            check_report(report, inputs=[video, speech], output=output, force=force)
         with progress(quiet=quiet) as tell:
             done = dub(
                 video, speech, output, model=model, device=device.value, fit=fit.value, silence=silence.value, crf=crf,
@@ -111,14 +108,6 @@ def sync(
         write_report(done, report)
     if not quiet:
         show(done)
-
-
-def _refuse_same(report: Path, other: Path, what: str) -> None:
-    """Raise OutputRefused if the report would be written over `other`."""
-    from lipdub.errors import OutputRefused
-
-    if report.resolve() == other.resolve() or (report.exists() and other.exists() and report.samefile(other)):
-        raise OutputRefused(f"cannot write the report '{report}': it is {what}; choose another name")
 
 
 def show(report: DubReport) -> None:

@@ -1,4 +1,4 @@
-"""``lipdub train``: memory, offsets, generator."""
+"""``lipdub train``: expert, memory, offsets, generator."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lipdub.cli.clips import load_split
 from lipdub.cli.console import errors, progress, results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lipdub.train.data import Clip
     from lipdub.train.loop import LoopSettings, Progress, Stage
 
 EXAMPLES = """
@@ -23,6 +23,10 @@ EXAMPLES = """
 
   lipdub prepare clips/val -o prepared/val
 
+  lipdub train expert prepared/train --val prepared/val -o runs/expert
+
+  lipdub train offsets runs/expert/best.pt prepared/train
+
   lipdub train memory prepared/train --val prepared/val -o runs/memory
 
   lipdub train generator prepared/train --val prepared/val --memory runs/memory/latest.pt -o runs/generator
@@ -31,7 +35,7 @@ EXAMPLES = """
 """
 
 app = typer.Typer(
-    help="Train the audio-lip memory, then the generator, on prepared clips.",
+    help="Train the sync expert, the audio-lip memory, then the generator, on prepared clips.",
     no_args_is_help=True,
     epilog=EXAMPLES,
     rich_markup_mode="rich",
@@ -86,6 +90,19 @@ def memory(
     start: Annotated[
         Path | None, typer.Option(help="Begin with the memory of this bundle folder, of its preset and slots, instead of a random one.")
     ] = None,
+    lip_side: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep the lip side of this bundle or checkpoint as it is (a generator trained on it goes on fitting), train the audio side."
+        ),
+    ] = None,
+    speech: Annotated[
+        Path | None,
+        typer.Option(help="Labelled synthetic speech (python -m lipdub.train.synthetic_speech): teaches phonemes and closures."),
+    ] = None,
+    balance: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Speakers are drawn by (their frames) to this power: 1 by frames, 0 all alike.")
+    ] = 0.6,
     steps: Steps = 3000,
     batch: Batch = 128,
     rate: Rate = 8e-4,
@@ -100,21 +117,87 @@ def memory(
     """First stage: the audio-lip memory. Fails loudly if it collapses to a few slots."""
     from dataclasses import replace
 
+    from lipdub.train.labelled_speech import LabelledSpeech
     from lipdub.train.memory_stage import MemoryStage
-    from lipdub.train.networks import PRESETS, load_bundle_memory
+    from lipdub.train.networks import PRESETS, load_bundle_memory, load_lip_side
 
-    clips, held_out = _clips(prepared, val)
+    if start is not None and lip_side is not None:
+        raise typer.BadParameter(
+            "give --start, to go on with a whole memory, or --lip-side, to train another audio side", param_hint="--lip-side"
+        )
     settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
     begun = load_bundle_memory(start) if start is not None else None
     config = begun[0] if begun is not None else replace(PRESETS[preset.value], slots=slots)
+    clips, held_out = load_split(prepared, val, size=config.size)
 
     def stage() -> MemoryStage:
-        made = MemoryStage(config, clips, held_out, rate, seed)
+        made = MemoryStage(
+            config, clips, held_out, rate, seed, speech=LabelledSpeech(speech, config.mel) if speech is not None else None,
+            lip_side=load_lip_side(lip_side, config) if lip_side is not None else None, balance=balance,
+        )  # fmt: skip
         if begun is not None:
-            made.memory.load_state_dict(begun[1].state_dict())
+            made.start_from(begun[1])
         return made
 
     _train(stage, output, settings, resume)
+
+
+@app.command("expert", epilog=EXAMPLES)
+def expert(
+    prepared: Prepared,
+    output: Output,
+    val: Held = None,
+    steps: Steps = 4000,
+    batch: Annotated[int, typer.Option(min=2, help="Stretches of a clip per step and process, each of several lip windows.")] = 64,
+    windows: Annotated[int, typer.Option(min=2, help="Lip windows of a stretch; every sound is a negative of the other ones.")] = 8,
+    rate: Rate = 1e-3,
+    seed: Seed = 0,
+    validate_every: Every = 500,
+    workers: Workers = 1,
+    accelerator: Accelerator = "auto",
+    devices: Devices = "auto",
+    precision: Precision = PrecisionChoice.full,
+    resume: Resume = False,
+) -> None:
+    """The audio-visual sync expert: which sound belongs to which lips. Finds offsets, judges dubs, and the generator learns from it."""
+    from lipdub.train.expert_network import ExpertConfig
+    from lipdub.train.expert_stage import ExpertStage, ExpertWeights
+
+    settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
+    config = ExpertConfig()
+    clips, held_out = load_split(prepared, val, size=config.size)
+
+    def stage() -> ExpertStage:
+        return ExpertStage(config, clips, held_out, rate, seed, ExpertWeights(windows=windows))
+
+    _train(stage, output, settings, resume)
+
+
+@app.command("reader", epilog=EXAMPLES)
+def reader(
+    prepared: Prepared,
+    output: Output,
+    val: Held = None,
+    preset: Annotated[PresetChoice, typer.Option(help="Preset of the generator that is to be read.")] = PresetChoice.compact,
+    steps: Steps = 2000,
+    batch: Batch = 64,
+    rate: Rate = 1e-3,
+    seed: Seed = 0,
+    validate_every: Every = 500,
+    workers: Workers = 2,
+    accelerator: Accelerator = "auto",
+    devices: Devices = "auto",
+    precision: Precision = PrecisionChoice.full,
+    resume: Resume = False,
+) -> None:
+    """The lip reader: lip points of one picture. The generator's landmark loss looks through it (train generator --reader)."""
+    from lipdub.train.networks import PRESETS
+    from lipdub.train.reader import ReaderStage
+
+    settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
+    config = PRESETS[preset.value]
+    clips, held_out = load_split(prepared, val, size=config.size)
+    _train(lambda: ReaderStage(config, clips, held_out, rate, seed), output, settings, resume)
 
 
 @app.command("offsets", epilog=EXAMPLES)
@@ -158,6 +241,8 @@ def generator(
     draw_frames: Annotated[int, typer.Option(min=1, max=5, help="Frames drawn per sample; 1 shows the most people a step.")] = 5,
     joint: Annotated[bool, typer.Option("--joint", help="Train the memory on, beside the generator.")] = False,
     start: Annotated[Path | None, typer.Option(help="Begin with the weights of this generator checkpoint or bundle folder.")] = None,
+    reader: Annotated[Path | None, typer.Option(help="Checkpoint of lipdub train reader: the landmark loss looks through it.")] = None,
+    adversarial: Annotated[float, typer.Option(min=0.0, help="Weight of the discriminator's loss.")] = 0.05,
     adversarial_from: Annotated[int, typer.Option(min=0, help="Step at which the discriminator joins.")] = 4000,
     validate_every: Every = 1000,
     workers: Workers = 2,
@@ -169,33 +254,28 @@ def generator(
     """Second stage: the generator, on what the memory recalls; with --joint, both together."""
     from lipdub.train import checkpoints, networks
     from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights
+    from lipdub.train.reader import load_reader
 
-    clips, held_out = _clips(prepared, val)
     settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
     if memory.is_dir():
         config, model = networks.load_bundle_memory(memory)
     else:
         config, model = networks.load_memory(checkpoints.load(memory), memory)
+    clips, held_out = load_split(prepared, val, size=config.size)
     weights = networks.load_weights(start, config) if start is not None else None
+    lip_reader = load_reader(reader, config) if reader is not None else None
 
     def stage() -> GeneratorStage:
         made = GeneratorStage(
             config, model, clips, held_out, rate, discriminator_rate, seed, decode=decode.value, audio_share=audio_share,
-            draw_frames=draw_frames, joint=joint, weights=GeneratorWeights(adversarial_from=adversarial_from),
+            draw_frames=draw_frames, joint=joint, lip_reader=lip_reader,
+            weights=GeneratorWeights(adversarial=adversarial, adversarial_from=adversarial_from),
         )  # fmt: skip
         if weights is not None:
             made.start_from(weights)
         return made
 
     _train(stage, output, settings, resume)
-
-
-def _clips(prepared: Path, val: Path | None) -> tuple[list[Clip], list[Clip]]:
-    from lipdub.train.data import load_clips, split_speakers
-
-    if val is not None:
-        return load_clips(prepared), load_clips(val)
-    return split_speakers(load_clips(prepared))
 
 
 def _settings(

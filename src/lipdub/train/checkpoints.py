@@ -15,18 +15,29 @@ import torch
 from lipdub.errors import CheckpointInvalid
 
 FORMAT = 1
+PART_SUFFIX = ".part"
+"""What a checkpoint is called while it is written: ``.latest.pt.part``."""
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write `content` (tensors and plain values) to `path`; a full disk leaves the previous checkpoint as it was."""
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}{PART_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"lipdub_checkpoint": FORMAT, **content}, part)
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
-        raise CheckpointInvalid(f"cannot write '{path}': {error}; free some disk space, the previous checkpoint is untouched") from error
+        # On a full disk torch's writer raises a RuntimeError about positions in its archive.
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it could not be written whole"
+        raise CheckpointInvalid(f"cannot write '{path}': {why}; free some disk space, the previous checkpoint is untouched") from error
     finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a run that was killed in the middle of ``save`` left in its folder."""
+    for part in folder.glob(f".*.pt{PART_SUFFIX}"):
         with suppress(OSError):
             part.unlink(missing_ok=True)
 
@@ -57,6 +68,9 @@ def load(path: Path) -> dict[str, Any]:
 
 def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise CheckpointInvalid that names each difference between a checkpoint's settings and the wanted ones."""
+    if saved.get("stage") != wanted.get("stage"):
+        # All else differs, too, and says nothing more.
+        saved, wanted = ({"stage": values.get("stage")} for values in (saved, wanted))
     there, now = _flat(saved), _flat(wanted)
     differences = [f"{key}: {there.get(key)!r} there, {value!r} now" for key, value in now.items() if there.get(key) != value]
     if differences:

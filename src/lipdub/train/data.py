@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,12 +18,16 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lipdub.errors import TrainingDataError
 from lipdub.mel import cut_windows
 from lipdub.records import MelSpec
-from lipdub.train.networks import NetworkConfig
+from lipdub.train.networks import LIP_POINTS, NetworkConfig
 from lipdub.train.prepare import FORMAT, GRID_HZ, MARGIN
 
 REST_SHARE = 0.2
 """A clip's resting mouth is the mean of this share of its most closed frames."""
 FEWEST_CLIPS = 2
+FEWEST_FRAMES = 40
+"""In all clips together: with less than this second and a half not even the memory's figures can be computed (``JUDGED_FRAMES``)."""
+LARGEST_OFFSET_S = 1.0
+"""A larger sound offset is a mistake: offsets are looked for within a quarter of a second, and no recorder is off by this."""
 SPEAKER_BALANCE = 0.6
 """A speaker is drawn in proportion to (frames of that speaker) to this power: 1 by frames, 0 all alike."""
 UPPER_INNER_LIP, LOWER_INNER_LIP = 35, 25
@@ -41,7 +44,7 @@ EYE_DISTANCE = 0.38
 @dataclass(frozen=True, slots=True, repr=False)
 class Clip:
     """One prepared clip; N frames near 25 Hz. crops: uint8 (N, P, P, 3) memory-mapped. lips: float32 (N, 40, 2) relative to the clip's
-    resting mouth, unit crop. mel: float16 (80, columns). times_s, opening (N,), pose (N, 2)."""
+    resting mouth, unit crop. rest: float32 (40, 2), that mouth. mel: float16 (80, columns). times_s, opening (N,), pose (N, 2)."""
 
     source: str
     clip_id: str
@@ -50,6 +53,7 @@ class Clip:
     mel: NDArray[np.float16]
     times_s: NDArray[np.float64]
     lips: NDArray[np.float32]
+    rest: NDArray[np.float32]
     opening: NDArray[np.float32]
     pose: NDArray[np.float32]
     shot: NDArray[np.int32]
@@ -77,27 +81,62 @@ def _unpickled(values: dict[str, Any]) -> Clip:
     return Clip(**values)
 
 
-def load_clips(folder: Path, *, with_offsets: bool = True) -> list[Clip]:
+def load_clips(
+    folder: Path, *, with_offsets: bool = True, size: int | None = None, on_skip: Callable[[str, str], None] | None = None
+) -> list[Clip]:
     """The clips that ``lipdub prepare`` kept in `folder`, with the sound offsets found for them unless told not to.
 
-    Raises TrainingDataError where there are none or too few.
+    size: crop side that the network sees, where it is known. on_skip: told the source of each clip that cannot be used, and why; the
+    others are loaded all the same.
+
+    Raises TrainingDataError where there are none or too few, or where they were prepared for another size.
     """
+    prepared_size, kept = _read_index(folder)
+    if size is not None and prepared_size != size:
+        raise TrainingDataError(f"'{folder}' was prepared for {prepared_size} px, the network sees {size}; prepare it with --size {size}")
+    offsets = _read_offsets(folder / OFFSETS_FILE) if with_offsets else {}
+    clips: list[Clip] = []
+    skipped: list[tuple[str, str]] = []
+    for source, clip_id, speaker in kept:
+        try:
+            clips.append(load_clip(folder, source, clip_id, speaker, offsets.get(clip_id, 0.0), prepared_size))
+        except TrainingDataError as error:
+            skipped.append((source, str(error)))
+            if on_skip is not None:
+                on_skip(source, str(error))
+    frames = sum(len(clip) for clip in clips)
+    if len(clips) < FEWEST_CLIPS or frames < FEWEST_FRAMES:
+        damaged = f"; {len(skipped)} were skipped, the first, '{skipped[0][0]}': {skipped[0][1]}" if skipped else ""
+        raise TrainingDataError(
+            f"'{folder}' holds {len(clips)} usable clips ({frames} frames), at least {FEWEST_CLIPS} ({FEWEST_FRAMES} frames) are needed"
+            f"{damaged}; prepare more footage"
+        )
+    return clips
+
+
+def _read_index(folder: Path) -> tuple[int, list[tuple[str, str, str]]]:
+    """Crop side that the clips were prepared for, and (source, clip id, speaker or "") of each that was kept. Raises TrainingDataError."""
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingDataError(f"'{folder}' holds no prepared clips; run: lipdub prepare CLIPS -o '{folder}'") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise TrainingDataError(f"'{folder}' was prepared by another version of lipdub; prepare it again")
-    offsets: dict[str, float] = {}
-    if with_offsets and (folder / OFFSETS_FILE).exists():
-        try:
-            offsets = {str(key): float(value) for key, value in json.loads((folder / OFFSETS_FILE).read_text(encoding="utf-8")).items()}
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise TrainingDataError(f"'{folder / OFFSETS_FILE}' is damaged; delete it, or run lipdub train offsets again") from error
-    clips = [_load_clip(folder, entry, offsets.get(entry["clip_id"], 0.0)) for entry in index["clips"] if entry["why"] is None]
-    if len(clips) < FEWEST_CLIPS:
-        raise TrainingDataError(f"'{folder}' holds {len(clips)} usable clips, at least {FEWEST_CLIPS} are needed; prepare more footage")
-    return clips
+    try:
+        kept = [entry for entry in index["clips"] if entry["why"] is None]
+        return int(index["size"]), [(str(entry["source"]), str(entry["clip_id"]), str(entry.get("speaker") or "")) for entry in kept]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TrainingDataError(f"'{folder / 'index.json'}' is damaged; run lipdub prepare again, it keeps what is whole") from error
+
+
+def _read_offsets(file: Path) -> dict[str, float]:
+    """Clip id to sound offset in seconds; nothing where there is no such file. Raises TrainingDataError."""
+    if not file.exists():
+        return {}
+    try:
+        return {str(key): float(value) for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TrainingDataError(f"'{file}' is damaged; delete it, or run lipdub train offsets again") from error
 
 
 def split_speakers(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
@@ -110,40 +149,53 @@ def split_speakers(clips: list[Clip]) -> tuple[list[Clip], list[Clip]]:
     return [clip for clip in clips if clip.speaker not in held], [clip for clip in clips if clip.speaker in held]
 
 
-def _load_clip(folder: Path, entry: dict[str, str], offset_s: float) -> Clip:
-    stem = folder / entry["clip_id"]
+def load_clip(folder: Path, source: str, clip_id: str, speaker: str, offset_s: float, size: int) -> Clip:
+    """One clip, looked at whole but for its pictures. Raises TrainingDataError that says what is wrong with it."""
+    if not abs(offset_s) <= LARGEST_OFFSET_S:
+        raise TrainingDataError(f"its sound offset of {offset_s:g} s is wrong, at most {LARGEST_OFFSET_S:g} s can be")
+    stored = round(size * MARGIN)
     try:
         # Opened here, since np.load leaves a damaged file open.
-        with stem.with_suffix(".npz").open("rb") as stream, np.load(stream, allow_pickle=False) as data:
-            lips, opening = data["lips"].astype(np.float32), data["opening"]
-            if not 0 < len(opening) == len(lips) == len(data["times_s"]) == len(data["pose"]) == len(data["shot"]):
-                raise ValueError("its parts are of different lengths, or hold no frame")
-            resting = np.argsort(opening)[: max(1, round(REST_SHARE * len(opening)))]
-            clip = Clip(
-                source=entry["source"],
-                clip_id=entry["clip_id"],
-                speaker=entry.get("speaker") or entry["clip_id"],
-                crops=np.load(folder / f"{entry['clip_id']}.crops.npy", mmap_mode="r", allow_pickle=False),
-                mel=data["mel"],
-                times_s=data["times_s"],
-                lips=lips - lips[resting].mean(axis=0),
-                opening=opening,
-                pose=data["pose"],
-                shot=data["shot"],
-                offset_s=offset_s,
-            )
-        if len(clip.crops) != len(clip):
-            raise ValueError("it has not one crop per frame")
-        return clip
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        with (folder / f"{clip_id}.npz").open("rb") as stream, np.load(stream, allow_pickle=False) as data:
+            facts = {name: data[name] for name in ("mel", "times_s", "lips", "opening", "pose", "shot")}
+        crops = np.load(folder / f"{clip_id}.crops.npy", mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise TrainingDataError(f"'{Path(error.filename).name}' is missing") from error
+    except Exception as error:
+        # Damaged files make numpy and zipfile raise nearly anything: BadZipFile, EOFError, NotImplementedError, MemoryError, ...
         raise TrainingDataError(
-            f"prepared clip '{stem}' of '{entry['source']}' is damaged; delete '{stem}.json' and prepare again"
+            f"its prepared files cannot be read ({' '.join(str(error).split())[:120] or type(error).__name__})"
         ) from error
+    count = len(facts["times_s"]) if facts["times_s"].ndim else 0
+    shapes = {"times_s": (count,), "lips": (count, LIP_POINTS, 2), "opening": (count,), "pose": (count, 2), "shot": (count,)}
+    mel_fits = facts["mel"].ndim == 2 and facts["mel"].shape[0] == MelSpec().bands
+    if count == 0 or not mel_fits or any(facts[name].shape != shape for name, shape in shapes.items()):
+        raise TrainingDataError("its prepared files are damaged (its parts are of different lengths, or hold no frame)")
+    if crops.dtype != np.uint8 or crops.shape != (count, stored, stored, 3):
+        raise TrainingDataError(f"its prepared files are damaged (crops are {crops.dtype} {crops.shape}, not {(count, stored, stored, 3)})")
+    if not all(np.issubdtype(part.dtype, np.number) and np.isfinite(part).all() for part in facts.values()):
+        raise TrainingDataError("its prepared files are damaged (values that are no numbers)")
+    lips, opening = facts["lips"].astype(np.float32), facts["opening"]
+    rest = lips[np.argsort(opening)[: max(1, round(REST_SHARE * count))]].mean(axis=0)
+    return Clip(
+        source=source, clip_id=clip_id, speaker=speaker or clip_id, crops=crops, mel=facts["mel"], times_s=facts["times_s"],
+        lips=lips - rest, rest=rest, opening=opening, pose=facts["pose"], shot=facts["shot"], offset_s=offset_s,
+    )  # fmt: skip
 
 
 def opening_from_lips(lips: Tensor) -> Tensor:
     """Opening over eye distance from lip points (..., 40, 2) in unit crop coordinates; relative points give a relative opening."""
     return (lips[..., LOWER_INNER_LIP, 1] - lips[..., UPPER_INNER_LIP, 1]) / EYE_DISTANCE
+
+
+def clip_shares(clips: list[Clip], balance: float) -> NDArray[np.float64]:
+    """How often each clip is to be drawn, summing to 1: speakers in proportion to (their frames) ** balance, their clips by length."""
+    lengths = np.array([len(clip) for clip in clips], np.float64)
+    of_speaker: dict[str, float] = {}
+    for clip in clips:
+        of_speaker[clip.speaker] = of_speaker.get(clip.speaker, 0.0) + len(clip)
+    weights = lengths * np.array([of_speaker[clip.speaker] ** (balance - 1) for clip in clips])
+    return weights / weights.sum()
 
 
 class Samples(Dataset[dict[str, Tensor]]):
@@ -153,15 +205,12 @@ class Samples(Dataset[dict[str, Tensor]]):
     ``mel`` float32 (T, 80, 16); ``lips`` float32 (T, 40, 2).
     """
 
-    def __init__(self, clips: list[Clip], config: NetworkConfig, *, seed: int, frames: int, with_reference: bool) -> None:
+    def __init__(
+        self, clips: list[Clip], config: NetworkConfig, *, seed: int, frames: int, with_reference: bool, balance: float = SPEAKER_BALANCE
+    ) -> None:
         self._clips, self._config, self._seed = clips, config, seed
         self._frames, self._with_reference = frames, with_reference
-        lengths = np.array([len(clip) for clip in clips], np.float64)
-        of_speaker: dict[str, float] = {}
-        for clip in clips:
-            of_speaker[clip.speaker] = of_speaker.get(clip.speaker, 0.0) + len(clip)
-        weights = lengths * np.array([of_speaker[clip.speaker] ** (SPEAKER_BALANCE - 1) for clip in clips])
-        self._cumulative = np.cumsum(weights / weights.sum())
+        self._cumulative = np.cumsum(clip_shares(clips, balance))
 
     def __len__(self) -> int:
         return 2**62
@@ -177,18 +226,18 @@ class Samples(Dataset[dict[str, Tensor]]):
         indices = np.where(clip.shot[indices] == clip.shot[middle], indices, middle)
         inner = indices[reach : reach + self._frames]
         flip = bool(random.random() < 0.5)
-        tone = _tone(random)
-        jitter = _jitter(random, 0.02)
-        pictures = _crop(clip.crops, indices, self._config.size, jitter, flip, tone)
+        tone = toned(random)
+        jitter = jittered(random, 0.02)
+        pictures = cut(clip.crops, indices, self._config.size, jitter, flip, tone)
         sample = {
             "pictures": torch.from_numpy(pictures),
             "mel": torch.from_numpy(clip.windows(inner, self._config.mel)),
-            "lips": torch.from_numpy(_flip_lips(clip.lips[inner]) if flip else clip.lips[inner].copy()),
+            "lips": torch.from_numpy(flip_lips(clip.lips[inner]) if flip else clip.lips[inner].copy()),
         }
         if self._with_reference:
             chosen = np.array([self._choose_reference(clip, middle, random)])
             # Its own margins: a shared crop would tell how far the jaw hangs.
-            reference = _crop(clip.crops, chosen, self._config.size, _jitter(random, REFERENCE_JITTER), flip, tone)
+            reference = cut(clip.crops, chosen, self._config.size, jittered(random, REFERENCE_JITTER), flip, tone)
             sample["reference"] = torch.from_numpy(reference[0])
         return sample
 
@@ -221,7 +270,7 @@ class _Steps(Sampler[int]):
 
 
 def loader(
-    samples: Samples, *, first_step: int, steps: int, batch: int, rank: int, ranks: int, workers: int
+    samples: Dataset[dict[str, Tensor]], *, first_step: int, steps: int, batch: int, rank: int, ranks: int, workers: int
 ) -> DataLoader[dict[str, Tensor]]:
     """Batches of the steps [first_step, steps), the same ones whatever the number of workers."""
     return DataLoader(
@@ -250,24 +299,24 @@ def to_network(pictures: Tensor) -> Tensor:
     return pictures.movedim(-1, -3).float() / 127.5 - 1.0
 
 
-def _jitter(random: np.random.Generator, amount: float) -> NDArray[np.float64]:
+def jittered(random: np.random.Generator, amount: float) -> NDArray[np.float64]:
     """Random scale (as a factor) and shift (unit crop): (scale, dx, dy)."""
     scale = 1.0 + amount * float(np.clip(random.standard_normal(), -2, 2))
     shift = 0.5 * amount * np.clip(random.standard_normal(2), -2, 2)
     return np.array([scale, *shift])
 
 
-def _tone(random: np.random.Generator) -> NDArray[np.uint8]:
+def toned(random: np.random.Generator) -> NDArray[np.uint8]:
     """A random brightness, contrast and gamma as a table, one per channel: uint8 (256, 3)."""
     ramp = np.linspace(0.0, 1.0, 256)
     gamma = np.exp(0.2 * random.standard_normal())
     contrast = 1.0 + 0.12 * random.standard_normal()
     balance = 1.0 + 0.05 * random.standard_normal(3)
-    toned = (((ramp**gamma)[:, None] - 0.5) * contrast + 0.5) * balance
-    return (np.clip(toned, 0, 1) * 255).round().astype(np.uint8)
+    values = (((ramp**gamma)[:, None] - 0.5) * contrast + 0.5) * balance
+    return (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
 
 
-def _crop(
+def cut(
     crops: NDArray[np.uint8],
     indices: NDArray[np.int64],
     size: int,
@@ -299,5 +348,6 @@ _RING_MIRROR = [10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 19, 18, 17, 16, 15, 14, 13, 12
 _MIRROR = np.array(_RING_MIRROR + [20 + i for i in _RING_MIRROR])
 
 
-def _flip_lips(lips: NDArray[np.float32]) -> NDArray[np.float32]:
+def flip_lips(lips: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Lip points (n, 40, 2) about the vertical axis through zero, each in the place of its partner."""
     return np.ascontiguousarray(lips[:, _MIRROR] * np.array([-1, 1], np.float32))

@@ -6,9 +6,10 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from lipdub import __version__, bundle, runtime
 from lipdub.errors import CheckpointInvalid, ExportFailed, OutputRefused
 from lipdub.mel import SILENCE
 from lipdub.train import checkpoints
-from lipdub.train.data import load_clips, to_network
+from lipdub.train.data import Clip, load_clips, to_network
 from lipdub.train.memory_stage import central, lip_windows
 from lipdub.train.networks import WEIGHTS_FILE, FaceGenerator, LipMemory, NetworkConfig
 
@@ -74,30 +75,71 @@ def export(
     rest_from: prepared clips whose closed mouths give the resting lip feature; else the recall of silence does. Raises
     CheckpointInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and a bundle that was there stays.
     """
-    _check_folder(out, force)
+    check_folder(out, force=force)
     config, memory, generator = load_networks(checkpoint)
-    rest = _rest_feature(config, memory, rest_from)
+    rest = rest_feature(config, memory, load_clips(rest_from)[:400] if rest_from is not None else [])
     try:
         spec = bundle.BundleSpec(
             name=name or out.resolve().name, backend="memory", format_version=bundle.FORMAT_VERSION, crop=config.crop, mel=config.mel,
-            slots=config.slots, lip_channels=config.channels, rest_feature=tuple(float(v) for v in rest), license=license_text,
+            slots=config.slots, lip_channels=config.channels, rest_feature=rest, license=license_text,
             training_data=training_data, graphs={}, created_with=__version__, smoothing_s=smoothing_s,
         )  # fmt: skip
     except ValueError as error:
         raise ExportFailed(f"cannot describe the bundle: {error}; --name, --license and --smoothing-s set what it says") from error
-    with _folder_beside(out) as folder:
+    card = out / MODEL_CARD
+    beside = {MODEL_CARD: card.read_bytes()} if card.exists() else {}
+    return write_bundle(out, spec, config, memory, generator, half=half, beside=beside, force=force)
+
+
+def write_bundle(
+    out: Path,
+    spec: bundle.BundleSpec,
+    config: NetworkConfig,
+    memory: LipMemory,
+    generator: FaceGenerator,
+    *,
+    half: bool,
+    beside: Mapping[str, bytes],
+    force: bool,
+) -> Exported:
+    """Write the bundle folder `out` from networks in inference mode: graphs that agree with torch, weights, the description `spec` (its
+    hashes are filled in), and the files `beside` them by name. Raises OutputRefused, ExportFailed; all of it is written, or nothing."""
+    check_folder(out, force=force)
+    with folder_beside(out) as folder:
         differences = {
-            bundle.MEMORY_GRAPH: _export_graph(memory, _memory_example(config), bundle.MEMORY_GRAPH, folder, half),
-            bundle.GENERATOR_GRAPH: _export_graph(_Drawing(generator), _generator_example(config), bundle.GENERATOR_GRAPH, folder, half),
-        }
+            bundle.MEMORY_GRAPH: export_graph(
+                memory, partial(_memory_example, config), bundle.TENSORS[bundle.MEMORY_GRAPH], folder / bundle.MEMORY_GRAPH, half=half
+            ),
+            bundle.GENERATOR_GRAPH: export_graph(
+                _Drawing(generator), partial(_generator_example, config), bundle.TENSORS[bundle.GENERATOR_GRAPH],
+                folder / bundle.GENERATOR_GRAPH, half=half,
+            ),
+        }  # fmt: skip
         save_weights(folder / WEIGHTS_FILE, memory, generator)
-        spec = bundle.finish(folder, spec)
-        card = out / MODEL_CARD
-        if card.exists():
-            shutil.copy2(card, folder / card.name)
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        _put_in_place(folder, out)
+        spec, size = _finish(folder, spec, beside, out)
     return Exported(spec, differences, HALF_TOLERANCE if half else TOLERANCE, size, gflop_per_frame(config, memory, generator))
+
+
+def copy_bundle(
+    source: Path, out: Path, spec: bundle.BundleSpec, *, beside: Mapping[str, bytes], force: bool
+) -> tuple[bundle.BundleSpec, int]:
+    """Write graphs and weights of the bundle in `source` to the folder `out` as they are, with another description `spec` and the files
+    `beside`. Gives the spec with its hashes, and the bytes written. Raises OutputRefused, ExportFailed; all is written, or nothing."""
+    check_folder(out, force=force)
+    with folder_beside(out) as folder:
+        for name in (*bundle.TENSORS, WEIGHTS_FILE):
+            shutil.copyfile(source / name, folder / name)
+        return _finish(folder, spec, beside, out)
+
+
+def _finish(folder: Path, spec: bundle.BundleSpec, beside: Mapping[str, bytes], out: Path) -> tuple[bundle.BundleSpec, int]:
+    """What lies in `folder` becomes the bundle `out`: the spec with its hashes, and the bytes written."""
+    whole = bundle.finish(folder, spec)
+    for name, content in beside.items():
+        (folder / name).write_bytes(content)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    put_in_place(folder, out)
+    return whole, size
 
 
 def load_networks(checkpoint: Path) -> tuple[NetworkConfig, LipMemory, FaceGenerator]:
@@ -138,7 +180,7 @@ def gflop_per_frame(config: NetworkConfig, memory: LipMemory, generator: FaceGen
 
 
 def _memory_example(config: NetworkConfig, batch: int = 2) -> tuple[Tensor, ...]:
-    return (torch.randn(batch, 1, config.mel.bands, config.mel.window).clamp(-4, 4),)
+    return ((2 * torch.randn(batch, 1, config.mel.bands, config.mel.window)).clamp(-4, 4),)
 
 
 def _generator_example(config: NetworkConfig, batch: int = 2) -> tuple[Tensor, ...]:
@@ -147,10 +189,13 @@ def _generator_example(config: NetworkConfig, batch: int = 2) -> tuple[Tensor, .
     return target, reference, torch.randn(batch, config.channels)
 
 
-def _export_graph(module: nn.Module, example: tuple[Tensor, ...], graph: str, folder: Path, half: bool) -> float:
-    """Write one graph and give the largest difference to torch over a few batches of another size. Raises ExportFailed."""
-    names = bundle.TENSORS[graph]
-    path = folder / graph
+def export_graph(
+    module: nn.Module, example: Callable[[int], tuple[Tensor, ...]], names: bundle.GraphTensors, path: Path, *, half: bool
+) -> float:
+    """Write `module` as the graph `path` with the tensors `names`, and give the largest difference to torch over batches of several sizes.
+
+    example: random inputs for a batch of that size. half: store the weights as float16. Raises ExportFailed.
+    """
     inputs, outputs = list(names.inputs), list(names.outputs)
     try:
         with warnings.catch_warnings():
@@ -158,7 +203,7 @@ def _export_graph(module: nn.Module, example: tuple[Tensor, ...], graph: str, fo
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             torch.onnx.export(
-                module.eval(), example, str(path), input_names=inputs, output_names=outputs, opset_version=OPSET, dynamo=False,
+                module.eval(), example(2), str(path), input_names=inputs, output_names=outputs, opset_version=OPSET, dynamo=False,
                 dynamic_axes={key: {0: bundle.BATCH} for key in (*inputs, *outputs)},
             )  # fmt: skip
         model = onnx.load(str(path))
@@ -168,25 +213,22 @@ def _export_graph(module: nn.Module, example: tuple[Tensor, ...], graph: str, fo
         path.write_bytes(model.SerializeToString())
     except Exception as error:
         # torch and onnx raise whatever they like here; all of it means the same to the caller.
-        raise ExportFailed(f"cannot write {graph}: {' '.join(str(error).split())[:300]}") from error
-    return _parity(module, example, graph, path, half)
+        raise ExportFailed(f"cannot write {path.name}: {' '.join(str(error).split())[:300]}") from error
+    return _parity(module, example, names, path, half)
 
 
 @torch.no_grad()
-def _parity(module: nn.Module, example: tuple[Tensor, ...], graph: str, path: Path, half: bool) -> float:
-    names = bundle.TENSORS[graph]
+def _parity(module: nn.Module, example: Callable[[int], tuple[Tensor, ...]], names: bundle.GraphTensors, path: Path, half: bool) -> float:
+    fed = example(2)
     # Open sizes: what is compared are the values; the runtime checks the declared sizes when the bundle is opened.
     session = runtime.open_session(
-        path, device="cpu", inputs={k: _sized(v) for k, v in zip(names.inputs, example, strict=True)},
-        outputs={k: _sized(v) for k, v in zip(names.outputs, _as_tuple(module(*example)), strict=True)},
+        path, device="cpu", inputs={k: _sized(v) for k, v in zip(names.inputs, fed, strict=True)},
+        outputs={k: _sized(v) for k, v in zip(names.outputs, _as_tuple(module(*fed)), strict=True)},
     )  # fmt: skip
     worst = 0.0
     torch.manual_seed(0)
     for batch in (1, 3, 8):
-        fed = tuple(
-            torch.rand(batch, *tensor.shape[1:]) * 2 - 1 if graph == bundle.GENERATOR_GRAPH else torch.randn(batch, *tensor.shape[1:]) * 2
-            for tensor in example
-        )
+        fed = example(batch)
         expected = _as_tuple(module(*fed))
         got = session.run({key: value.numpy() for key, value in zip(names.inputs, fed, strict=True)})
         for key, value in zip(names.outputs, expected, strict=True):
@@ -194,7 +236,7 @@ def _parity(module: nn.Module, example: tuple[Tensor, ...], graph: str, path: Pa
     tolerance = HALF_TOLERANCE if half else TOLERANCE
     if not worst <= tolerance:
         raise ExportFailed(
-            f"{graph} differs from torch by {worst:.2e}, at most {tolerance:.0e} is allowed; report this with the checkpoint's settings"
+            f"{path.name} differs from torch by {worst:.2e}, at most {tolerance:.0e} is allowed; report this with the checkpoint's settings"
         )
     return worst
 
@@ -222,42 +264,43 @@ def _store_half(model: onnx.ModelProto) -> None:
 
 
 @torch.no_grad()
-def _rest_feature(config: NetworkConfig, memory: LipMemory, rest_from: Path | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """The lip feature of a resting mouth, float32 (C,): the memory's answer to silence, with the lip recall averaged over closed mouths
-    where clips are given."""
+def rest_feature(config: NetworkConfig, memory: LipMemory, clips: Sequence[Clip]) -> tuple[float, ...]:
+    """The lip feature of a resting mouth, C numbers: the memory's answer to silence, with the lip recall averaged over the most closed
+    mouth of each of the `clips` where it is closed."""
     silent = torch.full((1, 1, config.mel.bands, config.mel.window), SILENCE)
     audio_feature = memory.audio_encoder(silent)
     recalled = memory.memory.by_audio(audio_feature).recalled
-    if rest_from is not None:
-        y0, y1, x0, x1 = config.drawn
-        found = []
-        for clip in load_clips(rest_from)[:400]:
-            at = int(np.argmin(clip.opening))
-            if clip.opening[at] > 0.02:
-                continue
-            low, high = max(0, at - 2), min(len(clip), at + 3)
-            pictures = to_network(torch.from_numpy(central(clip, low, high, config)[:, y0:y1, x0:x1]))
-            found.append(memory.memory.by_lips(memory.lip_encoder(lip_windows(pictures, config.frames)[at - low][None])).recalled)
-        if found:
-            recalled = torch.cat(found).mean(dim=0, keepdim=True)
-    return np.asarray(memory.fuse(audio_feature, recalled)[0].numpy(), np.float32)
+    y0, y1, x0, x1 = config.drawn
+    found = []
+    for clip in clips:
+        at = int(np.argmin(clip.opening))
+        if clip.opening[at] > 0.02:
+            continue
+        low, high = max(0, at - 2), min(len(clip), at + 3)
+        pictures = to_network(torch.from_numpy(central(clip, low, high, config)[:, y0:y1, x0:x1]))
+        found.append(memory.memory.by_lips(memory.lip_encoder(lip_windows(pictures, config.frames)[at - low][None])).recalled)
+    if found:
+        recalled = torch.cat(found).mean(dim=0, keepdim=True)
+    return tuple(float(value) for value in memory.fuse(audio_feature, recalled)[0])
 
 
-def _check_folder(out: Path, force: bool) -> None:
+def check_folder(out: Path, *, force: bool, spec_file: str = bundle.SPEC_FILE) -> None:
+    """Raise OutputRefused unless a bundle can be written at `out`; with `force` also where there is one, told by its `spec_file`."""
     if not out.parent.is_dir():
         raise OutputRefused(f"the folder '{out.parent}' does not exist; make it, or write elsewhere")
     if out.exists() and not out.is_dir():
         raise OutputRefused(f"'{out}' is a file; give a folder for the bundle")
     # A model card may be written before there is a bundle.
     if out.is_dir() and any(path.name != MODEL_CARD for path in out.iterdir()):
-        if not (out / bundle.SPEC_FILE).exists():
+        if not (out / spec_file).exists():
             raise OutputRefused(f"'{out}' holds something else than a bundle; give another folder")
         if not force:
             raise OutputRefused(f"'{out}' already holds a bundle; add --force to replace it")
 
 
 @contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
+def folder_beside(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, gone again when the block ends unless it was put in place. Raises OutputRefused, ExportFailed."""
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
     except OSError as error:
@@ -270,7 +313,7 @@ def _folder_beside(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _put_in_place(folder: Path, out: Path) -> None:
+def put_in_place(folder: Path, out: Path) -> None:
     """Swap the finished folder in; the old bundle is removed only when the new one stands."""
     umask = os.umask(0)
     os.umask(umask)

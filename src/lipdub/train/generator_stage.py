@@ -19,6 +19,7 @@ from lipdub.train.loop import Validation
 from lipdub.train.memory_stage import MemoryWeights, central, correlation, judge_memory, lip_windows, memory_losses
 from lipdub.train.networks import Discriminator, FaceGenerator, LipMemory, NetworkConfig
 from lipdub.train.prepare import GRID_HZ
+from lipdub.train.reader import LipReader, centred
 from lipdub.train.voices import vary_voice
 
 
@@ -32,6 +33,8 @@ class GeneratorWeights:
     landmarks: float = 8.0
     visual_sync: float = 0.2
     adversarial: float = 0.05
+    perceptual: float = 0.5
+    """L1 between the lip reader's features of drawn and true pictures; only where there is a reader."""
     audio_picture: float = 0.3
     """Factor on picture, edge and sync losses of audio-recalled faces: the sound does not tell the exact mouth, and a
     full pixel loss on a guess teaches to draw the mean."""
@@ -69,6 +72,8 @@ class GeneratorStage:
     audio_share: float = 0.25
     draw_frames: int = 5
     joint: bool = False
+    lip_reader: LipReader | None = None
+    """Frozen; what lips it sees in a drawn picture are pulled to those that were recalled. Without it the frozen memory's lip encoder looks."""
     ema: float = 0.998
     weights: GeneratorWeights = field(default_factory=GeneratorWeights)
     memory_weights: MemoryWeights = field(default_factory=MemoryWeights)
@@ -104,16 +109,12 @@ class GeneratorStage:
         )
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Begin with weights as ``networks.load_weights`` gives them instead of random ones; the memory's go to the fusion alone,
-        unless the memory is trained, too."""
-        generator = {key.removeprefix("generator."): value for key, value in weights.items() if key.startswith("generator.")}
-        memory = {key.removeprefix("memory."): value for key, value in weights.items() if key.startswith("memory.")}
-        self.generator.load_state_dict(generator)
-        if self.joint:
-            self.memory.load_state_dict(memory)
-        else:
-            fusion = {key.removeprefix("fusion."): value for key, value in memory.items() if key.startswith("fusion.")}
-            self.memory.fusion.load_state_dict(fusion)
+        """Begin with the generator and the fusion that ``networks.load_weights`` gives instead of random ones."""
+        self.generator.load_state_dict(
+            {key.removeprefix("generator."): value for key, value in weights.items() if key.startswith("generator.")}
+        )
+        fusion = {key.removeprefix("memory.fusion."): value for key, value in weights.items() if key.startswith("memory.fusion.")}
+        self.memory.fusion.load_state_dict(fusion)
         self.averaged.generator.load_state_dict(self.generator.state_dict())
         self.averaged.memory.load_state_dict(self.memory.state_dict())
 
@@ -133,13 +134,15 @@ class GeneratorStage:
         return {
             "network": self.config.to_dict(), "weights": asdict(self.weights), "memory_weights": asdict(self.memory_weights),
             "decode": self.decode, "audio_share": self.audio_share, "draw_frames": self.draw_frames, "joint": self.joint, "ema": self.ema,
-            "discriminator_rate": self.discriminator_rate,
+            "discriminator_rate": self.discriminator_rate, "reader": self.lip_reader is not None,
         }  # fmt: skip
 
     def setup(self, fabric: Fabric) -> None:
         """Move to the devices and wrap what is trained."""
         self._reader.to(fabric.device)
         self.averaged.to(fabric.device)
+        if self.lip_reader is not None:
+            self.lip_reader.to(fabric.device)
         self.memory.to(fabric.device)
         self._step_module, self._optimizer = fabric.setup(_GeneratorStep(self), self._optimizer)
         self._judge, self._judge_optimizer = fabric.setup(self.discriminator, self._judge_optimizer)
@@ -208,7 +211,10 @@ class _GeneratorStep(nn.Module):
         lip_feature = self.memory.lip_encoder(windows).float() if stage.joint else true_feature
         audio_feature = self.memory.audio_encoder(mel).float()
         sounding = torch.ones(len(lips), dtype=torch.bool, device=lips.device)
-        of_memory, by_lips, by_audio = memory_losses(self.memory, lip_feature, audio_feature, lips, sounding, stage.memory_weights)
+        if stage.joint:
+            of_memory, by_lips, by_audio = memory_losses(self.memory, lip_feature, audio_feature, lips, sounding, stage.memory_weights)
+        else:
+            of_memory, by_lips, by_audio = {}, self.memory.memory.by_lips(lip_feature), self.memory.memory.by_audio(audio_feature)
         fused = self.memory.fuse(audio_feature.repeat(2, 1), torch.cat([by_lips.recalled, by_audio.recalled]))
         target, reference = pictures[:, reach : reach + frames].flatten(0, 1), to_network(batch["reference"])
         features = self.generator.encoder(target, reference.repeat_interleave(frames, dim=0))
@@ -238,11 +244,13 @@ class _GeneratorStep(nn.Module):
             with torch.no_grad():
                 seen_feature = reader.lip_encoder(_held_still(true, config.frames)).float()
         drawn_feature = reader.lip_encoder(drawn_windows).float()
-        read = reader.landmarks(reader.memory.by_lips(drawn_feature).recalled)
         with torch.no_grad():
-            wanted_by_lips = reader.landmarks(reader.memory.by_lips(seen_feature).recalled)
-            wanted_by_audio = self.memory.landmarks(by_audio.recalled)[row]
-            wanted = torch.where(from_audio[:, None, None], wanted_by_audio, wanted_by_lips)
+            heard = self.memory.landmarks(by_audio.recalled)
+        read, wanted = (
+            _through_reader(stage.lip_reader, drawn, true, from_audio, (heard - lips)[row])
+            if stage.lip_reader is not None
+            else _through_memory(reader, drawn_feature, seen_feature, from_audio, heard[row])
+        )
         by_lip_rows = ~from_audio
         found = {
             "picture": losses.picture_loss(drawn, true, attention),
@@ -251,11 +259,31 @@ class _GeneratorStep(nn.Module):
             "visual_sync": losses.visual_sync_loss(drawn_feature[by_lip_rows], seen_feature[by_lip_rows])
             + weights.audio_picture * losses.visual_sync_loss(drawn_feature[from_audio], seen_feature[from_audio]),
         }
+        if stage.lip_reader is not None and weights.perceptual:
+            found["perceptual"] = losses.perceptual_loss(stage.lip_reader, drawn[by_lip_rows], true[by_lip_rows])
         total = sum((getattr(weights, name) * value for name, value in found.items()), torch.zeros((), device=lips.device))
         if stage.joint:
             total = total + of_memory["memory"]
             found["memory"] = of_memory["memory"]
         return {**found, "total": total}, drawn, true
+
+
+def _through_reader(reader: LipReader, drawn: Tensor, true: Tensor, from_audio: Tensor, heard_more: Tensor) -> tuple[Tensor, Tensor]:
+    """Lip points read from drawn pictures, and the wanted ones, both (n, 40, 2) relative to their mean: those of the true picture, moved by
+    what the sound wants more than the truth (`heard_more`) where the sound was recalled."""
+    with torch.no_grad():
+        wanted = reader(true) + from_audio[:, None, None] * centred(heard_more)
+    return reader(drawn), wanted
+
+
+def _through_memory(
+    reader: LipMemory, drawn_feature: Tensor, seen_feature: Tensor, from_audio: Tensor, heard: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same through the frozen memory: lip points relative to the closed mouth, from lip features of drawn and true windows."""
+    read = reader.landmarks(reader.memory.by_lips(drawn_feature).recalled)
+    with torch.no_grad():
+        seen = reader.landmarks(reader.memory.by_lips(seen_feature).recalled)
+    return read, torch.where(from_audio[:, None, None], heard, seen)
 
 
 def _windows(pictures: Tensor, frames: int) -> Tensor:

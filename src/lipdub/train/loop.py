@@ -1,10 +1,12 @@
-"""The training loop that both stages share: steps, logging, validation, checkpoints that resume exactly."""
+"""The training loop that all stages share: steps, logging, validation, checkpoints that resume exactly."""
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +17,12 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
-from lipdub.errors import MemoryCollapsed, OutputRefused, TrainingError
+from lipdub.errors import CheckpointInvalid, MemoryCollapsed, OutputRefused, TrainingError
 from lipdub.train import checkpoints
-from lipdub.train.data import Samples, loader
+from lipdub.train.data import loader
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,11 @@ class Stage(Protocol):
     """One stage of training: what a step computes and how it is judged."""
 
     name: str
-    samples: Samples
+
+    @property
+    def samples(self) -> Dataset[dict[str, Tensor]]:
+        """Training samples, by number: `Samples`, or another data set whose sample depends on (seed, number) alone."""
+        ...
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything a checkpoint must hold, by name."""
@@ -138,13 +145,19 @@ def run(
     best = -math.inf
     if resume:
         content = checkpoints.load(latest)
-        checkpoints.require_same(latest, content["settings"], shared)
-        first, best = _restore(stage, content)
+        checkpoints.require_same(latest, content.get("settings", {}), shared)
+        try:
+            first, best = _restore(stage, content)
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise CheckpointInvalid(
+                f"'{latest}' holds other parts than this lipdub trains ({' '.join(str(error).split())[:200]}); start a new run folder"
+            ) from error
     elif latest.exists():
         raise TrainingError(f"'{folder}' already holds a run; go on with --resume, or give another folder with -o")
     try:
         if fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
+            checkpoints.remove_leftovers(folder)
         writer = SummaryWriter(str(folder)) if fabric.is_global_zero else None
     except OSError as error:
         raise OutputRefused(f"cannot write into '{folder}': {error.strerror}; choose another folder with -o") from error
@@ -156,6 +169,7 @@ def run(
         )
     )  # fmt: skip
     clock, since = time.monotonic(), first
+    printing, threading.excepthook = threading.excepthook, _leave_to_caller
     try:
         for number in range(first, settings.steps):
             batch = {key: fabric.to_device(value) for key, value in next(batches).items()}
@@ -195,17 +209,31 @@ def run(
                 improved = validation is not None and score > best
                 best = max(best, score)
                 content = _content(stage, shared, settings, done, best, figures)
-                checkpoints.save(latest, content)
+                # The best one first: whoever is killed between the two resumes before it, and comes by here again.
                 if improved:
                     checkpoints.save(folder / "best.pt", content)
+                checkpoints.save(latest, content)
             if reported or validation is not None:
                 speed = (done - since) * settings.batch * fabric.world_size / max(1e-9, time.monotonic() - clock)
                 on_progress(Progress(done, settings.steps, values if reported else {}, speed, validation))
                 clock, since = time.monotonic(), done
+    except OSError as error:
+        # TensorBoard's thread hands a full disk's error to whatever call comes next; checkpoints have words of their own.
+        raise TrainingError(
+            f"cannot write into '{folder}': {error.strerror or error}; free some disk space, then go on with --resume"
+        ) from error
     finally:
         if writer is not None:
-            writer.close()
+            with suppress(OSError):
+                writer.close()
+        threading.excepthook = printing
     return figures
+
+
+def _leave_to_caller(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread prints the traceback of a full disk, and then hands the error on, too."""
+    if not issubclass(failed.exc_type, OSError):
+        threading.__excepthook__(failed)
 
 
 def _no_number(what: str, step: int) -> str:

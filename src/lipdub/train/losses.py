@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -68,6 +70,24 @@ def visual_sync_loss(drawn_feature: Tensor, true_feature: Tensor) -> Tensor:
     """Visual-visual sync: L1 between frozen lip-encoder features (B, C) of drawn and true frames, normalised."""
     scale = drawn_feature.shape[1] ** 0.5
     return F.l1_loss(F.normalize(drawn_feature.float(), dim=1) * scale, F.normalize(true_feature.float(), dim=1) * scale)
+
+
+class HasFeatures(Protocol):
+    """A frozen network that gives features of each of its levels."""
+
+    def features(self, drawn: Tensor) -> list[Tensor]:
+        """The drawn box (B, 3, h, w) to features."""
+        ...
+
+
+def perceptual_loss(network: HasFeatures, drawn: Tensor, true: Tensor) -> Tensor:
+    """L1 between features of drawn and true pictures (B, 3, h, w), each level relative to how large its true features are. The gradient
+    reaches the drawn picture alone."""
+    with torch.no_grad():
+        wanted = network.features(true)
+    levels = [(one.float() - other.float()).abs().mean() / other.float().abs().mean().clamp(min=1e-6)
+              for one, other in zip(network.features(drawn), wanted, strict=True)]  # fmt: skip
+    return torch.stack(levels).mean()
 
 
 def discriminator_loss(real_scores: Tensor, drawn_scores: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,11 +10,14 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from lipdub.errors import TrainingDataError
+from lipdub.phonemes import CLASSES
 from lipdub.train import losses
-from lipdub.train.data import Clip, Samples, opening_from_lips, to_network
+from lipdub.train.data import SPEAKER_BALANCE, Clip, Samples, opening_from_lips, to_network
+from lipdub.train.labelled_speech import LabelledSpeech
 from lipdub.train.loop import Validation
 from lipdub.train.networks import LipMemory, NetworkConfig, Recall
 from lipdub.train.prepare import MARGIN
@@ -23,6 +27,8 @@ FEWEST_SLOTS_IN_USE = 8.0
 """Usage perplexity below this is collapse."""
 GRACE_STEPS = 600
 """Collapse is judged after this many steps."""
+SPOKEN_SHARE = 0.5
+"""Windows of labelled speech per window of footage."""
 JUDGED_FRAMES = 40
 """Held-out clips shorter than this say too little."""
 
@@ -37,6 +43,10 @@ class MemoryWeights:
     align: float = 0.2
     usage: float = 0.1
     spread: float = 0.1
+    phonemes: float = 0.03
+    """Cross entropy of the phoneme head on labelled speech, where that is given; it is some thirty times as large as landmark losses."""
+    closures: float = 0.08
+    """Landmark loss towards the shut mouth at /p b m/ of labelled speech."""
     silent_share: float = 0.04
     """Share of samples whose sound is replaced by silence and whose lips rest."""
     voice_strength: float = 1.0
@@ -79,27 +89,42 @@ class MemoryStage:
     rate: float
     seed: int
     weights: MemoryWeights = field(default_factory=MemoryWeights)
+    speech: LabelledSpeech | None = None
+    """Synthetic speech whose windows join every step, to teach phonemes and closures."""
+    lip_side: dict[str, Tensor] | None = None
+    """Weights of ``networks.load_lip_side``: these stay as they are, only the audio side is trained."""
+    balance: float = SPEAKER_BALANCE
+    ema: float = 0.995
     name: str = "memory"
 
     samples: Samples = field(init=False)
     memory: LipMemory = field(init=False)
+    averaged: LipMemory = field(init=False)
     _wrapped: nn.Module = field(init=False)
     _optimizer: Optimizer = field(init=False)
     _number: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self.samples = Samples(self.clips, self.config, seed=self.seed, frames=1, with_reference=False)
+        self.samples = Samples(self.clips, self.config, seed=self.seed, frames=1, with_reference=False, balance=self.balance)
         self.memory = LipMemory(self.config)
+        if self.lip_side is not None:
+            self.memory.load_state_dict(self.lip_side, strict=False)
+            for parameter in self.memory.lip_side():
+                parameter.requires_grad_(False)
+        self.averaged = copy.deepcopy(self.memory).requires_grad_(False).eval()
+        trained = [parameter for parameter in self.memory.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(
-            [{"params": list(self.memory.parameters()), "base_rate": self.rate}],
-            lr=self.rate,
-            betas=(0.9, 0.98),
-            weight_decay=1e-2,
-        )
+            [{"params": trained, "base_rate": self.rate}], lr=self.rate, betas=(0.9, 0.98), weight_decay=1e-2
+        )  # fmt: skip
+
+    def start_from(self, memory: LipMemory) -> None:
+        """Begin with the weights of `memory` instead of random ones."""
+        self.memory.load_state_dict(memory.state_dict())
+        self.averaged.load_state_dict(memory.state_dict())
 
     def modules(self) -> dict[str, nn.Module]:
-        """For checkpoints."""
-        return {"memory": self.memory}
+        """For checkpoints; ``memory``, the moving average, is what is judged and used, ``live`` is what is trained."""
+        return {"memory": self.averaged, "live": self.memory}
 
     def optimizers(self) -> dict[str, Optimizer]:
         """For checkpoints and the learning rate."""
@@ -107,10 +132,14 @@ class MemoryStage:
 
     def settings(self) -> dict[str, Any]:
         """What a resumed run must share."""
-        return {"network": self.config.to_dict(), "weights": asdict(self.weights)}
+        return {
+            "network": self.config.to_dict(), "weights": asdict(self.weights), "speech": self.speech is not None,
+            "audio_only": self.lip_side is not None, "balance": self.balance, "ema": self.ema,
+        }  # fmt: skip
 
     def setup(self, fabric: Fabric) -> None:
         """Wrap for the devices."""
+        self.averaged.to(fabric.device)
         self._wrapped = _MemoryStep(self.memory, self.weights)
         self._wrapped, self._optimizer = fabric.setup(self._wrapped, self._optimizer)
 
@@ -118,18 +147,24 @@ class MemoryStage:
         """One step on single windows."""
         self._number = number + 1
         self.memory.train()
+        if self.speech is not None:
+            spoken = self.speech.draw((self.seed, number, fabric.global_rank), max(1, round(SPOKEN_SHARE * len(batch["mel"]))))
+            batch = {**batch, **{f"spoken_{key}": fabric.to_device(value) for key, value in spoken._asdict().items()}}
         found: dict[str, Tensor] = self._wrapped(batch)
         self._optimizer.zero_grad(set_to_none=True)
         fabric.backward(found["memory"])
         fabric.clip_gradients(self._wrapped, self._optimizer, max_norm=5.0)
         self._optimizer.step()
+        average(self.averaged, self.memory, keep=self.ema, step=number)
         return found
 
     def validate(self) -> Validation:
         """On held-out people: correlation of the opening with the truth by lips and by audio, spread, slots in use."""
         if all(len(clip) < JUDGED_FRAMES for clip in self.held_out):
             raise TrainingDataError(f"no held-out clip has {JUDGED_FRAMES} frames, so nothing can be judged; give longer clips with --val")
-        figures = judge_memory(self.memory, self.held_out, self.config)
+        figures = judge_memory(self.averaged, self.held_out, self.config)
+        if self.speech is not None:
+            figures |= judge_on_speech(self.averaged, self.speech)
         collapsed = None
         if self._number >= GRACE_STEPS:
             if figures["slots_by_lips"] < FEWEST_SLOTS_IN_USE or figures["slots_by_audio"] < 2:
@@ -156,7 +191,38 @@ class _MemoryStep(nn.Module):
         mel, sounding = silence_some(mel, self._weights.silent_share)
         lip_feature, audio_feature = self.memory.lip_encoder(pictures), self.memory.audio_encoder(mel)
         found, _, _ = memory_losses(self.memory, lip_feature.float(), audio_feature.float(), batch["lips"][:, 0], sounding, self._weights)
+        if "spoken_mel" in batch:
+            spoken = self.memory.audio_encoder(vary_voice(batch["spoken_mel"], strength=self._weights.voice_strength)).float()
+            found["phonemes"] = F.cross_entropy(self.memory.phonemes(spoken).float(), batch["spoken_kind"])
+            shut = self.memory.landmarks(self.memory.memory.by_audio(spoken[batch["spoken_closed"]]).recalled)
+            # Without a closure in the batch the sum over nothing keeps every parameter in the graph.
+            found["closures"] = losses.landmark_loss(shut, torch.zeros_like(shut)) if len(shut) else shut.sum()
+            found["memory"] = found["memory"] + self._weights.phonemes * found["phonemes"] + self._weights.closures * found["closures"]
         return found
+
+
+@torch.no_grad()
+def average(averaged: nn.Module, live: nn.Module, *, keep: float, step: int) -> None:
+    """One step of the exponential moving average of the weights; its window grows with the run so that the first steps do not linger."""
+    keep = min(keep, (1 + step) / (10 + step))
+    for slow, fast in zip(averaged.parameters(), live.parameters(), strict=True):
+        slow.lerp_(fast, 1 - keep)
+
+
+@torch.no_grad()
+def judge_on_speech(memory: LipMemory, speech: LabelledSpeech, *, count: int = 3000) -> dict[str, float]:
+    """On labelled speech that training never drew: share of phoneme classes told right, and the opening at closures of /p b m/ over the
+    mean opening while something sounds."""
+    device = next(memory.parameters()).device
+    windows = speech.held_out(count)
+    features = torch.cat([memory.audio_encoder(part.to(device)) for part in windows.mel.split(512)])
+    kind = windows.kind.to(device)
+    opening = opening_from_lips(memory.landmarks(memory.memory.by_audio(features).recalled))
+    sounding = opening[kind != CLASSES.index("silence")].mean().clamp(min=1e-4)
+    return {
+        "phonemes_right": float((memory.phonemes(features).argmax(dim=1) == kind).float().mean()),
+        "closure": float(opening[windows.closed.to(device)].mean() / sounding),
+    }
 
 
 def central(clip: Clip, first: int, end: int, config: NetworkConfig) -> np.ndarray[Any, np.dtype[np.uint8]]:

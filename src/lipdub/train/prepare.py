@@ -9,10 +9,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator as TypeGenerator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +29,7 @@ from lipdub import crop, media
 from lipdub.errors import LipdubError, OutputRefused, TrainingDataError, TrainingError
 from lipdub.faces import MediapipeDetector
 from lipdub.mel import cut_windows, log_mel, silence_weight
-from lipdub.records import MelSpec
+from lipdub.records import FrameChunk, MelSpec
 from lipdub.tracks import DUBBED, FaceTrack, analyse
 
 FORMAT = 1
@@ -111,7 +115,7 @@ def prepare(
     done: list[Prepared] = []
     todo = []
     for clip in clips:
-        known = _already(out / f"{_clip_id(clip, settings)}.json")
+        known = _already(out, _clip_id(clip, settings))
         if known is not None:
             done.append(known)
             on_clip(known)
@@ -123,7 +127,7 @@ def prepare(
             for future in as_completed(futures):
                 done.append(future.result())
                 on_clip(done[-1])
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, MemoryError) as error:
             raise TrainingError(
                 "a worker died, most likely for want of memory; run again with fewer --workers, it goes on where it stopped"
             ) from error
@@ -147,43 +151,65 @@ def require_some(done: Sequence[Prepared]) -> None:
         raise TrainingDataError(f"none of the {len(done)} clips can be used{reason}; give clips of one person who speaks to the camera")
 
 
-def prepare_clip(clip: Path, out: Path, settings: PrepareSettings) -> Prepared:
-    """Prepare one clip; a clip that cannot be used gives a reason, never an exception."""
+def prepare_clip(
+    clip: Path,
+    out: Path,
+    settings: PrepareSettings,
+    *,
+    face_share: float = FACE_SHARE,
+    until_s: float = math.inf,
+    on_frames: Callable[[int], None] | None = None,
+) -> Prepared:
+    """Prepare one clip; a clip that cannot be used gives a reason, never an exception. What goes wrong with the folder `out` or with this
+    machine is no clip's fault and is raised: OSError, MemoryError.
+
+    face_share: the clip is dropped where fewer of its frames have a usable face. until_s: what is shown later is not looked at.
+    on_frames: told how many frames each step of following the face took.
+    """
     clip_id = _clip_id(clip, settings)
     try:
-        frames, why = _write_clip(clip, out, clip_id, settings)
+        frames, why = _write_clip(clip, out, clip_id, settings, face_share, until_s, on_frames)
     except LipdubError as error:
         frames, why = 0, str(error)
+    except (OSError, MemoryError):
+        raise  # of this machine, not of the clip: the run ends, and goes on here the next time
+    except Exception as error:
+        # One odd clip among thousands must not end the run; it is named with what it led to.
+        frames, why = 0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     result = Prepared(str(clip), clip_id, frames, why)
     _write_json(out / f"{clip_id}.json", asdict(result))
     return result
 
 
-def _write_clip(clip: Path, out: Path, clip_id: str, settings: PrepareSettings) -> tuple[int, str | None]:
+def _write_clip(
+    clip: Path,
+    out: Path,
+    clip_id: str,
+    settings: PrepareSettings,
+    face_share: float,
+    until_s: float,
+    on_frames: Callable[[int], None] | None,
+) -> tuple[int, str | None]:
     info = media.probe(clip)
     if info.is_still:
         return 0, "a photo"
-    blocks = list(media.read_audio(clip, settings.mel.sample_rate_hz))
-    mel = log_mel(np.concatenate(blocks), settings.mel)
-    with MediapipeDetector(max_faces=2) as detector:
-        track = analyse(media.read_frames(clip), detector, size=settings.size)
+    with closing(media.read_audio(clip, settings.mel.sample_rate_hz)) as sound:
+        mel = log_mel(np.concatenate(list(_heard_until(sound, until_s, settings.mel.sample_rate_hz))), settings.mel)
+    with MediapipeDetector(max_faces=2) as detector, closing(media.read_frames(clip)) as frames:
+        track = analyse(_seen_until(frames, until_s), detector, size=settings.size, on_frames=on_frames)
     track.references.close()
     rows = _grid(track)
     if len(rows) / GRID_HZ < SHORTEST_S:
         return 0, f"a usable face for {len(rows) / GRID_HZ:.1f} s only" if len(track) else "no frames"
-    if (track.why == DUBBED).mean() < FACE_SHARE:
+    if (track.why == DUBBED).mean() < face_share:
         reasons = sorted({span.why for span in track.spans()})
         return 0, f"no usable face in {(track.why != DUBBED).mean():.0%} of the frames ({', '.join(reasons)})"
     windows = cut_windows(mel, track.times_s[rows], settings.mel)
     if silence_weight(windows).mean() > 0.8:
         return 0, "the sound is (almost) silent"
-    crops = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-        out / f".{clip_id}.crops.npy.part", "w+", np.uint8, (len(rows), settings.stored_px, settings.stored_px, 3)
-    )
-    for first, pixels in _stored_crops(clip, track, rows, settings.stored_px):
-        crops[first : first + len(pixels)] = pixels
-    crops.flush()
-    os.replace(out / f".{clip_id}.crops.npy.part", out / f"{clip_id}.crops.npy")
+    written = _write_crops(clip, track, rows, settings.stored_px, out / f"{clip_id}.crops.npy")
+    if written != len(rows):
+        return 0, f"it gave {written} frames where {len(rows)} were seen before; was it changed meanwhile?"
     part = out / f".{clip_id}.part.npz"
     np.savez(
         part,
@@ -198,6 +224,24 @@ def _write_clip(clip: Path, out: Path, clip_id: str, settings: PrepareSettings) 
     return len(rows), None
 
 
+def _heard_until(blocks: Iterable[NDArray[np.float32]], end_s: float, rate_hz: int) -> Iterator[NDArray[np.float32]]:
+    """The blocks of sound that begin before `end_s`."""
+    heard = 0
+    for block in blocks:
+        yield block
+        heard += len(block)
+        if heard / rate_hz >= end_s:
+            return
+
+
+def _seen_until(chunks: Iterable[FrameChunk], end_s: float) -> Iterator[FrameChunk]:
+    """The chunks that begin before `end_s`."""
+    for chunk in chunks:
+        if chunk.times_s[0] >= end_s:
+            return
+        yield chunk
+
+
 def _grid(track: FaceTrack) -> NDArray[np.int64]:
     """Frames to keep: the ones nearest to a 25 Hz grid, or all of a slower video."""
     usable = np.flatnonzero((track.why == DUBBED) & (track.strength > 0.9))
@@ -209,15 +253,33 @@ def _grid(track: FaceTrack) -> NDArray[np.int64]:
     return np.intersect1d(np.unique(nearest), usable)
 
 
-def _stored_crops(clip: Path, track: FaceTrack, rows: NDArray[np.int64], stored_px: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _write_crops(clip: Path, track: FaceTrack, rows: NDArray[np.int64], stored_px: int, out: Path) -> int:
+    """Write the crops of these frames to the array file `out`; how many there were.
+
+    Not through a memory map: on a full disk that ends the process with a bus error instead of raising OSError.
+    """
+    part = out.with_name(f".{out.name}.part")
+    written = 0
+    with part.open("wb") as stream, closing(_stored_crops(clip, track, rows, stored_px)) as pieces:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), stored_px, stored_px, 3)}
+        np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]
+        for pixels in pieces:
+            stream.write(np.ascontiguousarray(pixels).tobytes())
+            written += len(pixels)
+    os.replace(part, out)
+    return written
+
+
+def _stored_crops(clip: Path, track: FaceTrack, rows: NDArray[np.int64], stored_px: int) -> TypeGenerator[NDArray[np.uint8], None, None]:
+    """The crops of these frames in order, uint8 (n, stored_px, stored_px, 3) a piece."""
     widened = widen(track.similarity, MARGIN)
-    for chunk in media.read_frames(clip):
-        inside = (rows >= chunk.index) & (rows < chunk.index + len(chunk))
-        if not inside.any():
-            continue
-        here = rows[inside]
-        taken = crop.take(chunk, here - chunk.index, widened[here], track.outline[here].astype(np.float32), stored_px)
-        yield int(np.flatnonzero(inside)[0]), taken.pixels
+    with closing(media.read_frames(clip)) as chunks:
+        for chunk in chunks:
+            if len(rows) and chunk.index > rows[-1]:
+                return
+            here = rows[(rows >= chunk.index) & (rows < chunk.index + len(chunk))]
+            if len(here):
+                yield crop.take(chunk, here - chunk.index, widened[here], track.outline[here].astype(np.float32), stored_px).pixels
 
 
 def widen(similarity: NDArray[np.float64], margin: float) -> NDArray[np.float64]:
@@ -233,10 +295,18 @@ def _clip_id(clip: Path, settings: PrepareSettings) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
-def _already(record: Path) -> Prepared | None:
+def _already(out: Path, clip_id: str) -> Prepared | None:
+    """What became of a clip before; None where that is not known, or where its files have been lost or damaged since."""
     try:
-        return Prepared(**json.loads(record.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        known = Prepared(**json.loads((out / f"{clip_id}.json").read_text(encoding="utf-8")))
+        if known.why is None:
+            with zipfile.ZipFile(out / f"{clip_id}.npz") as facts:
+                whole = facts.testzip() is None
+            crops = np.load(out / f"{clip_id}.crops.npy", mmap_mode="r", allow_pickle=False)
+            return known if whole and len(crops) == known.frames else None
+        return known
+    except Exception:
+        # Whatever stray bytes lead json, zipfile and numpy to: the clip is prepared anew.
         return None
 
 

@@ -1,0 +1,51 @@
+"""A mouth that does not move: the row below which no dub may fall."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.bundle import BundleSpec
+from lipdub.generators import Recall
+from lipdub.tracks import FaceTrack
+
+
+class FrozenMouth:
+    """A generator that draws the reference's own pixels, whatever is said: same crop, mask and paste as the model of `spec`."""
+
+    def __init__(self, spec: BundleSpec) -> None:
+        self._spec = spec
+
+    @property
+    def spec(self) -> BundleSpec:
+        """Of the model that it stands beside."""
+        return self._spec
+
+    @property
+    def provider(self) -> str:
+        """No network runs."""
+        return "none"
+
+    def recall(self, windows: NDArray[np.float32]) -> Recall:
+        """The same for all sounds: every slot alike, and no lip feature; see `lipdub.generators.Generator`."""
+        address = np.full((len(windows), self._spec.slots), 1 / self._spec.slots, np.float32)
+        return Recall(address, np.zeros((len(windows), self._spec.lip_channels), np.float32))
+
+    def draw(self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The targets, uint8 (M, S, S, 3), with the drawn box of the references."""
+        y0, y1, x0, x1 = self._spec.crop.drawn
+        drawn = targets.copy()
+        drawn[:, y0:y1, x0:x1] = references[:, y0:y1, x0:x1]
+        return drawn
+
+
+def with_one_reference(track: FaceTrack) -> FaceTrack:
+    """The track with the reference that most frames have as that of all: one and the same mouth throughout."""
+    used = track.reference[track.reference >= 0]
+    if len(used) == 0:
+        return track
+    numbers, counts = np.unique(used, return_counts=True)
+    most = np.int32(numbers[counts.argmax()])
+    return replace(track, reference=np.where(track.reference >= 0, most, track.reference).astype(np.int32))

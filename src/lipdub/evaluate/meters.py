@@ -1,0 +1,142 @@
+"""Gathers the picture figures of one dub while its frames go by beside the source's (and the truth's)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub import crop
+from lipdub.evaluate.lips import FACE_PX
+from lipdub.evaluate.outside import OutsideError, outside_mask
+from lipdub.evaluate.pixels import (
+    flicker,
+    gradient_energy,
+    luma_of,
+    mouth_of,
+    psnr,
+    seam_steps,
+    sharpness,
+    ssim_face,
+    ssim_map,
+    ssim_mouth,
+)
+from lipdub.evaluate.watch import Sight, take_one, unit_px
+from lipdub.records import CropSpec
+from lipdub.tracks import DUBBED, FaceTrack
+
+NATIVE_PX = (48, 1024)
+"""Bounds of the crop at the source's own resolution."""
+
+
+@dataclass(slots=True)
+class PictureMeters:
+    """Figures of the dub's pictures against its source: ``add`` every frame in order, then ask for ``figures``.
+
+    track: of the source. spec: of the model whose mask is looked at. Frames without a source frame, and those that a dub passes
+    through, are not looked at (but all pixels of the latter count as outside the mask).
+    """
+
+    track: FaceTrack
+    spec: CropSpec
+    outside: OutsideError = field(default_factory=OutsideError)
+    _sharp: list[tuple[float, float]] = field(default_factory=list)
+    _sharp_native: list[tuple[float, float]] = field(default_factory=list)
+    _edges: list[tuple[float, float]] = field(default_factory=list)
+    _seams: list[tuple[float, float, float, float]] = field(default_factory=list)
+    _flicker: list[tuple[float, float]] = field(default_factory=list)
+    _mouths: list[tuple[int, NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
+    _native_px: int = 0
+
+    def __post_init__(self) -> None:
+        dubbed = self.track.why == DUBBED
+        if dubbed.any():
+            self._native_px = int(np.clip(np.round(np.median(unit_px(self.track.similarity[dubbed]))), *NATIVE_PX))
+
+    def add(self, sight: Sight) -> None:
+        """One frame of the dub beside its source's."""
+        if sight.source is None:
+            self._mouths.clear()
+            return
+        height, width = sight.source.shape[:2]
+        if sight.pixels.shape[0] < height or sight.pixels.shape[1] < width:
+            return  # scaled: it has no pixels in common with its source
+        # An odd side was padded by one when the dub was written.
+        self.outside.add(sight.source, sight.pixels[:height, :width], outside_mask(self.track, sight.row, self.spec, (height, width)))
+        if self.track.why[sight.row] != DUBBED:
+            self._mouths.clear()
+            return
+        aligned = self.track.similarity[sight.row]
+        dub, source = (luma_of(take_one(pixels, aligned, FACE_PX)) for pixels in (sight.pixels, sight.source))
+        native = [luma_of(take_one(pixels, aligned, self._native_px)) for pixels in (sight.pixels, sight.source)]
+        self._sharp.append((sharpness(dub), sharpness(source)))
+        self._sharp_native.append((sharpness(native[0]), sharpness(native[1])))
+        self._edges.append((gradient_energy(native[0]), gradient_energy(native[1])))
+        self._add_seam(dub, source, sight.row)
+        self._add_flicker(sight, dub, source)
+
+    def _add_seam(self, dub: NDArray[np.float32], source: NDArray[np.float32], row: int) -> None:
+        outline = (self.track.outline[row].astype(np.float32) * self.spec.size).astype(np.float32)
+        mask = crop.mask_of(outline, self.spec)
+        if self.spec.size != FACE_PX:
+            mask = np.asarray(cv2.resize(mask, (FACE_PX, FACE_PX), interpolation=cv2.INTER_AREA), np.float32)
+        self._seams.append((*seam_steps(dub, mask), *seam_steps(source, mask)))
+
+    def _add_flicker(self, sight: Sight, dub: NDArray[np.float32], source: NDArray[np.float32]) -> None:
+        last = self._mouths[-1][0] if self._mouths else -2
+        if last != sight.number - 1 or (self.track.shot[sight.row] != self.track.shot[sight.row - 1] and sight.row > 0):
+            self._mouths.clear()
+        self._mouths.append((sight.number, mouth_of(dub), mouth_of(source)))
+        if len(self._mouths) == 3:
+            (_, a, x), (_, b, y), (_, c, z) = self._mouths
+            self._flicker.append((flicker(a, b, c), flicker(x, y, z)))
+            del self._mouths[0]
+
+    def figures(self) -> dict[str, float]:
+        """sharpness, sharpness_128, edges, seam, flicker (all over the source's own), outside_psnr (dB); NaN where nothing was seen."""
+        across, beside, own_across, own_beside = np.array(self._seams, np.float64).reshape(-1, 4).sum(axis=0)
+        return {
+            "sharpness": _ratio_of_medians(self._sharp_native),
+            "sharpness_128": _ratio_of_medians(self._sharp),
+            "edges": _ratio_of_medians(self._edges),
+            "seam": _ratio(_ratio(across, beside), _ratio(own_across, own_beside)),
+            "flicker": _ratio(sum(dub for dub, _ in self._flicker), sum(own for _, own in self._flicker)),
+            "outside_psnr": self.outside.rgb_db(),
+        }
+
+
+@dataclass(slots=True)
+class FidelityMeters:
+    """Likeness to the source where that is the truth: aligned crops of both through the truth's transform. Means over the frames."""
+
+    track: FaceTrack
+    _found: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+    def add(self, sight: Sight) -> None:
+        """One frame of the dub beside its source's, which is the truth."""
+        if sight.source is None or self.track.why[sight.row] != DUBBED:
+            return
+        aligned = self.track.similarity[sight.row]
+        one, other = (take_one(pixels, aligned, FACE_PX).astype(np.float32) for pixels in (sight.pixels, sight.source))
+        similarity = ssim_map(luma_of(one), luma_of(other))
+        self._found.append((psnr(one, other), ssim_face(similarity), psnr(mouth_of(one), mouth_of(other)), ssim_mouth(similarity)))
+
+    def figures(self) -> dict[str, float]:
+        """psnr_face, ssim_face, psnr_mouth, ssim_mouth (dB and none); NaN where nothing was seen."""
+        names = ("psnr_face", "ssim_face", "psnr_mouth", "ssim_mouth")
+        if not self._found:
+            return dict.fromkeys(names, float("nan"))
+        return dict(zip(names, np.mean(self._found, axis=0).tolist(), strict=True))
+
+
+def _ratio(one: float, other: float) -> float:
+    return float(one / other) if other > 1e-9 else float("nan")
+
+
+def _ratio_of_medians(pairs: list[tuple[float, float]]) -> float:
+    if not pairs:
+        return float("nan")
+    dub, source = np.median(pairs, axis=0)
+    return _ratio(float(dub), float(source))

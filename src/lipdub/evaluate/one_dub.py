@@ -1,0 +1,99 @@
+"""One finished dub from files to scorecard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from lipdub import __version__, media
+from lipdub.errors import NoFaceFound
+from lipdub.evaluate.drawings import encoded, heat_map, strip
+from lipdub.evaluate.openings import openings_of
+from lipdub.evaluate.page import dub_scorecard
+from lipdub.evaluate.scorecard import plain
+from lipdub.evaluate.scoring import Known, faces_at, open_judges, score
+from lipdub.evaluate.sync import PublicSync
+from lipdub.evaluate.watch import same_file, tracked
+from lipdub.evaluate.whole_set import FIGURES_VERSION, address_of
+from lipdub.generators import open_generator
+from lipdub.tracks import NO_FACE
+
+OnProgress = Callable[[str, int, int | None], None]
+LONGEST_HEAT_S = 60.0
+"""The heat map shows this much of the speech: an hour of it would be a grey band."""
+
+
+def evaluate_dub(
+    dubbed: Path,
+    source: Path,
+    speech: Path,
+    *,
+    truth: Path | None = None,
+    model: str = "base",
+    expert: str = "expert",
+    public: PublicSync | None = None,
+    on_progress: OnProgress | None = None,
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The scorecard of `dubbed`, ready for JSON, and its pictures by file name ending.
+
+    source: the video that was dubbed, speech: with what. truth: the video whose mouth really spoke it; without it the figures that need
+    it are left out, and say so. model: whose crop and mask drew it, and whose address is shown.
+
+    Raises UnreadableMedia, NoVideoStream, NoAudioStream, BundleNotFound, BundleInvalid. NoFaceFound: none in the source.
+    """
+    tell = on_progress or (lambda stage, done, total: None)
+    for video in (dubbed, source, *([] if truth is None else [truth])):
+        media.probe(video)  # a wrong path is told before minutes of work
+    media.audio_duration_s(speech)
+    generator = open_generator(model, device="cpu")
+    judges = open_judges(expert, public=public)
+    with ExitStack() as stack:
+        tell("finding faces", 0, None)
+        known = Known(source, tracked(source, size=generator.spec.crop.size))
+        stack.enter_context(closing(known.track.references))
+        if (known.track.why == NO_FACE).all():
+            raise NoFaceFound(f"no face in '{source}'; there is nothing to compare, is it the video that was dubbed?")
+        true = None
+        if truth is not None:
+            true = known
+            if not same_file(truth, source):
+                true = Known(truth, tracked(truth, size=generator.spec.crop.size))
+                stack.enter_context(closing(true.track.references))
+        own = openings_of(known.track)
+        found = score(
+            dubbed, known, speech, mask=generator.spec.crop, truth=true, unwanted=None if true is known else own, judges=judges,
+            on_frame=lambda done: tell("comparing", done, len(known.track)),
+        )  # fmt: skip
+        times_s = found.drawn.times_s
+        strips = [found.source_strip, found.strip]
+        if true is not None and true is not known:
+            strips.append(faces_at(true, found.strip_s))
+    pictures = {".strip.jpg": encoded(strip(strips), ".jpg")} if len(found.strip) else {}
+    address = address_of(generator, speech, times_s[times_s <= LONGEST_HEAT_S])
+    pictures[".address.png"] = encoded(heat_map(address), ".png")
+    curves = {"times_s": times_s.tolist(), "drawn": found.drawn.opening.tolist(), "source": own.at(times_s).tolist()}
+    if true is not None:
+        curves["truth"] = openings_of(true.track).at(times_s).tolist()
+        if true is known:
+            del curves["source"]
+    record = {
+        "clip": dubbed.name,
+        "name": dubbed.stem,
+        "source": str(source),
+        "speech": str(speech),
+        "truth": None if truth is None else str(truth),
+        "frames": len(times_s),
+        "seconds": float(times_s[-1] + found.drawn.step_s) if len(times_s) else math.nan,
+        "rows": {"dub": found.figures},
+        "left_out": {"dub": found.left_out},
+        "curves": curves,
+        "address_max": float(address.max(initial=0)),
+        "strip_rows": "source and dub" if len(strips) == 2 else "source, dub, and the mouth that belongs to the sound",
+    }
+    answer = plain(record)
+    assert isinstance(answer, dict)
+    settings = {"model": generator.spec.name, "figures": str(FIGURES_VERSION), "lipdub": __version__}
+    return dub_scorecard(answer, settings), pictures

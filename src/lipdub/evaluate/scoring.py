@@ -1,0 +1,303 @@
+"""The scorecard of one finished dub: everything that can be said of it, gathered in one pass over its frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub import media
+from lipdub.errors import LipdubError
+from lipdub.evaluate import openings
+from lipdub.evaluate.lips import lmd
+from lipdub.evaluate.meters import FidelityMeters, PictureMeters
+from lipdub.evaluate.openings import Openings, openings_of
+from lipdub.evaluate.scorecard import FIGURES
+from lipdub.evaluate.sync import GridCrops, PublicSync, SyncExpert, embed_centred, embed_forward, sync_of
+from lipdub.evaluate.watch import Frames, Sight, lips_at, same_file, side_by_side, take_one, unit_px
+from lipdub.expert import open_expert
+from lipdub.mel import SILENCE, MelTrack
+from lipdub.records import CropSpec, MelSpec
+from lipdub.tracks import NO_FACE, FaceTrack
+
+STRIP_FRAMES = 12
+STRIP_PX = 160
+STRIP_FACE_PX = 320
+"""Strips show the lower face: a square of STRIP_PX around the mouth, cut out of an aligned crop of this side."""
+_STRIP_TOP, _STRIP_LEFT = 144, 80
+FEWEST_SYNC = 25
+"""Sync figures need at least this many frames at 25 Hz with a face."""
+PUBLIC_SIDE, PUBLIC_DOWN = 1.05, 0.11
+"""The public SyncNet's crop: an upright square from the top of a detected face to 0.4 of its height below the chin. With a face of 0.75
+units (unit crop) from just above the mesh's forehead to the chin its side is 1.05 units, and its middle lies 0.11 below the crop's."""
+
+OnProgress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Known:
+    """An analysed video."""
+
+    path: Path
+    track: FaceTrack
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """Who judges the sync. expert: None where it could not be opened, and `no_expert` says why. public: where weights were given."""
+
+    expert: SyncExpert | None = None
+    no_expert: str = "no expert"
+    public: PublicSync | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Score:
+    """Figures of one dub: every name of ``FIGURES``, NaN where it was left out, and then `left_out` says why.
+
+    drawn: the openings. source_strip, strip: uint8 (n, STRIP_PX, STRIP_PX, 3), lower faces of source and dub at `strip_s` seconds.
+    """
+
+    figures: dict[str, float]
+    left_out: dict[str, str]
+    drawn: Openings
+    strip_s: NDArray[np.float64]
+    source_strip: NDArray[np.uint8]
+    strip: NDArray[np.uint8]
+
+
+def open_judges(expert: str, *, threads: int | None = None, public: PublicSync | None = None) -> Judges:
+    """The judges that there are: our expert by name or folder, opened on the CPU, and the public one as it was handed in."""
+    try:
+        return Judges(open_expert(expert, device="cpu", threads=threads), "", public)
+    except LipdubError as error:
+        return Judges(None, f"no expert: {error}", public)
+
+
+@dataclass(slots=True)
+class _Strip:
+    """Lower faces of source and dub at evenly spaced frames."""
+
+    track: FaceTrack
+    wanted: set[int]
+    times_s: list[float] = field(default_factory=list)
+    source: list[NDArray[np.uint8]] = field(default_factory=list)
+    dubbed: list[NDArray[np.uint8]] = field(default_factory=list)
+
+    def add(self, sight: Sight) -> None:
+        if sight.number in self.wanted and sight.source is not None and self.track.why[sight.row] != NO_FACE:
+            self.times_s.append(sight.time_s)
+            for pixels, row in ((sight.source, self.source), (sight.pixels, self.dubbed)):
+                row.append(lower_face(pixels, self.track.similarity[sight.row]))
+
+
+def lower_face(pixels: NDArray[np.uint8], similarity: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """From the nose to below the chin, uint8 (STRIP_PX, STRIP_PX, 3), of a frame's aligned face."""
+    face = take_one(pixels, similarity, STRIP_FACE_PX)
+    return face[_STRIP_TOP : _STRIP_TOP + STRIP_PX, _STRIP_LEFT : _STRIP_LEFT + STRIP_PX]
+
+
+def strip_numbers(count: int) -> list[int]:
+    """Numbers of ``STRIP_FRAMES`` evenly spaced frames of `count`, none of them at the very ends."""
+    return np.unique(np.linspace(0, max(0, count - 1), STRIP_FRAMES + 2)[1:-1].round().astype(int)).tolist()
+
+
+def faces_at(video: Known, times_s: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Lower faces of a video at rising times, uint8 (n, STRIP_PX, STRIP_PX, 3); black where there is none."""
+    rows = openings.nearest(video.track.times_s, times_s, math.inf)
+    found = np.zeros((len(times_s), STRIP_PX, STRIP_PX, 3), np.uint8)
+    with Frames(video.path) as frames:
+        for slot, row in enumerate(rows.tolist()):
+            if row >= 0 and video.track.why[row] != NO_FACE:
+                pixels = frames.at(row)
+                if pixels is not None:
+                    found[slot] = lower_face(pixels, video.track.similarity[row])
+    return found
+
+
+def score(
+    dubbed: Path,
+    source: Known,
+    speech: Path,
+    *,
+    mask: CropSpec,
+    truth: Known | None = None,
+    unwanted: Openings | None = None,
+    judges: Judges | None = None,
+    on_frame: Callable[[int], None] | None = None,
+) -> Score:
+    """Score the dub of `source` with `speech` that lies at `dubbed`.
+
+    mask: crop of the model that drew it. truth: the video whose mouth really spoke `speech`; where it is the source itself, its pixels
+    are the true ones, and compared. unwanted: openings that the dub must not show (the source's own). on_frame: told the number of
+    frames done.
+
+    Raises UnreadableMedia, NoVideoStream, NoAudioStream.
+    """
+    judges = judges or Judges()
+    picture = PictureMeters(source.track, mask)
+    pixels_compare = truth is not None and same_file(truth.path, source.path)
+    fidelity = FidelityMeters(source.track)
+    strip = _Strip(source.track, set(strip_numbers(len(source.track))))
+    times, drawn, lips, had_face = [], [], [], []
+    with ExitStack() as stack:
+        expert_crops = None if judges.expert is None else stack.enter_context(GridCrops(judges.expert.spec.crop.size))
+        public_crops = None if judges.public is None else stack.enter_context(GridCrops(judges.public.size))
+        for sight in side_by_side(dubbed, source.path, source.track):
+            times.append(sight.time_s)
+            drawn.append(sight.opening)
+            lips.append(sight.lips)
+            had_face.append(sight.row >= 0 and source.track.why[sight.row] != NO_FACE)
+            picture.add(sight)
+            if pixels_compare:
+                fidelity.add(sight)
+            strip.add(sight)
+            aligned = source.track.similarity[sight.row] if had_face[-1] else None
+            if expert_crops is not None:
+                expert_crops.add(sight.time_s, None if aligned is None else take_one(sight.pixels, aligned, expert_crops.size))
+            if public_crops is not None:
+                upright = None if aligned is None else take_one(sight.pixels, public_crop(aligned), public_crops.size)
+                public_crops.add(sight.time_s, upright)
+            if on_frame is not None:
+                on_frame(len(times))
+        seen = Openings(np.array(times), np.array(drawn))
+        values: dict[str, float] = {}
+        left_out: dict[str, str] = {}
+        values |= _following(seen, np.array(lips, np.float32).reshape(-1, 40, 2), truth, unwanted)
+        values |= _silent_leak(seen, speech)
+        values |= _expert_figures(judges, expert_crops, speech)
+        values |= _public_figures(judges, public_crops, speech)
+    values |= fidelity.figures() | picture.figures() | _lengths(dubbed, source, seen)
+    lost = np.array(had_face, bool)
+    values["faceless"] = float(np.isnan(seen.opening[lost]).mean()) if lost.any() else math.nan
+    for figure in FIGURES:
+        if not math.isfinite(values.setdefault(figure.name, math.nan)):
+            left_out[figure.name] = _why_left_out(figure.name, judges, truth, unwanted, pixels_compare)
+    black = np.zeros((0, STRIP_PX, STRIP_PX, 3), np.uint8)
+    return Score(
+        figures={figure.name: values[figure.name] for figure in FIGURES},
+        left_out=left_out,
+        drawn=seen,
+        strip_s=np.array(strip.times_s),
+        source_strip=np.stack(strip.source) if strip.source else black,
+        strip=np.stack(strip.dubbed) if strip.dubbed else black,
+    )
+
+
+def public_crop(aligned: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Frame-to-unit similarity (4,) of the public SyncNet's upright crop around the face of an aligned crop."""
+    scale = float(np.hypot(aligned[0], aligned[1]))
+    a, b = aligned[0] / scale, aligned[1] / scale
+    side = PUBLIC_SIDE * float(unit_px(aligned[None])[0])
+    # The middle of the aligned crop, in frame px, and from there straight down.
+    middle = np.array([[a, b], [-b, a]]) @ (np.array([0.5, 0.5]) - aligned[2:]) / scale
+    middle[1] += PUBLIC_DOWN / scale
+    return np.array([1 / side, 0.0, 0.5 - middle[0] / side, 0.5 - middle[1] / side])
+
+
+def _following(seen: Openings, lips: NDArray[np.float32], truth: Known | None, unwanted: Openings | None) -> dict[str, float]:
+    values = {} if unwanted is None else {"r_leak": openings.r_leak(seen, unwanted)}
+    if truth is None:
+        return values
+    true = openings_of(truth.track)
+    best, shift = openings.r_cross_best(seen, true)
+    true_lips = lips_at(truth.track, seen.times_s)
+    return values | {
+        "r_cross": openings.r_cross(seen, true),
+        "r_cross_best": best,
+        "best_shift": shift,
+        "articulation": openings.articulation(seen, true),
+        "bias": openings.bias(seen, true),
+        "lmd": lmd(lips, true_lips),
+        "lmd_relative": lmd(lips, true_lips, relative=True),
+    }
+
+
+def _silent_leak(seen: Openings, speech: Path) -> dict[str, float]:
+    """Of the frames whose whole mel window is digital silence; none, where the speech never is."""
+    windows = _windows(speech, seen.times_s, MelSpec())
+    return {"silent_leak": openings.open_share(seen, windows.max(axis=(1, 2)) <= SILENCE + 1e-6)}
+
+
+def _windows(speech: Path, times_s: NDArray[np.float64], spec: MelSpec) -> NDArray[np.float32]:
+    blocks = media.read_audio(speech, spec.sample_rate_hz)
+    try:
+        track = MelTrack(blocks, spec)
+        pieces = [track.windows(times_s[first : first + 256]) for first in range(0, len(times_s), 256)]
+    finally:
+        blocks.close()
+    return np.concatenate(pieces) if pieces else np.zeros((0, spec.bands, spec.window), np.float32)
+
+
+def _expert_figures(judges: Judges, crops: GridCrops | None, speech: Path) -> dict[str, float]:
+    if judges.expert is None or crops is None:
+        return {}
+    crops.finish()
+    reach = judges.expert.spec.frames // 2
+    valid = crops.near_valid(reach, reach) if len(crops) else np.zeros(0, bool)
+    if valid.sum() < FEWEST_SYNC:
+        return {}
+    sound = judges.expert.embed_sound(_windows(speech, crops.times_s, judges.expert.spec.mel))
+    found = sync_of(embed_centred(crops, judges.expert.embed_lips, context=reach), sound, valid)
+    return {"sync_offset": found.offset, "sync_confidence": found.confidence, "sync_cosine": found.cosine}
+
+
+def _public_figures(judges: Judges, crops: GridCrops | None, speech: Path) -> dict[str, float]:
+    if judges.public is None or crops is None:
+        return {}
+    crops.finish()
+    if sum(crops.valid) < FEWEST_SYNC:
+        return {}
+    blocks = media.read_audio(speech, 16000)
+    try:
+        # As much sound as there are pictures: an hour of it would not fit.
+        samples, wanted = [], round(len(crops) / 25 * 16000)
+        for block in blocks:
+            samples.append(block)
+            if sum(map(len, samples)) >= wanted:
+                break
+    finally:
+        blocks.close()
+    rows = embed_forward(crops, judges.public.embed_lips, frames=judges.public.frames)
+    distance, confidence, offset = judges.public.scores(rows, np.concatenate(samples)[:wanted])
+    return {"lse_d": distance, "lse_c": confidence, "lse_offset": offset}
+
+
+def _lengths(dubbed: Path, source: Known, seen: Openings) -> dict[str, float]:
+    """frames_more, times_off, duration_more; left out for a photo, which has no length."""
+    info, own = media.probe(dubbed), media.probe(source.path)
+    if own.is_still:
+        return {}
+    both = min(len(seen), len(source.track))
+    off = np.abs(seen.times_s[:both] - source.track.times_s[:both])
+    known = info.duration_s is not None and own.duration_s is not None
+    return {
+        "frames_more": float(len(seen) - len(source.track)),
+        "times_off": float(off.max()) if both else math.nan,
+        "duration_more": float(info.duration_s - own.duration_s) if known else math.nan,  # type: ignore[operator]
+    }
+
+
+_NEEDS_TRUTH = {"r_cross", "r_cross_best", "best_shift", "articulation", "bias", "lmd", "lmd_relative"}
+_NEEDS_PIXELS = {"psnr_face", "ssim_face", "psnr_mouth", "ssim_mouth"}
+
+
+def _why_left_out(name: str, judges: Judges, truth: Known | None, unwanted: Openings | None, pixels_compare: bool) -> str:
+    if name in _NEEDS_TRUTH | _NEEDS_PIXELS and truth is None:
+        return "no truth: the video whose mouth really spoke the sound was not given"
+    if name in _NEEDS_PIXELS and not pixels_compare:
+        return "the truth is another picture than the source: pixels do not compare"
+    if name == "r_leak" and unwanted is None:
+        return "the source's own mouth is the truth: showing it is no leak"
+    if name == "silent_leak":
+        return "the sound is never digitally silent for 0.2 s"
+    if name.startswith("sync_") and judges.expert is None:
+        return judges.no_expert
+    if name.startswith("lse_") and judges.public is None:
+        return "no public SyncNet weights were given (--syncnet)"
+    return "too few frames with a face, or nothing that moves"

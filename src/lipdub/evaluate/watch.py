@@ -1,0 +1,199 @@
+"""Reading videos side by side: the face of each one, and the dub beside its source, frame by frame.
+
+Every video is analysed once (``tracked``, kept in a folder until the file changes); a dub is decoded once, its source beside it. Full
+frames are held a chunk at a time.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub import crop, media
+from lipdub.errors import UnreadableMedia
+from lipdub.evaluate.openings import Openings, nearest, openings_of
+from lipdub.faces import FaceDetector, MediapipeDetector
+from lipdub.records import Face, FrameChunk
+from lipdub.tracks import LIPS, NO_FACE, FaceTrack, analyse, opening_of, repeat_still
+
+CACHE_VERSION = 1
+SMALLEST_REFERENCE_PX = 16
+"""Side of reference crops that nobody looks at."""
+CHUNK_BYTES = 16 * 2**20
+SAME_PLACE = 0.25
+"""A face whose middle lies further than this from where the source's is (unit crop) is somebody else's."""
+_NO_OUTLINE = np.zeros((1, len(crop.OUTLINE), 2), np.float32)
+
+
+def tracked(video: Path, *, size: int, cache: Path | None = None) -> FaceTrack:
+    """The face of one person in every frame of `video`, as a dub sees it; its reference store is the caller's to close.
+
+    size: side of the reference crops, px. cache: folder where it is kept until the file changes. Raises UnreadableMedia, NoVideoStream.
+    """
+    kept = None if cache is None else cache / f"{video.stem[:80]}.{file_key(video, f'track {CACHE_VERSION} {size}')}.npz"
+    if kept is not None and kept.exists():
+        # One that another lipdub wrote, or that was cut off by a crash of the machine, is made again.
+        with suppress(OSError, ValueError, KeyError):
+            return FaceTrack.load(kept)
+    with MediapipeDetector() as detector, closing(media.read_frames(video)) as chunks:
+        track = analyse(chunks, detector, size=size)
+    if media.probe(video).is_still:
+        track = repeat_still(track)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with media.part_file(kept) as part:
+            track.save(part)
+            os.replace(part, kept)
+    return track
+
+
+def openings_in(video: Path, *, cache: Path | None = None) -> Openings:
+    """The mouth openings of one person in `video`; kept in the folder `cache` until the file changes."""
+    track = tracked(video, size=SMALLEST_REFERENCE_PX, cache=cache)
+    track.references.close()
+    return openings_of(track)
+
+
+def file_key(file: Path, more: str = "") -> str:
+    """Twelve hex digits that change with the file's place, size or time of change, or with `more`."""
+    try:
+        facts = file.stat()
+    except OSError as error:
+        raise UnreadableMedia(f"cannot read '{file}': {error.strerror or error}; check the path") from error
+    return hashlib.sha256(f"{more} {file.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:12]
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths are one file, or one a copy of the other."""
+    try:
+        return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
+def take_one(pixels: NDArray[np.uint8], similarity: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    """One aligned crop, uint8 (size, size, 3), of a frame (H, W, 3) by a frame-to-unit `similarity` (4,)."""
+    alone = FrameChunk(0, pixels[np.newaxis], np.zeros(1, np.int64), Fraction(1, 25))
+    return np.asarray(crop.take(alone, np.zeros(1, np.int64), similarity[np.newaxis], _NO_OUTLINE, size).pixels[0], np.uint8)
+
+
+def unit_px(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Side in frame px of the aligned crops of frame-to-unit similarities (N, 4): float64 (N,)."""
+    return 1 / np.hypot(similarities[:, 0], similarities[:, 1])
+
+
+class Frames:
+    """The frames of one video by number, asked for in rising order; one chunk is held. A context manager."""
+
+    def __init__(self, video: Path) -> None:
+        self._chunks = media.read_frames(video, chunk_bytes=CHUNK_BYTES)
+        self._chunk: FrameChunk | None = None
+
+    def __enter__(self) -> Frames:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._chunks.close()
+
+    def at(self, number: int) -> NDArray[np.uint8] | None:
+        """Frame `number`, uint8 (H, W, 3); None where the video has fewer. Raises ``ValueError`` for a frame that has gone by."""
+        while self._chunk is None or number >= self._chunk.index + len(self._chunk):
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return None
+            self._chunk = chunk
+        if number < self._chunk.index:
+            raise ValueError(f"frame {number} has gone by, the chunk at hand starts with {self._chunk.index}")
+        return np.asarray(self._chunk.pixels[number - self._chunk.index], np.uint8)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Sight:
+    """One frame of a dub beside its source.
+
+    number, time_s: of the dub's frame. row: the source frame that it shows, -1 where that is not known. pixels: uint8 (H, W, 3).
+    source: likewise, None where `row` is -1. opening: of the dubbed mouth, NaN without a face. lips: float32 (40, 2), its lips in the
+    unit crop of the source's alignment (its own, where `row` is -1), NaN without a face.
+    """
+
+    number: int
+    time_s: float
+    row: int
+    pixels: NDArray[np.uint8]
+    source: NDArray[np.uint8] | None
+    opening: float
+    lips: NDArray[np.float32]
+
+
+def side_by_side(dubbed: Path, source: Path, track: FaceTrack, *, detector: FaceDetector | None = None) -> Iterator[Sight]:
+    """The frames of `dubbed`, each with the frame of `source` that it shows: the one at the same time (of a photo, the photo).
+
+    track: of `source`. Of several faces the one that lies where the source's does is looked at. A dub that goes on beyond its source's
+    end (``--fit longest``) has no source frames there. Raises UnreadableMedia, NoVideoStream.
+    """
+    step_s = float(np.median(np.diff(track.times_s))) if len(track) > 1 else 0.0
+    still = media.probe(source).is_still
+    times_s = track.times_s
+    shot = -1
+    with Frames(source) as sources, closing(media.read_frames(dubbed, chunk_bytes=CHUNK_BYTES)) as chunks:
+        finder = detector or MediapipeDetector()
+        with closing(finder):
+            for chunk in chunks:
+                rows = np.zeros(len(chunk), np.int64) if still else nearest(times_s, chunk.times_s, step_s / 2)
+                for offset, row in enumerate(rows.tolist()):
+                    beside = None if row < 0 else sources.at(row)
+                    if beside is None:
+                        row = -1
+                    if row >= 0 and track.shot[row] != shot:
+                        if shot >= 0:
+                            finder.reset()
+                        shot = int(track.shot[row])
+                    pixels = chunk.pixels[offset]
+                    aligned = track.similarity[row] if row >= 0 and track.why[row] != NO_FACE else None
+                    face = _face_at(finder.detect(pixels), aligned)
+                    time_s = float(chunk.times_s[offset])
+                    yield Sight(chunk.index + offset, time_s, row, pixels, beside, *_mouth(face, aligned))
+
+
+def openings_beside(dubbed: Path, source: Path, track: FaceTrack) -> Openings:
+    """The openings of a dub, looked at where its analysed source has the face."""
+    seen = [(sight.time_s, sight.opening) for sight in side_by_side(dubbed, source, track)]
+    times_s, opening = np.array(seen, np.float64).reshape(-1, 2).T
+    return Openings(times_s, opening)
+
+
+def _face_at(faces: Sequence[Face], aligned: NDArray[np.float64] | None) -> Face | None:
+    """The face that lies where the alignment has one; the largest, where there is none to go by."""
+    if aligned is None:
+        return max(faces, key=lambda one: float(one.box[3] - one.box[1]), default=None)
+
+    def distance(face: Face) -> float:
+        middle = crop.to_unit(face.landmarks[crop.ANCHORS, :2], aligned).mean(axis=0)
+        return float(np.linalg.norm(middle - crop.ANCHOR_TARGETS.mean(axis=0)))
+
+    found = min(faces, key=distance, default=None)
+    return found if found is not None and distance(found) < SAME_PLACE else None
+
+
+def _mouth(face: Face | None, aligned: NDArray[np.float64] | None) -> tuple[float, NDArray[np.float32]]:
+    if face is None:
+        return float("nan"), np.full((len(LIPS), 2), np.nan, np.float32)
+    similarity = crop.fit_similarity(face.landmarks) if aligned is None else aligned
+    return opening_of(face.landmarks), crop.to_unit(face.landmarks[LIPS, :2], similarity)
+
+
+def lips_at(track: FaceTrack, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The lips of an analysed video at the frames nearest to `times_s` (N,): float32 (N, 40, 2) in the unit crop, NaN without a face."""
+    step_s = float(np.median(np.diff(track.times_s))) if len(track) > 1 else 0.04
+    rows = nearest(track.times_s, times_s, step_s)
+    known = (rows >= 0) & (track.why[rows] != NO_FACE)
+    return np.where(known[:, None, None], track.lips[rows].astype(np.float32), np.float32("nan"))

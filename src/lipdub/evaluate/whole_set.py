@@ -1,0 +1,510 @@
+"""The scorecard of a model on a set of clips: cross-dubs with everything that has to stand beside them.
+
+Each clip is cut in two. Its second half is dubbed with the first half's sound (*cross*: the true mouth for that sound is known) and with
+its own (*own*: the true pixels are known); beside them the first half itself coded as a dub is (*ground truth*), another clip's sound
+(*wrong audio*) and the mouth of one reference frame (*frozen*). What is done is kept: a second run goes on where the first one stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub import __version__, bundle, media
+from lipdub.errors import LipdubError, NoAudioStream, OutputRefused, UnreadableMedia
+from lipdub.evaluate import openings
+from lipdub.evaluate.clips import SUFFIXES, ListedClip, cut_pictures, cut_sound, list_clips, seconds_of, write_wav
+from lipdub.evaluate.drawings import encoded, heat_map, strip
+from lipdub.evaluate.frozen import FrozenMouth, with_one_reference
+from lipdub.evaluate.openings import MEASURABLE, Openings, open_share, openings_of
+from lipdub.evaluate.scorecard import plain, summarise
+from lipdub.evaluate.scoring import Judges, Known, Score, faces_at, open_judges, score
+from lipdub.evaluate.sync import PublicSync
+from lipdub.evaluate.watch import file_key, tracked
+from lipdub.expert import SPEC_FILE as EXPERT_FILE
+from lipdub.generators import Generator, open_generator
+from lipdub.mel import cut_windows, log_mel
+from lipdub.pipeline import DEFAULT_CRF, DEFAULT_PRESET, dub
+from lipdub.records import Device, Fit, Silence
+
+FIGURES_VERSION = 3
+"""Goes up whenever a figure is measured otherwise than before: kept results are measured again then."""
+SECONDS_MIN = 8.0
+SILENCE_S = 4.0
+"""So long is the sound of digital silence that each clip is dubbed with for the silent leak."""
+FEWEST_FRAMES = 50
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SetOptions:
+    """What every clip is measured with.
+
+    model: bundle by name or folder. out: folder for results and dubs; pieces: folder for what does not depend on the model. expert: by
+    name or folder. open_public: opens the public SyncNet, and `public_key` names its weights.
+    """
+
+    model: str
+    out: Path
+    pieces: Path
+    silence: Silence = "close"
+    expert: str = "expert"
+    device: Device = "cpu"
+    threads: int = 1
+    open_public: Callable[[], PublicSync] | None = field(default=None, compare=False)
+    public_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A clip to measure, and the clip whose sound is the wrong one for it; None where there is no other."""
+
+    clip: Path
+    name: str
+    other: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClipResult:
+    """What became of a clip. record: as it stands in the JSON, None where it was left out, and `why` says why, in one line."""
+
+    name: str
+    record: dict[str, Any] | None
+    why: str = ""
+    kept: bool = False
+
+
+def find_clips(sources: Sequence[Path], *, seconds_min: float) -> tuple[list[ListedClip], dict[str, str]]:
+    """The clips among `sources` (files, and folders as ``list_clips`` reads them), each once, and those left out with the reason.
+
+    A file that is named is taken whatever its length. Raises UnreadableMedia: no such path, or no clip at all.
+    """
+    found: dict[Path, ListedClip] = {}
+    left_out: dict[str, str] = {}
+    for source in sources:
+        if source.is_dir():
+            listed, unreadable = list_clips(source, seconds_min=seconds_min)
+            left_out |= unreadable
+            found |= {clip.path.resolve(): clip for clip in listed}
+        elif source.exists():
+            found.setdefault(source.resolve(), ListedClip(source))
+        else:
+            raise UnreadableMedia(f"cannot read '{source}': there is no such file or folder; check the path")
+    if not found:
+        where = ", ".join(f"'{source}'" for source in sources)
+        raise UnreadableMedia(
+            f"no clip of at least {seconds_min:g} s to measure in {where} (looked for {', '.join(sorted(SUFFIXES))}); "
+            "name other clips, or lower --seconds-min"
+        )
+    return sorted(found.values(), key=lambda clip: str(clip.path)), left_out
+
+
+def tasks_of(clips: Sequence[ListedClip], only: str = "") -> list[Task]:
+    """A task per clip whose name holds `only`. Whose sound is the wrong one is chosen among all clips, so `only` changes no figure:
+    the clip half the list further on, or the first after it by another speaker where speakers are known. Raises UnreadableMedia: no
+    clip's name holds `only`."""
+    tasks = []
+    names = _unique_names([clip.path for clip in clips])
+    for number, clip in enumerate(clips):
+        if only not in clip.path.name:
+            continue
+        others = [clips[(number + len(clips) // 2 + step) % len(clips)] for step in range(len(clips))]
+        others = [other for other in others if other.path != clip.path and _is_heard(other.path)]
+        strangers = [other for other in others if not clip.speaker or other.speaker != clip.speaker]
+        chosen = next(iter(strangers or others), None)
+        tasks.append(Task(clip.path, names[number], None if chosen is None else chosen.path))
+    if not tasks:
+        raise UnreadableMedia(f"no clip's name holds '{only}' (--only); there are {', '.join(clip.path.name for clip in clips[:8])}")
+    return tasks
+
+
+@lru_cache(maxsize=4096)
+def _is_heard(clip: Path) -> bool:
+    """Whether a clip has sound that can be read."""
+    with suppress(LipdubError):
+        return media.has_sound(clip)
+    return False
+
+
+def _unique_names(paths: Sequence[Path]) -> list[str]:
+    """File stems, with some hex digits where two clips share one."""
+    stems = [path.stem[:80] for path in paths]
+    return [
+        stem if stems.count(stem) == 1 else f"{stem}.{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:6]}"
+        for stem, path in zip(stems, paths, strict=True)
+    ]
+
+
+def run_settings(options: SetOptions) -> dict[str, str]:
+    """What decides the figures beside the clips: the model's graphs and conventions, the judges, the code. Names to short values.
+
+    Raises BundleNotFound, BundleInvalid.
+    """
+    folder = bundle.resolve(options.model)
+    spec = bundle.load_spec(folder)
+    expert = "none"
+    with suppress(LipdubError, OSError):
+        expert = _digest([bundle.resolve(options.expert, spec_file=EXPERT_FILE) / EXPERT_FILE])
+    return {
+        "model": spec.name,
+        "bundle": _digest([folder / bundle.SPEC_FILE]),  # which holds the graphs' hashes, as the expert's does
+        "silence": options.silence,
+        "expert": expert,
+        "syncnet": options.public_key or "none",
+        "figures": str(FIGURES_VERSION),
+        "lipdub": __version__,
+    }
+
+
+def _digest(files: Iterable[Path]) -> str:
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def begin(options: SetOptions, *, force: bool) -> dict[str, str]:
+    """Make the folders ready and note the settings in ``run.json``; the settings.
+
+    Raises OutputRefused: the folder holds results of other settings and `force` is not given, or cannot be written.
+    """
+    settings = run_settings(options)
+    note = options.out / RUN_FILE
+    before: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        before = json.loads(note.read_text(encoding="utf-8"))
+    differing = [f"{name} {before.get(name)} -> {value}" for name, value in settings.items() if before.get(name) != value]
+    if before and differing and not force:
+        raise OutputRefused(
+            f"'{options.out}' holds a scorecard of other settings ({', '.join(differing)}); choose another folder, or add --force"
+        )
+    try:
+        for folder in (options.out, options.out / "clips", options.out / "dubbed", options.pieces):
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(".*.lipdub-part*"):  # of a run that was killed
+                leftover.unlink(missing_ok=True)
+        _write(note, json.dumps(settings, indent=2).encode())
+    except OSError as error:
+        raise OutputRefused(f"cannot write into '{options.out}': {error.strerror or error}; choose another folder") from error
+    return settings
+
+
+def run_set(
+    tasks: Sequence[Task], options: SetOptions, settings: dict[str, str], *, jobs: int, on_clip: Callable[[ClipResult], None]
+) -> list[ClipResult]:
+    """Measure all clips, `jobs` at a time, and tell `on_clip` of each; in the order of `tasks`.
+
+    Clips that were measured before with the same settings are not measured again. A clip that cannot be measured gives a reason; even
+    one that brings its worker down does not end the run.
+    """
+    done: dict[str, ClipResult] = {}
+
+    def book(result: ClipResult) -> None:
+        done[result.name] = result
+        on_clip(result)
+
+    todo = []
+    for task in tasks:
+        kept = _kept(task, options, settings)
+        if kept is None:
+            todo.append(task)
+        else:
+            book(ClipResult(task.name, kept, kept=True))
+    work = partial(measure, options, settings)
+    if jobs == 1:
+        for task in todo:
+            book(work(task))
+    else:
+        for task in _in_pool(todo, work, jobs, book):
+            # One of the clips that were under way brought a worker down: each on its own, so that it is known which.
+            for unlucky in _in_pool([task], work, 1, book):
+                book(ClipResult(unlucky.name, None, "its worker died, most likely for want of memory"))
+    return [done[task.name] for task in tasks]
+
+
+def _in_pool(tasks: Sequence[Task], work: Callable[[Task], ClipResult], jobs: int, book: Callable[[ClipResult], None]) -> list[Task]:
+    """Do `tasks` in fresh processes; those that a dead worker left undone."""
+    if not tasks:
+        return []
+    undone: list[Task] = []
+    pool = ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn"), initializer=_quiet_worker)
+    try:
+        waiting = {pool.submit(work, task): task for task in tasks}
+        while waiting:
+            ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in ready:
+                task = waiting.pop(future)
+                try:
+                    book(future.result())
+                except BrokenProcessPool:
+                    undone.append(task)
+        pool.shutdown()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in active_children():
+            child.terminate()
+        raise
+    return undone
+
+
+def _quiet_worker() -> None:
+    """A worker says nothing (mediapipe's native log lines) and, told to stop, cleans up before it does."""
+    signal.signal(signal.SIGTERM, _stop)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def measure(options: SetOptions, settings: dict[str, str], task: Task) -> ClipResult:
+    """Measure one clip and keep the result in ``OUT/clips``; what goes wrong is a reason, never an exception."""
+    cv2.setNumThreads(options.threads)
+    try:
+        record, pictures = measure_clip(options, task)
+        record["key"] = _key(task, settings)
+        for suffix, data in pictures.items():
+            _write(options.out / "clips" / f"{task.name}{suffix}", data)
+        _write(_record_file(task, options), json.dumps(record, allow_nan=False).encode())
+    except LipdubError as error:
+        return ClipResult(task.name, None, str(error))
+    except OSError as error:
+        return ClipResult(task.name, None, f"{error.strerror or error} ({error.filename or 'no file'}); check the free space")
+    except Exception as error:  # a bug that one clip brings out must not cost the other clips' hours
+        return ClipResult(task.name, None, f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return ClipResult(task.name, record)
+
+
+def _record_file(task: Task, options: SetOptions) -> Path:
+    return options.out / "clips" / f"{task.name}.json"
+
+
+def _key(task: Task, settings: dict[str, str]) -> str:
+    others = "" if task.other is None else file_key(task.other)
+    return hashlib.sha256(f"{file_key(task.clip)} {others} {sorted(settings.items())}".encode()).hexdigest()[:16]
+
+
+def _kept(task: Task, options: SetOptions, settings: dict[str, str]) -> dict[str, Any] | None:
+    """The record of an earlier run with the same clips and settings."""
+    try:
+        record: dict[str, Any] = json.loads(_record_file(task, options).read_text(encoding="utf-8"))
+        return record if record["key"] == _key(task, settings) else None
+    except (OSError, ValueError, KeyError, TypeError, LipdubError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def _opened(options: SetOptions) -> tuple[Generator, Judges]:
+    """The model and the judges, once per process."""
+    generator = open_generator(options.model, device=options.device, threads=options.threads)
+    public = None if options.open_public is None else options.open_public()
+    return generator, open_judges(options.expert, threads=options.threads, public=public)
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """What is cut out of one clip. picture: second half; truth: first half; copy: the latter coded as a dub is. Sounds: of the first
+    half, of the second, of another clip, and none."""
+
+    picture: Path
+    truth: Path
+    copy: Path
+    first_sound: Path
+    own_sound: Path
+    wrong_sound: Path | None
+    silence: Path
+
+
+def measure_clip(options: SetOptions, task: Task) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The record of one clip, ready for JSON, and its pictures by file name ending.
+
+    Raises LipdubError where the clip cannot be measured.
+    """
+    generator, judges = _opened(options)
+    size = generator.spec.crop.size
+    pieces = cut_clip(task, options.pieces)
+    tracks = options.pieces / "tracks"
+    with ExitStack() as stack:
+        source = Known(pieces.picture, tracked(pieces.picture, size=size, cache=tracks))
+        stack.enter_context(closing(source.track.references))
+        truth = Known(pieces.truth, tracked(pieces.truth, size=size, cache=tracks))
+        stack.enter_context(closing(truth.track.references))
+        own, true = openings_of(source.track), openings_of(truth.track)
+        against = partial(score, mask=generator.spec.crop, judges=judges)
+
+        def dubbed(row: str, sound: Path, *, fit: Fit = "video", frozen: bool = False) -> Path:
+            out = options.out / "dubbed" / f"{task.name}.{row}.mp4"
+            track = tracked(pieces.picture, size=size, cache=tracks)
+            dub(
+                pieces.picture, sound, out, fit=fit, silence="off" if frozen else options.silence, threads=options.threads, force=True,
+                generator=FrozenMouth(generator.spec) if frozen else generator, track=with_one_reference(track) if frozen else track,
+            )  # fmt: skip
+            return out
+
+        cross = against(dubbed("cross", pieces.first_sound), source, pieces.first_sound, truth=truth, unwanted=own)
+        silent = against(dubbed("silence", pieces.silence, fit="speech"), source, pieces.silence, judges=Judges(), unwanted=None).drawn
+        cross.figures["silent_leak"] = open_share(silent)
+        cross.left_out.pop("silent_leak", None)
+        scores = {
+            "cross": cross,
+            "own": against(dubbed("own", pieces.own_sound), source, pieces.own_sound, truth=source),
+            "ground_truth": against(pieces.copy, truth, pieces.first_sound, truth=truth, unwanted=own),
+        }
+        if pieces.wrong_sound is not None:
+            wrong = dubbed("wrong_audio", pieces.wrong_sound)
+            scores["wrong_audio"] = against(wrong, source, pieces.first_sound, truth=truth, unwanted=own)
+        frozen = dubbed("frozen", pieces.first_sound, frozen=True)
+        scores["frozen"] = against(frozen, source, pieces.first_sound, truth=truth, unwanted=own)
+        scores["frozen_own"] = against(frozen, source, pieces.own_sound, truth=source)
+        address = address_of(generator, pieces.first_sound, cross.drawn.times_s)
+        pictures = _pictures(cross, truth, address)
+    return {**_record(task, scores, own, true), "address_max": float(address.max(initial=0))}, pictures
+
+
+def _record(task: Task, scores: dict[str, Score], own: Openings, true: Openings) -> dict[str, Any]:
+    drawn = scores["cross"].drawn
+    record = {
+        "clip": task.clip.name,
+        "name": task.name,
+        "wrong_audio_of": None if task.other is None else task.other.name,
+        "frames": len(drawn),
+        "seconds": float(drawn.times_s[-1] + drawn.step_s) if len(drawn) else 0.0,
+        "measurable": bool(scores["ground_truth"].figures["r_cross"] >= MEASURABLE),
+        "source_open_share": openings.open_share(own),
+        "rows": {row: found.figures for row, found in scores.items()},
+        "left_out": {row: found.left_out for row, found in scores.items()},
+        "curves": {
+            "times_s": drawn.times_s.tolist(),
+            "drawn": drawn.opening.tolist(),
+            "truth": true.at(drawn.times_s).tolist(),
+            "source": own.at(drawn.times_s).tolist(),
+        },
+    }
+    answer = plain(record)
+    assert isinstance(answer, dict)
+    return answer
+
+
+def _pictures(cross: Score, truth: Known, address: NDArray[np.float32]) -> dict[str, bytes]:
+    """Strip (source, dubbed, truth) and address heat map."""
+    pictures = {}
+    if len(cross.strip):
+        rows = [cross.source_strip, cross.strip, faces_at(truth, cross.strip_s)]
+        pictures[".strip.jpg"] = encoded(strip(rows), ".jpg")
+    if len(address):
+        pictures[".address.png"] = encoded(heat_map(address), ".png")
+    return pictures
+
+
+def address_of(generator: Generator, sound: Path, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The model's address over its slots for the sound at `times_s` (N,): float32 (N, slots)."""
+    spec = generator.spec.mel
+    with closing(media.read_audio(sound, spec.sample_rate_hz)) as blocks:
+        mel = log_mel(np.concatenate(list(blocks)), spec)
+    return generator.recall(cut_windows(mel, times_s, spec)).address
+
+
+def cut_clip(task: Task, folder: Path) -> Pieces:
+    """Cut a clip into `folder`; pieces that are there already are left alone (their folder changes with the clip).
+
+    Raises NoAudioStream, NoVideoStream, UnreadableMedia (also for fewer than ``FEWEST_FRAMES`` frames), EncodingFailed.
+    """
+    clip = task.clip
+    if not media.has_sound(clip):
+        raise NoAudioStream(f"'{clip}' has no sound; a clip is measured by its own")
+    at = folder / f"{task.name}.{file_key(clip)}"
+    at.mkdir(parents=True, exist_ok=True)
+    for leftover in at.glob(".*.lipdub-part*"):
+        leftover.unlink(missing_ok=True)
+    times_s = _times_of(clip)
+    if len(times_s) < FEWEST_FRAMES:
+        raise UnreadableMedia(f"'{clip}' has {len(times_s)} frames; a clip of at least {FEWEST_FRAMES} is needed")
+    middle, middle_s = len(times_s) // 2, float(times_s[len(times_s) // 2])
+    pieces = Pieces(
+        picture=at / "second.mp4",
+        truth=at / "first.mp4",
+        copy=at / "first_coded.mp4",
+        first_sound=at / "first.wav",
+        own_sound=at / "second.wav",
+        wrong_sound=None if task.other is None else at / f"wrong.{file_key(task.other)}.wav",
+        silence=at / "silence.wav",
+    )
+    if not pieces.picture.exists():
+        cut_pictures(clip, pieces.picture, middle, len(times_s))
+    if not pieces.truth.exists():
+        cut_pictures(clip, pieces.truth, 0, middle)
+    if not pieces.copy.exists():
+        cut_pictures(clip, pieces.copy, 0, middle, crf=DEFAULT_CRF, preset=DEFAULT_PRESET)
+    seconds = seconds_of(pieces.picture)
+    if not pieces.first_sound.exists():
+        cut_sound(clip, pieces.first_sound, middle_s)
+    if not pieces.own_sound.exists():
+        cut_sound(clip, pieces.own_sound, seconds, start_s=middle_s)
+    if pieces.wrong_sound is not None and not pieces.wrong_sound.exists():
+        assert task.other is not None
+        cut_sound(task.other, pieces.wrong_sound, seconds)
+    if not pieces.silence.exists():
+        write_wav(pieces.silence, np.zeros(round(min(SILENCE_S, seconds) * 16000), np.float32))
+    return pieces
+
+
+def _times_of(video: Path) -> NDArray[np.float64]:
+    """Times of all frames, float64 (N,)."""
+    with closing(media.read_frames(video)) as chunks:
+        return np.concatenate([chunk.times_s for chunk in chunks])
+
+
+def _write(out: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with media.part_file(out) as part:
+        part.write_bytes(data)
+        os.replace(part, out)
+
+
+def set_scorecard(results: Sequence[ClipResult], settings: dict[str, str], left_out: dict[str, str]) -> dict[str, Any]:
+    """The scorecard of a set, ready for JSON: statistics over all clips and over the measurable ones, the clips, those left out."""
+    clips = [result.record for result in results if result.record is not None]
+    rows = [{row: {name: _number(value) for name, value in figures.items()} for row, figures in clip["rows"].items()} for clip in clips]
+    measurable = [row for row, clip in zip(rows, clips, strict=True) if clip["measurable"]]
+    return {
+        "settings": settings,
+        "summary": {"all": summarise(rows), "measurable": summarise(measurable)},
+        "clips": clips,
+        "left_out": left_out | {result.name: result.why for result in results if result.record is None},
+    }
+
+
+def pictures_of(results: Sequence[ClipResult], options: SetOptions) -> dict[str, dict[str, bytes]]:
+    """The pictures that lie beside the records: clip name to pictures by file name ending."""
+    found: dict[str, dict[str, bytes]] = {}
+    for result in results:
+        for ending in (".strip.jpg", ".address.png"):
+            with suppress(OSError):
+                found.setdefault(result.name, {})[ending] = (options.out / "clips" / f"{result.name}{ending}").read_bytes()
+    return found
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def with_threads(options: SetOptions, jobs: int) -> SetOptions:
+    """The options with the processor's cores shared out among `jobs` processes."""
+    return replace(options, threads=max(1, (os.cpu_count() or 1) // max(1, jobs)))

@@ -1,0 +1,98 @@
+"""Which slots of the memory speech uses, and how sharply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+USED_TIMES_EVEN = 2.0
+"""A slot counts as used where it holds at some moment at least this many times an even share (1 / slots)."""
+MASS = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How N windows of speech use S slots.
+
+    share: float64 (S,), mean address; it sums to 1. peak: float64 (S,), highest address of each slot. used: bool (S,).
+    perplexity: exp of the entropy of `share`, 1 (one slot for everything) to S (all alike). per_moment: the same of each single
+    address, on average: how many slots answer together. slots_for_90: fewest slots that hold 90 % of the share.
+    top_slots: how many different slots are the strongest of some window.
+    """
+
+    share: NDArray[np.float64]
+    peak: NDArray[np.float64]
+    used: NDArray[np.bool_]
+    perplexity: float
+    per_moment: float
+    slots_for_90: int
+    top_slots: int
+
+
+def usage_of(address: NDArray[np.float32]) -> Usage:
+    """The usage of `address`, float32 (N, S) with rows that sum to 1; N at least 1."""
+    if address.ndim != 2 or len(address) == 0:
+        raise ValueError(f"addresses must be (N, S) with N at least 1, got {address.shape}")
+    rows = address.astype(np.float64)
+    share = rows.mean(axis=0) / rows.mean(axis=0).sum()
+    peak = rows.max(axis=0)
+    falling = np.sort(share)[::-1]
+    return Usage(
+        share=share,
+        peak=peak,
+        used=peak >= USED_TIMES_EVEN / rows.shape[1],
+        perplexity=float(np.exp(entropy(share))),
+        per_moment=float(np.exp([entropy(row) for row in rows]).mean()),
+        slots_for_90=int(np.searchsorted(np.cumsum(falling), MASS - 1e-9) + 1),
+        top_slots=len(np.unique(rows.argmax(axis=1))),
+    )
+
+
+def entropy(share: NDArray[np.float64]) -> float:
+    """Entropy in nats of shares that sum to 1."""
+    known = share[share > 0]
+    return float(-(known * np.log(known)).sum())
+
+
+def slot_features(address: NDArray[np.float32], lip_feature: NDArray[np.float32], *, top_share: float = 0.05) -> NDArray[np.float32]:
+    """What each slot stands for in the generator's terms: float32 (S, C).
+
+    The mean lip feature, weighted with the slot's address, of the windows in which the slot is strongest (its highest `top_share`
+    of N windows, at least three of them). So a slot is shown in the company in which speech recalls it. Slots are not forced alone:
+    where addresses are soft, one slot's own value lies far outside of all that the generator has ever drawn.
+    """
+    count = min(len(address), max(3, round(top_share * len(address))))
+    features = np.empty((address.shape[1], lip_feature.shape[1]), np.float32)
+    for slot in range(address.shape[1]):
+        strongest = np.argpartition(address[:, slot], len(address) - count)[len(address) - count :]
+        weight = address[strongest, slot].astype(np.float64) + 1e-12
+        features[slot] = (weight @ lip_feature[strongest]) / weight.sum()
+    return features
+
+
+def explained_by_address(address: NDArray[np.float32], lip_feature: NDArray[np.float32]) -> float:
+    """Share of the variance of the lip features that is linear in the address, cross-validated over four stretches of time.
+
+    Near 1, the slots alone decide what is drawn; what is missing came past them, straight from the sound. NaN for fewer windows
+    than four times the slots, and for lip features that do not change.
+    """
+    folds = np.array_split(np.arange(len(address)), 4)
+    if len(address) < 4 * address.shape[1] or float(lip_feature.std()) < 1e-9:
+        return float("nan")
+    left = total = 0.0
+    for fold in folds:
+        rest = np.setdiff1d(np.arange(len(address)), fold)
+        predicted = ridge(address[rest], lip_feature[rest], address[fold], 1e-4)
+        left += float(((lip_feature[fold] - predicted) ** 2).sum())
+        total += float(((lip_feature[fold] - lip_feature.mean(axis=0)) ** 2).sum())
+    return 1 - left / total
+
+
+def ridge(given: NDArray[np.float32], wanted: NDArray[np.float32], asked: NDArray[np.float32], strength: float) -> NDArray[np.float64]:
+    """Linear prediction of `wanted` (N, K) from `given` (N, D), for `asked` (M, D): float64 (M, K). strength: of the ridge."""
+    mean, target_mean = given.mean(axis=0, dtype=np.float64), wanted.mean(axis=0, dtype=np.float64)
+    centred = given - mean
+    weights = np.linalg.solve(centred.T @ centred + strength * np.eye(given.shape[1]), centred.T @ (wanted - target_mean))
+    return np.asarray((asked - mean) @ weights + target_mean, np.float64)

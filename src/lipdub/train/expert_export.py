@@ -1,0 +1,98 @@
+"""A checkpoint of the sync expert to a folder: two graphs checked against torch, the weights, ``expert.json``. All of it, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as serialised
+from torch import Tensor, nn
+
+from lipdub import __version__, expert
+from lipdub.errors import ExportFailed
+from lipdub.records import CropSpec
+from lipdub.train.expert_network import Expert, load_expert
+from lipdub.train.export import HALF_TOLERANCE, MODEL_CARD, TOLERANCE, check_folder, export_graph, folder_beside, put_in_place
+from lipdub.train.networks import WEIGHTS_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedExpert:
+    """What was written. differences: graph file to largest absolute difference to torch."""
+
+    spec: expert.ExpertSpec
+    differences: dict[str, float]
+    tolerance: float
+    bytes: int
+
+
+class _Lips(nn.Module):
+    """The lip side with the contract of its graph."""
+
+    def __init__(self, model: Expert) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.model.embed_lips(frames)
+
+
+class _Sound(nn.Module):
+    """The sound side with the contract of its graph."""
+
+    def __init__(self, model: Expert) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.model.embed_sound(mel)
+
+
+def export_expert(
+    checkpoint: Path,
+    out: Path,
+    *,
+    half: bool = False,
+    name: str | None = None,
+    license_text: str = "unstated",
+    training_data: str = "unstated",
+    force: bool = False,
+) -> ExportedExpert:
+    """Write the expert folder `out` from a checkpoint of ``lipdub train expert``.
+
+    Raises CheckpointInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and an expert that was there stays.
+    """
+    check_folder(out, force=force, spec_file=expert.SPEC_FILE)
+    model = load_expert(checkpoint)
+    config = model.config
+    try:
+        spec = expert.ExpertSpec(
+            name=name or out.resolve().name, format_version=expert.FORMAT_VERSION, crop=CropSpec(config.size, config.box, config.size // 2),
+            mel=config.mel, frames=config.frames, pool=config.pool, lip_widths=config.lip_widths, sound_widths=config.sound_widths,
+            embedding=config.embedding, scale=float(model.scale), bias=float(model.bias), offsets=expert.OFFSETS, license=license_text,
+            training_data=training_data, graphs={}, created_with=__version__,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ExportFailed(f"cannot describe the expert: {error}; --name and --license set what it says") from error
+    names = expert.tensors(spec)
+
+    def pictures(batch: int) -> tuple[Tensor, ...]:
+        return (torch.rand(batch, 3, config.frames, *config.box_px) * 2 - 1,)
+
+    def mel(batch: int) -> tuple[Tensor, ...]:
+        return ((2 * torch.randn(batch, 1, config.mel.bands, config.mel.window)).clamp(-4, 4),)
+
+    with folder_beside(out) as folder:
+        differences = {
+            graph: export_graph(side, example, names[graph], folder / graph, half=half)
+            for graph, side, example in ((expert.LIPS_GRAPH, _Lips(model), pictures), (expert.SOUND_GRAPH, _Sound(model), mel))
+        }
+        weights = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+        (folder / WEIGHTS_FILE).write_bytes(serialised(weights))
+        spec = expert.finish(folder, spec)
+        if (out / MODEL_CARD).exists():
+            (folder / MODEL_CARD).write_bytes((out / MODEL_CARD).read_bytes())
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        put_in_place(folder, out)
+    return ExportedExpert(spec, differences, HALF_TOLERANCE if half else TOLERANCE, size)

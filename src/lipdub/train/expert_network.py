@@ -1,0 +1,219 @@
+"""The sync expert: which lips belong to which sound (SyncNet; Chung and Zisserman, ACCV-W 2016), as Wav2Lip uses it to judge a generator.
+
+Five lower-half frames and 0.2 s of mel become unit embeddings; their cosine tells how well they belong together. Letters: B batch,
+T frames of a lip window, E embedding channels, h, w of the lip box. Pictures are float32 (B, 3, T, h, w) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lipdub import bundle
+from lipdub.errors import CheckpointInvalid, ModelError, TrainingError
+from lipdub.expert import SPEC_FILE, ExpertSpec
+from lipdub.records import MelSpec
+from lipdub.train import checkpoints
+from lipdub.train.networks import LIP_POINTS, WEIGHTS_FILE, ConvBlock, ResidualBlock
+
+STAGE = "expert"
+"""What a checkpoint of the expert says that it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertConfig:
+    """Everything that fixes the shapes of the expert. Raises ``ValueError`` for a box that is not in the lower half of the crop."""
+
+    size: int = 128
+    """Side of the aligned crop in px."""
+    box: tuple[int, int, int, int] = (64, 128, 16, 112)
+    """Half-open part (y0, y1, x0, x1) of the crop that is looked at; in the lower half."""
+    pool: int = 2
+    """Pictures are averaged down by this before the first layer."""
+    frames: int = 5
+    """T: frames of a lip window, at 25 frames/s."""
+    lip_widths: tuple[int, ...] = (24, 48, 96, 160)
+    sound_widths: tuple[int, ...] = (16, 32, 64, 96)
+    embedding: int = 192
+    """E."""
+    dropout: float = 0.2
+    mel: MelSpec = field(default_factory=MelSpec)
+
+    def __post_init__(self) -> None:
+        y0, y1, x0, x1 = self.box
+        if not (self.size // 2 <= y0 < y1 <= self.size and 0 <= x0 < x1 <= self.size):
+            raise ValueError(f"box must lie in the lower half of the crop, got {self.box} of {self.size}")
+
+    @property
+    def box_px(self) -> tuple[int, int]:
+        """(h, w) of the box."""
+        y0, y1, x0, x1 = self.box
+        return y1 - y0, x1 - x0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ExpertConfig:
+        """The config that ``to_dict`` described. Raises TrainingError on unknown or unusable values."""
+        unknown = set(values) - {known.name for known in fields(cls)}
+        if unknown:
+            raise TrainingError(f"the expert has unknown settings {sorted(unknown)}; use the lipdub that wrote it")
+        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        try:
+            if isinstance(plain.get("mel"), dict):
+                plain["mel"] = MelSpec(**plain["mel"])
+            return cls(**plain)
+        except (TypeError, ValueError) as error:
+            raise TrainingError(f"the expert has unusable settings ({error}); use the lipdub that wrote it") from error
+
+
+class LipTower(nn.Module):
+    """Five lip pictures to one embedding. Light on purpose: its cost is that of training the expert, and of training against it."""
+
+    def __init__(self, config: ExpertConfig) -> None:
+        super().__init__()
+        self._pool = config.pool
+        a, b, c, d = config.lip_widths
+        # A 3-D convolution over all T frames at once, written as the 2-D one that it is: frames are channels.
+        self.motion = ConvBlock(3 * config.frames, a, (5, 5), 2, 2)
+        self.levels = nn.ModuleList(
+            [
+                nn.Sequential(ConvBlock(a, b, 3, 2), ResidualBlock(b)),
+                nn.Sequential(ConvBlock(b, c, 3, 2), ResidualBlock(c)),
+                nn.Sequential(ConvBlock(c, d, 3, 2), ResidualBlock(d)),
+            ]
+        )
+        height, width = (-(-side // (16 * config.pool)) for side in config.box_px)
+        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Conv2d(d, config.embedding, (height, width)))
+
+    def features(self, frames: Tensor) -> list[Tensor]:
+        """Feature maps from fine to coarse: a quarter of the box's px to a thirty-second with a pool of 2."""
+        if self._pool > 1:
+            frames = F.avg_pool3d(frames, (1, self._pool, self._pool))
+        found = [self.motion(frames.flatten(1, 2))]
+        for level in self.levels:
+            found.append(level(found[-1]))
+        return found
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, 3, T, h, w) to (B, E), not normalised."""
+        return self.head(self.features(frames)[-1]).flatten(1)
+
+
+class SoundTower(nn.Module):
+    """Mel window to one embedding; bands are narrowed early, since a step hears more windows than it sees."""
+
+    def __init__(self, config: ExpertConfig) -> None:
+        super().__init__()
+        a, b, c, d = config.sound_widths
+        self.body = nn.Sequential(
+            ConvBlock(1, a, (5, 3), (2, 1), (2, 1)),
+            ConvBlock(a, b, 3, (2, 1)),
+            ConvBlock(b, c, 3, (2, 2)),
+            ResidualBlock(c),
+            ConvBlock(c, d, 3, (2, 2)),
+            ResidualBlock(d),
+        )
+        with torch.no_grad():
+            shape = self.body(torch.zeros(1, 1, config.mel.bands, config.mel.window)).shape
+        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Conv2d(d, config.embedding, (shape[2], shape[3])))
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """mel (B, 1, 80, 16) in [-4, 4] to (B, E), not normalised."""
+        return self.head(self.body(mel / 4.0)).flatten(1)
+
+
+class Expert(nn.Module):
+    """Both towers, and the scale and bias that make a logit of their cosine."""
+
+    def __init__(self, config: ExpertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.lip_tower, self.sound_tower = LipTower(config), SoundTower(config)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.bias = nn.Parameter(torch.tensor(-3.0))
+        self.lip_points, self.heard_points = (nn.Linear(config.embedding, 2 * LIP_POINTS) for _ in range(2))
+
+    def embed_lips(self, frames: Tensor) -> Tensor:
+        """(B, 3, T, h, w), the box of the crops, to unit rows (B, E), float32."""
+        return _unit(self.lip_tower(frames))
+
+    def embed_sound(self, mel: Tensor) -> Tensor:
+        """(B, 1, 80, 16) to unit rows (B, E), float32."""
+        return _unit(self.sound_tower(mel))
+
+    def points_seen(self, embedding: Tensor) -> Tensor:
+        """Lip points (B, 40, 2) relative to rest, in unit crop coordinates, read from lip embeddings (B, E)."""
+        return _points(self.lip_points, embedding)
+
+    def points_heard(self, embedding: Tensor) -> Tensor:
+        """The same from sound embeddings."""
+        return _points(self.heard_points, embedding)
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor on cosines, from 1 to 50."""
+        return self.log_scale.clamp(0.0, math.log(50.0)).exp()
+
+    def logit(self, cosine: Tensor) -> Tensor:
+        """Log odds that lips and sound of this cosine belong together."""
+        return self.scale * cosine + self.bias
+
+
+def _points(head: nn.Linear, embedding: Tensor) -> Tensor:
+    # Unit rows have channels of about 1 / sqrt(E): bring the head's input to unit scale.
+    return head(embedding * embedding.shape[1] ** 0.5).unflatten(1, (LIP_POINTS, 2)) * 0.05
+
+
+def _unit(embedding: Tensor) -> Tensor:
+    # In float32 also under bfloat16 autocast: a shift of one frame changes a cosine by hundredths.
+    return F.normalize(embedding.float(), dim=1)
+
+
+def is_expert(content: dict[str, Any]) -> bool:
+    """Whether a checkpoint, as ``checkpoints.load`` gave it, is one of the expert."""
+    settings = content.get("settings")
+    return isinstance(settings, dict) and settings.get("stage") == STAGE
+
+
+def load_expert(path: Path) -> Expert:
+    """The expert of a checkpoint (its averaged weights) or of an exported folder, frozen, in inference mode. Raises CheckpointInvalid."""
+    if path.is_dir():
+        return _from_folder(path)
+    content = checkpoints.load(path)
+    if not is_expert(content):
+        raise CheckpointInvalid(f"'{path}' holds no sync expert; give a checkpoint of lipdub train expert")
+    try:
+        expert = Expert(ExpertConfig.from_dict(content["settings"]["network"]))
+        expert.load_state_dict(content["modules"]["averaged"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise CheckpointInvalid(f"'{path}' holds no expert of this lipdub: {' '.join(str(error).split())[:200]}") from error
+    return expert.requires_grad_(False).eval()
+
+
+def _from_folder(folder: Path) -> Expert:
+    """The expert that ``lipdub export-onnx`` wrote to `folder`; its weights are float16 there."""
+    try:
+        spec = ExpertSpec.from_json(bundle.read_spec(folder, SPEC_FILE), where=str(folder / SPEC_FILE))
+        expert = Expert(
+            ExpertConfig(
+                size=spec.crop.size, box=spec.crop.drawn, pool=spec.pool, frames=spec.frames, lip_widths=spec.lip_widths,
+                sound_widths=spec.sound_widths, embedding=spec.embedding, mel=spec.mel,
+            )
+        )  # fmt: skip
+        expert.load_state_dict({key: value.float() for key, value in load_file(folder / WEIGHTS_FILE).items()})
+    except (ModelError, OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise CheckpointInvalid(
+            f"'{folder}' holds no sync expert: {' '.join(str(error).split())[:200]}; give a checkpoint of lipdub train expert"
+        ) from error
+    return expert.requires_grad_(False).eval()

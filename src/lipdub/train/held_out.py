@@ -1,0 +1,169 @@
+"""The held-out part of one person's video: drawn as inference draws it, and judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipdub.bundle import BundleSpec
+from lipdub.faces import FaceDetector
+from lipdub.mel import cut_windows, silence_weight
+from lipdub.tracks import REFERENCE_BIN_DEG, REFERENCE_OPENING, opening_of
+from lipdub.train.data import Clip, to_network
+from lipdub.train.generator_stage import _around_mouth
+from lipdub.train.memory_stage import JUDGED_FRAMES, central, correlation
+from lipdub.train.networks import FaceGenerator, LipMemory, NetworkConfig
+from lipdub.train.prepare import GRID_HZ, SHORTEST_S
+
+HELD_OUT_SHARE = 0.2
+GAP_S = 1.0
+"""Nothing of this time before the held-out part is learned from: neighbouring frames show the same mouth."""
+MOST_JUDGED = 150
+"""Held-out frames that are drawn for a validation, evenly spread."""
+ENLARGED = 3
+"""Crops are enlarged by this before the mouth is measured: the detector sees small faces badly."""
+AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A held-out part as inference draws it. l1: around the mouth, grey levels. r: correlation of the drawn opening with the true one;
+    articulation: spread of the drawn opening over the true one's; both None where too few frames can be measured."""
+
+    l1: float
+    r: float | None
+    articulation: float | None
+
+    @property
+    def followed(self) -> float | None:
+        """How far the drawn mouth opens for each unit that the true one does (the regression's slope): motion at random does not count."""
+        return None if self.r is None or self.articulation is None else self.r * self.articulation
+
+
+def split(clip: Clip) -> tuple[list[Clip], int, int]:
+    """(what is learned from, one clip per shot; first held-out frame; how many frames lie before the gap).
+
+    A shot too short for a clip is left out, unless there are only such shots.
+    """
+    first = len(clip) - max(1, round(HELD_OUT_SHARE * len(clip)))
+    end = int(np.searchsorted(clip.times_s, clip.times_s[first] - GAP_S))
+    edges = [0, *(np.flatnonzero(np.diff(clip.shot[:end])) + 1).tolist(), end]
+    shots = [(low, high) for low, high in pairwise(edges) if high - low >= SHORTEST_S * GRID_HZ]
+    return [_part(clip, low, high) for low, high in shots or [(0, end)]], first, end
+
+
+def _part(clip: Clip, first: int, end: int) -> Clip:
+    """The frames [first, end) as a clip; the sound stays whole, since times do. To a loader's process it would not go: the name of the
+    file of crops stands for all of them there."""
+    here = slice(first, end)
+    return replace(
+        clip, crops=clip.crops[here], times_s=clip.times_s[here], lips=clip.lips[here], opening=clip.opening[here], pose=clip.pose[here],
+        shot=clip.shot[here],
+    )  # fmt: skip
+
+
+def references(clip: Clip, rows: NDArray[np.int64], end: int) -> NDArray[np.int64]:
+    """The reference frame of each of the frames `rows`: chosen as inference does (``tracks``), among the frames [0, end) of the same shot,
+    or, where there is none of them, among all of the shot."""
+    chosen = np.empty(len(rows), np.int64)
+    for shot in np.unique(clip.shot[rows]):
+        here = clip.shot[rows] == shot
+        candidates = np.flatnonzero(clip.shot == shot)
+        known = candidates[candidates < end]
+        candidates = known if len(known) else candidates
+        poses = np.round(clip.pose[candidates, 0] / REFERENCE_BIN_DEG)
+        closed = np.array([of[np.argmin(clip.opening[of])] for of in (candidates[poses == pose] for pose in np.unique(poses))])
+        closed = closed[clip.opening[closed] <= clip.opening[closed].min() + REFERENCE_OPENING]
+        away = np.abs(clip.pose[rows[here], 0][:, None] - np.round(clip.pose[closed, 0] / REFERENCE_BIN_DEG) * REFERENCE_BIN_DEG)
+        chosen[here] = closed[away.argmin(axis=1)]
+    return chosen
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class HeldOut:
+    """What of a held-out part stays the same from one validation to the next; N frames.
+
+    crops: uint8 (N, S, S, 3), the truth. references: uint8 (N, S, S, 3). windows: float32 (taps N, bands, columns). weights: float32
+    (taps,) of the smoothing. silent: float32 (N,). opening: float32 (N,) as the detector measures it, NaN where it finds no face.
+    """
+
+    config: NetworkConfig
+    crops: NDArray[np.uint8]
+    references: NDArray[np.uint8]
+    windows: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    silent: NDArray[np.float32]
+    opening: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, clip: Clip, first: int, end: int, spec: BundleSpec, config: NetworkConfig, detector: FaceDetector) -> HeldOut:
+        """The frames of `clip` from `first` on, with references among the frames [0, end)."""
+        rows = np.unique(np.linspace(first, len(clip) - 1, min(MOST_JUDGED, len(clip) - first)).round().astype(np.int64))
+        reach = spec.smoothing_s
+        taps, weights = ((-reach, 0.0, reach), (0.25, 0.5, 0.25)) if reach > 0 else ((0.0,), (1.0,))
+        times = np.concatenate([clip.times_s[rows] + clip.offset_s + tap for tap in taps])
+        windows = cut_windows(clip.mel.astype(np.float32), times, config.mel)
+        silent = np.einsum("k,kn->n", np.array(weights, np.float32), silence_weight(windows).reshape(len(taps), -1))
+        crops = np.concatenate([central(clip, row, row + 1, config) for row in rows.tolist()])
+        chosen = np.concatenate([central(clip, row, row + 1, config) for row in references(clip, rows, end).tolist()])
+        return cls(config, crops, chosen, windows, np.array(weights, np.float32), silent, measured(crops, detector))
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    @torch.no_grad()
+    def draw(self, generator: FaceGenerator, memory: LipMemory, rest: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The frames with the mouths that the sound recalls, uint8 (N, S, S, 3); pauses bring the resting lip feature `rest` (C,)."""
+        generator.eval()
+        memory.eval()
+        device = next(generator.parameters()).device
+        recalled = [memory(part.to(device))[1] for part in torch.from_numpy(self.windows)[:, None].split(AT_ONCE)]
+        taps = torch.cat(recalled).unflatten(0, (len(self.weights), len(self)))
+        lip_features = torch.einsum("k,knc->nc", torch.from_numpy(self.weights).to(device), taps)
+        silent = torch.from_numpy(self.silent).to(device)[:, None]
+        lip_features = lip_features + silent * (torch.from_numpy(rest).to(device) - lip_features)
+        y0, y1, x0, x1 = self.config.drawn
+        drawn = self.crops.copy()
+        for low in range(0, len(self), AT_ONCE):
+            here = slice(low, low + AT_ONCE)
+            target, reference = (to_network(torch.from_numpy(crops[here])).to(device) for crops in (self.crops, self.references))
+            faces = generator(target, reference, lip_features[here]).float().cpu()
+            drawn[here, y0:y1, x0:x1] = _to_pixels(faces)
+        return drawn
+
+    def judge(self, drawn: NDArray[np.uint8], detector: FaceDetector) -> Judged:
+        """The figures of what ``draw`` gave."""
+        y0, y1, x0, x1 = self.config.drawn
+        weight = _around_mouth(self.config, torch.device("cpu"))[0, 0, :, :, None].numpy()
+        away = np.abs(drawn[:, y0:y1, x0:x1].astype(np.float32) - self.crops[:, y0:y1, x0:x1]) * weight
+        l1 = float(away.sum() / (3 * weight.sum() * len(self)))
+        opening = measured(drawn, detector)
+        both = np.isfinite(opening) & np.isfinite(self.opening)
+        if both.sum() < JUDGED_FRAMES or self.opening[both].std() < 1e-4:
+            return Judged(l1, None, None)
+        spread = float(opening[both].std() / self.opening[both].std())
+        return Judged(l1, correlation(opening[both], self.opening[both]), spread)
+
+
+def measured(crops: NDArray[np.uint8], detector: FaceDetector) -> NDArray[np.float32]:
+    """Mouth opening in each crop (N, S, S, 3), float32 (N,), NaN where there is no face."""
+    detector.reset()
+    found = np.full(len(crops), np.nan, np.float32)
+    side = crops.shape[1] * ENLARGED
+    for row, pixels in enumerate(crops):
+        faces = detector.detect(np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8))
+        if faces:
+            found[row] = opening_of(faces[0].landmarks)
+    return found
+
+
+def _to_pixels(faces: Tensor) -> NDArray[np.uint8]:
+    """(n, 3, h, w) in [-1, 1] to uint8 (n, h, w, 3)."""
+    levels: NDArray[np.uint8] = ((faces.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).numpy()
+    return levels

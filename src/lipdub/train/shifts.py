@@ -1,0 +1,154 @@
+"""How well the lips of a clip agree with its sound at every shift, as the sync expert sees it: what validation and offsets read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from lipdub.mel import cut_windows, silence_weight
+from lipdub.train.data import Clip, to_network
+from lipdub.train.expert_network import Expert
+from lipdub.train.pairs import SILENT
+from lipdub.train.prepare import GRID_HZ, MARGIN
+
+FURTHEST = 15
+"""Shifts are looked at up to so many frames at 25 Hz in both directions."""
+FAR_FRAMES = 10
+"""Sound this far away, or farther, is far."""
+SECOND_FRAMES = 25
+"""Windows whose cosines are averaged for the figures of one second, as the field does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Cosines of one clip of N frames. cosine: float32 (N, N + 2 R), R = FURTHEST; column j is the sound j - R frames after the first
+    frame, NaN where there is no such sound or where times are uneven (a cut, lost frames). sounding: bool (N,)."""
+
+    cosine: NDArray[np.float32]
+    sounding: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.sounding)
+
+    def at(self, shift: int) -> NDArray[np.float32]:
+        """Each frame's cosine with the sound `shift` frames later than its own: (N,), NaN where there is none. shift: -R..R."""
+        return self.cosine[np.arange(len(self)), np.arange(len(self)) + FURTHEST + shift]
+
+    def curve(self) -> NDArray[np.float64]:
+        """Mean cosine over the sounding frames at the shifts -R..R: (2 R + 1,). Shifts with less than half of those frames are NaN."""
+        rows = [self.at(shift)[self.sounding] for shift in range(-FURTHEST, FURTHEST + 1)]
+        enough = max(1, int(self.sounding.sum()) / 2)
+        return np.array([np.nanmean(row) if np.isfinite(row).sum() >= enough else np.nan for row in rows])
+
+    def best(self) -> tuple[int, float]:
+        """(shift of the highest mean cosine, confidence: how far it rises above the median shift). (0, 0) where nothing sounds."""
+        curve = self.curve()
+        if not np.isfinite(curve).any():
+            return 0, 0.0
+        at = int(np.nanargmax(curve))
+        return at - FURTHEST, float(curve[at] - np.nanmedian(curve))
+
+
+@torch.no_grad()
+def agreement(expert: Expert, clip: Clip, *, longest: int = 1000) -> Agreement:
+    """Compare the first `longest` frames of a clip with its sound, offsets applied."""
+    config = expert.config
+    device = next(expert.parameters()).device
+    count = min(longest, len(clip))
+    times = clip.times_s[:count]
+    beyond = np.arange(1, FURTHEST + 1) / GRID_HZ
+    heard_s = np.concatenate([times[0] - beyond[::-1], times, times[-1] + beyond]) + clip.offset_s
+    windows = cut_windows(clip.mel.astype(np.float32, copy=False), heard_s, config.mel)
+    margin = config.mel.window / 2 / config.mel.columns_per_s
+    there = (heard_s >= margin) & (heard_s <= clip.mel.shape[1] / config.mel.columns_per_s - margin)
+    sounds = np.concatenate(
+        [expert.embed_sound(part[:, None].to(device)).cpu().numpy() for part in torch.split(torch.from_numpy(windows), 256)]
+    )
+    lips = np.concatenate([expert.embed_lips(part.to(device)).cpu().numpy() for part in lip_windows(clip, count, expert)])
+    cosine = lips @ sounds.T
+    # The time from each frame to each sound must be what the number of frames between says, or the shift is another one.
+    frames_away = np.arange(len(heard_s))[None] - FURTHEST - np.arange(count)[:, None]
+    even = np.abs(heard_s[None] - clip.offset_s - times[:, None] - frames_away / GRID_HZ) < 0.6 / GRID_HZ
+    sounding = silence_weight(windows[FURTHEST : FURTHEST + count]) <= SILENT
+    return Agreement(np.where(even & there[None], cosine, np.nan).astype(np.float32), sounding & there[FURTHEST : FURTHEST + count])
+
+
+def lip_windows(clip: Clip, count: int, expert: Expert) -> list[torch.Tensor]:
+    """Batches of the lip windows (b, 3, T, h, w) of the first `count` frames, ends repeated, never across a cut."""
+    config = expert.config
+    y0, y1, x0, x1 = config.box
+    margin = round((clip.crops.shape[1] - clip.crops.shape[1] / MARGIN) / 2)
+    reach = config.frames // 2
+    parts = []
+    for first in range(0, count, 128):
+        rows = np.arange(first, min(count, first + 128))
+        around = np.clip(rows[:, None] + np.arange(-reach, reach + 1), 0, count - 1)
+        around = np.where(clip.shot[around] == clip.shot[rows][:, None], around, rows[:, None])
+        low, high = int(around.min()), int(around.max()) + 1
+        box = to_network(torch.from_numpy(clip.crops[low:high, margin + y0 : margin + y1, margin + x0 : margin + x1].copy()))
+        parts.append(box[torch.from_numpy(around - low)].transpose(1, 2))
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Shares of pairs in which the true sound fits better than another one, over all clips, windows alone and averaged over a second.
+
+    single, second: by shift in frames, both directions together. single_far, second_far: against sounds at least `FAR_FRAMES` away.
+    """
+
+    single: dict[int, float]
+    second: dict[int, float]
+    single_far: float
+    second_far: float
+
+
+def score(found: list[Agreement], shifts: tuple[int, ...] = (1, 2, 3, 4, 5)) -> Score:
+    """Accuracies over all clips; 0.5 where there is nothing to compare."""
+    single: dict[int, list[NDArray[np.bool_]]] = {shift: [] for shift in shifts}
+    second: dict[int, list[NDArray[np.bool_]]] = {shift: [] for shift in shifts}
+    single_far: list[NDArray[np.bool_]] = []
+    second_far: list[NDArray[np.bool_]] = []
+    for clip in found:
+        true = np.where(clip.sounding, clip.at(0), np.nan)
+        true_second = _averaged(clip.at(0), clip.sounding)
+        for shift in shifts:
+            for way in (-shift, shift):
+                other = clip.at(way)
+                single[shift].append(_wins(true, other))
+                second[shift].append(_wins(true_second, _averaged(other, clip.sounding)))
+        count = len(clip)
+        own = clip.cosine[:, FURTHEST : FURTHEST + count]
+        for gap in range(FAR_FRAMES, count):
+            for way in (-gap, gap):
+                rows = np.arange(max(0, -way), min(count, count - way))
+                single_far.append(_wins(true[rows], own[rows, rows + way]))
+                sounding = clip.sounding[rows]
+                second_far.append(_wins(_averaged(clip.at(0)[rows], sounding), _averaged(own[rows, rows + way], sounding)))
+    return Score(
+        {shift: _share(wins) for shift, wins in single.items()}, {shift: _share(wins) for shift, wins in second.items()},
+        _share(single_far), _share(second_far),
+    )  # fmt: skip
+
+
+def _wins(true: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.bool_]:
+    both = np.isfinite(true) & np.isfinite(other)
+    return np.asarray(true[both] > other[both])
+
+
+def _averaged(values: NDArray[np.float32], sounding: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Means over a second, NaN where one value is missing or less than half of the second sounds; (n - 24,), or none."""
+    if len(values) < SECOND_FRAMES:
+        return np.zeros(0, np.float32)
+    means = sliding_window_view(values, SECOND_FRAMES).mean(axis=1)
+    enough = sliding_window_view(sounding, SECOND_FRAMES).mean(axis=1) >= 0.5
+    return np.where(enough, means, np.nan).astype(np.float32)
+
+
+def _share(wins: list[NDArray[np.bool_]]) -> float:
+    every = np.concatenate(wins) if wins else np.zeros(0, bool)
+    return float(every.mean()) if len(every) else 0.5
