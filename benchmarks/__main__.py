@@ -8,6 +8,7 @@ from importlib import import_module
 NAMES = {
     "cross-dub": "does the drawn mouth follow the new speech, and not the old one",
     "bilabials": "do the lips close at p, b and m",
+    "ablations": "what does each loss bring, and how many slots (trains; needs lipdub[train])",
     "silence": "does digital silence close the mouth",
     "outside": "are the pixels outside the mask left as they were",
     "memory-growth": "does peak memory stay the same when the video gets longer",

@@ -273,23 +273,25 @@ def test_faces_that_are_not_found_leave_the_opening_out(clip: Clip, toy: Path) -
     assert judged.articulation is None
 
 
-B = Judged(10.0, 0.5, 0.8)
+B = Judged(10.0, 0.5, 0.8, 140)
+"""Its r is off by 0.2 by chance."""
+UNMEASURED = Judged(10.0, None, None, 30)
 
 
 @pytest.mark.parametrize(
     ("found", "best", "before", "better"),
     [
-        (Judged(9.0, 0.5, 0.8), B, B, True),
-        (Judged(10.0, 0.9, 1.0), B, B, False),  # the picture has to gain
-        (Judged(9.0, 0.46, 0.8), B, B, True),
-        (Judged(9.0, 0.44, 0.8), B, B, False),  # the mouth follows the sound less
-        (Judged(9.0, 0.5, 0.5), B, B, False),  # the mouth hardly moves any more
-        (Judged(9.0, 0.8, 0.5), B, B, True),  # what it does no more was not what the true one does
-        (Judged(9.0, -0.1, 0.3), Judged(10.0, -0.1, 0.8), Judged(10.0, -0.1, 0.8), True),  # it never followed
-        (Judged(9.0, None, None), B, B, True),
-        (Judged(9.0, 0.1, 0.1), Judged(10.0, None, None), Judged(10.0, None, None), True),
-        (Judged(9.0, 0.5, 0.8), Judged(8.0, 0.5, 0.8), B, False),  # a validation before was better
-        (Judged(float("nan"), 0.5, 0.8), B, B, False),
+        (Judged(9.0, 0.5, 0.8, 140), B, B, True),
+        (Judged(10.0, 0.9, 1.0, 140), B, B, False),  # the picture has to gain
+        (Judged(9.0, 0.31, 0.8, 140), B, B, True),
+        (Judged(9.0, 0.29, 0.8, 140), B, B, False),  # the mouth follows the sound less
+        (Judged(9.0, 0.29, 0.8, 60), Judged(10.0, 0.5, 0.8, 60), Judged(10.0, 0.5, 0.8, 60), True),  # so few frames cannot tell
+        (Judged(9.0, 0.5, 0.47, 140), B, B, False),  # the mouth hardly moves any more
+        (Judged(9.0, 0.5, 0.61, 140), B, Judged(10.0, 0.5, 2.0, 140), True),  # it moved too much
+        (Judged(9.0, None, None, 30), B, B, True),
+        (Judged(9.0, 0.1, 0.1, 140), UNMEASURED, UNMEASURED, True),
+        (Judged(9.0, 0.5, 0.8, 140), Judged(8.0, 0.5, 0.8, 140), B, False),  # a validation before was better
+        (Judged(float("nan"), 0.5, 0.8, 140), B, B, False),
     ],
 )
 def test_what_is_better(found: Judged, best: Judged, before: Judged, better: bool) -> None:

@@ -532,7 +532,7 @@ def test_a_generator_run_shows_what_it_draws(clips: list[Clip], tmp_path: Path) 
     plan = toy_settings(steps=1, batch=2)
     run(generator_stage_of(clips), new_fabric(plan), tmp_path / "run", plan, resume=False, on_progress=told.append)
     assert told[-1].validation is not None
-    assert {"l1_by_lips", "l1_by_audio", "drawn_r_by_audio", "score"} <= set(told[-1].validation.figures)
+    assert {"l1_by_lips", "l1_by_audio", "score"} <= set(told[-1].validation.figures)
     picture = told[-1].validation.picture
     assert picture is not None
     assert picture.shape == (SIZE, 6 * SIZE, 3)  # reference, truth, two by lips, two by audio

@@ -77,7 +77,11 @@ def show(done: Adapted, output: Path) -> None:
 
     title = f"wrote {output} ({done.bytes / 2**20:.1f} MiB), from {done.adapted_from}"
     table = Table("held-out part", "before", "after", title=Text(title), title_justify="left")
-    table.add_row("error around the mouth, grey levels", f"{done.before.l1:.2f}", f"{done.after.l1:.2f} ({-done.gain:+.0%})")
+    table.add_row(
+        "error around the mouth, grey levels",
+        f"{done.before.l1:.2f}",
+        f"{done.after.l1:.2f}" + ("" if done.kept_base else f" ({-done.gain:+.0%})"),
+    )
     for label, before, after in (
         ("opening: r", done.before.r, done.after.r),
         ("opening: articulation", done.before.articulation, done.after.articulation),

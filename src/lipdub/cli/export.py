@@ -38,12 +38,11 @@ def export_onnx(
 ) -> None:
     """Write two graphs, weights.safetensors and bundle.json (of an expert: expert.json); check both graphs against torch and print the
     difference."""
-    from lipdub.train import checkpoints
     from lipdub.train.expert_export import export_expert
-    from lipdub.train.expert_network import is_expert
+    from lipdub.train.expert_network import holds_expert
     from lipdub.train.export import export
 
-    if is_expert(checkpoints.load(checkpoint)):
+    if holds_expert(checkpoint):
         expert = export_expert(
             checkpoint, output, half=half, name=name, license_text=license_text, training_data=training_data, force=force
         )

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from lipdub.cli.clips import load_split
+from lipdub.cli.clips import load, load_split
 from lipdub.cli.console import errors, progress, results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lipdub.train.expert_stage import ExpertWeights
+    from lipdub.train.generator_stage import GeneratorWeights
     from lipdub.train.loop import LoopSettings, Progress, Stage
+
+    WeightsRecord = TypeVar("WeightsRecord", GeneratorWeights, ExpertWeights)
 
 EXAMPLES = """
 [bold]The whole way from clips to a bundle[/bold]
@@ -33,6 +38,9 @@ EXAMPLES = """
 
   lipdub export-onnx runs/generator/latest.pt -o models/mine
 """
+
+MOST_LISTED = 40
+"""Clips of a kind that are named one by one."""
 
 app = typer.Typer(
     help="Train the sync expert, the audio-lip memory, then the generator, on prepared clips.",
@@ -75,6 +83,9 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that load samples."
 Accelerator = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Devices = Annotated[str, typer.Option(help="Number of GPUs (or CPU processes), or auto.")]
 Precision = Annotated[PrecisionChoice, typer.Option(help="bf16-mixed is faster on GPUs and on CPUs with AVX512-BF16.")]
+Weight = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE, repeatable: another weight of a loss; 0 leaves it out. A wrong name lists all.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder, exactly where it stopped.")]
 
 
@@ -88,13 +99,12 @@ def memory(
     ] = PresetChoice.compact,
     slots: Annotated[int, typer.Option(min=2, help="Slots of the memory.")] = 96,
     start: Annotated[
-        Path | None, typer.Option(help="Begin with the memory of this bundle folder, of its preset and slots, instead of a random one.")
+        Path | None,
+        typer.Option(help="Begin with the memory of this bundle or checkpoint, of its preset and slots."),
     ] = None,
     lip_side: Annotated[
         Path | None,
-        typer.Option(
-            help="Keep the lip side of this bundle or checkpoint as it is (a generator trained on it goes on fitting), train the audio side."
-        ),
+        typer.Option(help="Keep the lip side of this bundle or checkpoint as it is (its generator goes on fitting); train the audio side."),
     ] = None,
     speech: Annotated[
         Path | None,
@@ -119,14 +129,10 @@ def memory(
 
     from lipdub.train.labelled_speech import LabelledSpeech
     from lipdub.train.memory_stage import MemoryStage
-    from lipdub.train.networks import PRESETS, load_bundle_memory, load_lip_side
+    from lipdub.train.networks import PRESETS, load_any_memory, load_lip_side
 
-    if start is not None and lip_side is not None:
-        raise typer.BadParameter(
-            "give --start, to go on with a whole memory, or --lip-side, to train another audio side", param_hint="--lip-side"
-        )
     settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
-    begun = load_bundle_memory(start) if start is not None else None
+    begun = load_any_memory(start) if start is not None else None
     config = begun[0] if begun is not None else replace(PRESETS[preset.value], slots=slots)
     clips, held_out = load_split(prepared, val, size=config.size)
 
@@ -149,9 +155,9 @@ def expert(
     val: Held = None,
     steps: Steps = 4000,
     batch: Annotated[int, typer.Option(min=2, help="Stretches of a clip per step and process, each of several lip windows.")] = 64,
-    windows: Annotated[int, typer.Option(min=2, help="Lip windows of a stretch; every sound is a negative of the other ones.")] = 8,
     rate: Rate = 1e-3,
     seed: Seed = 0,
+    weight: Weight = None,
     validate_every: Every = 500,
     workers: Workers = 1,
     accelerator: Accelerator = "auto",
@@ -167,8 +173,10 @@ def expert(
     config = ExpertConfig()
     clips, held_out = load_split(prepared, val, size=config.size)
 
+    weights = _weighed(ExpertWeights(), weight)
+
     def stage() -> ExpertStage:
-        return ExpertStage(config, clips, held_out, rate, seed, ExpertWeights(windows=windows))
+        return ExpertStage(config, clips, held_out, rate, seed, weights)
 
     _train(stage, output, settings, resume)
 
@@ -202,25 +210,40 @@ def reader(
 
 @app.command("offsets", epilog=EXAMPLES)
 def offsets(
-    checkpoint: Annotated[Path, typer.Argument(help="A memory trained on these clips as they are.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A sync expert, or a memory, trained on these clips as they are.")],
     prepared: Prepared,
 ) -> None:
-    """Find clips whose sound is shifted against the picture, and store the shift beside them for the next training."""
+    """Find clips whose sound is shifted against the picture, and store the shift beside them for the next training.
+
+    With a sync expert, clips whose lips agree with no shift of their sound are found, too, and left out of the next training.
+    """
     from rich.table import Table
 
-    from lipdub.train import checkpoints, networks
+    from lipdub.train import expert_network, networks
     from lipdub.train import offsets as shifts
-    from lipdub.train.data import load_clips
 
-    content = checkpoints.load(checkpoint)
-    config, model = networks.load_memory(content, checkpoint)
-    found = shifts.estimate(model, load_clips(prepared, with_offsets=False), config)
+    clips = load(prepared, with_offsets=False)
+    if expert_network.holds_expert(checkpoint):
+        found = shifts.estimate_by_expert(expert_network.load_expert(checkpoint), clips)
+        figure = "cosine"
+    else:
+        config, model = networks.load_any_memory(checkpoint)
+        found = shifts.estimate(model, clips, config)
+        figure = "r"
     shifts.store(prepared, found)
-    table = Table("clip", "frames at 25 Hz", "r there", "r at zero", title="offsets that will be corrected", title_justify="left")
-    for item in found:
-        if item.believed:
-            table.add_row(Path(item.source).name, f"{item.frames:+d}", f"{item.r_there:.2f}", f"{item.r_at_zero:.2f}")
+    table = Table(
+        "clip", "frames at 25 Hz", f"{figure} there", f"{figure} at zero", title="offsets that will be corrected", title_justify="left"
+    )
+    believed = [item for item in found if item.believed and item.agrees]
+    for item in believed[:MOST_LISTED]:
+        table.add_row(Path(item.source).name, f"{item.frames:+d}", f"{item.there:.2f}", f"{item.at_zero:.2f}")
     results().print(table)
+    left_out = [item for item in found if not item.agrees]
+    for item in left_out[:MOST_LISTED]:
+        results().print(f"left out, agrees with no offset: {Path(item.source).name}", soft_wrap=True)
+    results().print(
+        f"{len(found)} of {len(clips)} clips could be judged: {len(believed)} corrected, {len(left_out)} left out", soft_wrap=True
+    )
 
 
 @app.command("generator", epilog=EXAMPLES)
@@ -242,6 +265,11 @@ def generator(
     joint: Annotated[bool, typer.Option("--joint", help="Train the memory on, beside the generator.")] = False,
     start: Annotated[Path | None, typer.Option(help="Begin with the weights of this generator checkpoint or bundle folder.")] = None,
     reader: Annotated[Path | None, typer.Option(help="Checkpoint of lipdub train reader: the landmark loss looks through it.")] = None,
+    expert: Annotated[
+        Path | None,
+        typer.Option(help="Sync expert (checkpoint of lipdub train expert, or exported folder): drawn windows are to fit their sound."),
+    ] = None,
+    weight: Weight = None,
     adversarial: Annotated[float, typer.Option(min=0.0, help="Weight of the discriminator's loss.")] = 0.05,
     adversarial_from: Annotated[int, typer.Option(min=0, help="Step at which the discriminator joins.")] = 4000,
     validate_every: Every = 1000,
@@ -252,30 +280,50 @@ def generator(
     resume: Resume = False,
 ) -> None:
     """Second stage: the generator, on what the memory recalls; with --joint, both together."""
-    from lipdub.train import checkpoints, networks
+    from functools import partial
+
+    from lipdub.faces import MediapipeDetector
+    from lipdub.train import networks
+    from lipdub.train.expert_network import load_expert
     from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights
     from lipdub.train.reader import load_reader
 
     settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
-    if memory.is_dir():
-        config, model = networks.load_bundle_memory(memory)
-    else:
-        config, model = networks.load_memory(checkpoints.load(memory), memory)
+    config, model = networks.load_any_memory(memory)
     clips, held_out = load_split(prepared, val, size=config.size)
     weights = networks.load_weights(start, config) if start is not None else None
     lip_reader = load_reader(reader, config) if reader is not None else None
+    judge = load_expert(expert) if expert is not None else None
+    weighing = _weighed(GeneratorWeights(adversarial=adversarial, adversarial_from=adversarial_from), weight)
 
     def stage() -> GeneratorStage:
         made = GeneratorStage(
             config, model, clips, held_out, rate, discriminator_rate, seed, decode=decode.value, audio_share=audio_share,
-            draw_frames=draw_frames, joint=joint, lip_reader=lip_reader,
-            weights=GeneratorWeights(adversarial=adversarial, adversarial_from=adversarial_from),
+            draw_frames=draw_frames, joint=joint, lip_reader=lip_reader, expert=judge,
+            open_detector=partial(MediapipeDetector, max_faces=1), weights=weighing,
         )  # fmt: skip
         if weights is not None:
             made.start_from(weights)
         return made
 
     _train(stage, output, settings, resume)
+
+
+def _weighed(weights: WeightsRecord, changes: list[str] | None) -> WeightsRecord:
+    """`weights` with the ``NAME=VALUE`` changes of the command line. Raises BadParameter, which lists the names."""
+    from dataclasses import fields, replace
+
+    kinds = {known.name: type(getattr(weights, known.name)) for known in fields(weights)}
+    found: dict[str, Any] = {}
+    for change in changes or []:
+        name, _, value = change.partition("=")
+        try:
+            found[name] = kinds[name](value)
+        except (KeyError, ValueError) as error:
+            raise typer.BadParameter(f"{change!r} is not NAME=VALUE with a name among {', '.join(kinds)}", param_hint="--weight") from error
+        if not (math.isfinite(found[name]) and found[name] >= 0):
+            raise typer.BadParameter(f"{change!r}: a weight is 0 or more", param_hint="--weight")
+    return replace(weights, **found)
 
 
 def _settings(

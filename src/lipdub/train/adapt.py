@@ -43,11 +43,9 @@ FEWEST_S = 10.0
 LONGEST_S = 300.0
 """So much of a video is looked at: more shows the same mouths again, takes minutes to follow, and 115 MB of disk a minute."""
 WARMUP_STEPS = 10
-R_TOLERANCE = 0.05
-"""The opening's correlation may fall by so much: on a few seconds of speech that is chance."""
-LEAST_FOLLOWED = 0.7
-"""Weights that draw less than this share of the motion that was drawn before are refused: what pixels alone would choose is a mouth that
-hardly moves."""
+LEAST_ARTICULATION = 0.6
+"""Weights that move the mouth by less than this share of what it moved before, or should move, are refused: what pixels alone would choose
+is a mouth that hardly moves."""
 NOTE_FILE = "adapted.json"
 """In the bundle: what it was adapted from and to, in figures."""
 SHEET_COLUMNS = 8
@@ -359,12 +357,13 @@ def _weights(stage: GeneratorStage, held: HeldOut, detector: FaceDetector, step:
 
 def is_better(found: Judged, best: Judged, before: Judged) -> bool:
     """Whether weights with the figures `found` are to take the place of the `best` so far: nearer to the picture around the mouth, and
-    the opening no worse than it was `before` the first step."""
+    the opening no worse than it was `before` the first step, as far as so few frames can tell."""
     if not found.l1 < best.l1:
         return False
-    if found.r is None or found.followed is None or before.r is None or before.followed is None:
+    if found.r is None or found.articulation is None or before.r is None or before.articulation is None:
         return True
-    return found.r >= before.r - R_TOLERANCE and found.followed >= LEAST_FOLLOWED * max(0.0, before.followed)
+    follows = found.r >= before.r - min(found.chance_r, before.chance_r)
+    return follows and found.articulation >= LEAST_ARTICULATION * min(1.0, before.articulation)
 
 
 # ---- what is written

@@ -180,8 +180,12 @@ def _unit(embedding: Tensor) -> Tensor:
     return F.normalize(embedding.float(), dim=1)
 
 
-def is_expert(content: dict[str, Any]) -> bool:
-    """Whether a checkpoint, as ``checkpoints.load`` gave it, is one of the expert."""
+def holds_expert(path: Path) -> bool:
+    """Whether `path`, a checkpoint or a folder, holds an expert. Raises CheckpointInvalid for a file that is no checkpoint at all."""
+    return (path / SPEC_FILE).is_file() if path.is_dir() else _is_expert(checkpoints.load(path))
+
+
+def _is_expert(content: dict[str, Any]) -> bool:
     settings = content.get("settings")
     return isinstance(settings, dict) and settings.get("stage") == STAGE
 
@@ -191,7 +195,7 @@ def load_expert(path: Path) -> Expert:
     if path.is_dir():
         return _from_folder(path)
     content = checkpoints.load(path)
-    if not is_expert(content):
+    if not _is_expert(content):
         raise CheckpointInvalid(f"'{path}' holds no sync expert; give a checkpoint of lipdub train expert")
     try:
         expert = Expert(ExpertConfig.from_dict(content["settings"]["network"]))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from lipdub.errors import TrainingDataError
+from lipdub.errors import TrainingDataError, TrainingError
 from lipdub.train import losses
 from lipdub.train.data import Clip, to_network
 from lipdub.train.expert_network import STAGE, Expert, ExpertConfig
@@ -121,6 +121,8 @@ class ExpertStage:
     _optimizer: Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.weights.windows < 2:
+            raise TrainingError(f"a stretch of {self.weights.windows} lip windows has nothing to tell apart; give windows=2 or more")
         self.samples = Pairs(self.clips, self.config, seed=self.seed, windows=self.weights.windows, further=self.weights.further)
         self.expert = Expert(self.config)
         self.averaged = copy.deepcopy(self.expert).requires_grad_(False).eval()

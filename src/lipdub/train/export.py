@@ -269,7 +269,7 @@ def rest_feature(config: NetworkConfig, memory: LipMemory, clips: Sequence[Clip]
     mouth of each of the `clips` where it is closed."""
     silent = torch.full((1, 1, config.mel.bands, config.mel.window), SILENCE)
     audio_feature = memory.audio_encoder(silent)
-    recalled = memory.memory.by_audio(audio_feature).recalled
+    recalled = memory.memory.heard(audio_feature).recalled
     y0, y1, x0, x1 = config.drawn
     found = []
     for clip in clips:

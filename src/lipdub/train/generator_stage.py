@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -13,25 +15,43 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lipdub.errors import TrainingError
+from lipdub.faces import MediapipeDetector
+from lipdub.mel import silence_weight
 from lipdub.train import losses
-from lipdub.train.data import Clip, Samples, opening_from_lips, to_network
+from lipdub.train.data import Clip, Samples, to_network
+from lipdub.train.expert_network import Expert
 from lipdub.train.loop import Validation
+from lipdub.train.measure import measured
 from lipdub.train.memory_stage import MemoryWeights, central, correlation, judge_memory, lip_windows, memory_losses
 from lipdub.train.networks import Discriminator, FaceGenerator, LipMemory, NetworkConfig
+from lipdub.train.pairs import SILENT
 from lipdub.train.prepare import GRID_HZ
 from lipdub.train.reader import LipReader, centred
 from lipdub.train.voices import vary_voice
 
+AUDIO_VISUAL_RAMP = 1000
+"""Steps over which the expert's loss comes to its full weight."""
+FEWEST_MEASURED = 25
+"""Frames of a clip in which the detector has to find a face, or the clip's opening is not judged."""
+STILL_MOUTH = 0.01
+"""A clip whose true opening spreads less than this (eye distances) is a mouth that stays as it is: its truth measures as noise, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class GeneratorWeights:
-    """Weights of the losses of the generator; the paper's are 10 (picture), 0.2 (sync, GAN). The audio-visual expert's loss will
-    join them as ``audio_visual``."""
+    """Weights of the losses of the generator; the paper's are 10 (picture), 0.2 (both syncs, GAN)."""
 
     picture: float = 10.0
     edges: float = 10.0
     landmarks: float = 8.0
     visual_sync: float = 0.2
+    audio_visual: float = 0.2
+    """The sync expert's loss on drawn windows; only where there is an expert."""
+    audio_visual_from: int = 0
+    """Step from which the expert's loss is ramped in, over ``AUDIO_VISUAL_RAMP`` steps: before, there are no lips to judge."""
+    temporal: float = 0.0
+    """L1 between the changes from frame to frame of drawn and true windows."""
     adversarial: float = 0.05
     perceptual: float = 0.5
     """L1 between the lip reader's features of drawn and true pictures; only where there is a reader."""
@@ -73,7 +93,11 @@ class GeneratorStage:
     draw_frames: int = 5
     joint: bool = False
     lip_reader: LipReader | None = None
-    """Frozen; what lips it sees in a drawn picture are pulled to those that were recalled. Without it the frozen memory's lip encoder looks."""
+    """Frozen; the lips that it sees in a drawn picture are pulled to the recalled ones. Without it the frozen memory's encoder looks."""
+    expert: Expert | None = None
+    """Frozen; judges windows of drawn frames against the true sound. Needs `draw_frames` of a whole window."""
+    open_detector: Callable[[], MediapipeDetector] | None = None
+    """Measures the mouths that validation draws; without it they are not measured."""
     ema: float = 0.998
     weights: GeneratorWeights = field(default_factory=GeneratorWeights)
     memory_weights: MemoryWeights = field(default_factory=MemoryWeights)
@@ -88,10 +112,13 @@ class GeneratorStage:
     _judge: nn.Module = field(init=False)
     _optimizer: Optimizer = field(init=False)
     _judge_optimizer: Optimizer = field(init=False)
+    _number: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.audio_share < 1.0:
             raise ValueError(f"audio_share must lie between 0 and 1, got {self.audio_share}")
+        if self.expert is not None:
+            check_expert(self.expert, self.config, self.draw_frames)
         self.samples = Samples(self.clips, self.config, seed=self.seed, frames=self.draw_frames, with_reference=True)
         self.generator, self.discriminator = FaceGenerator(self.config), Discriminator(self.config)
         # The frozen copy that visual sync and lip landmarks are read with: it must not learn to see what is not there.
@@ -135,6 +162,7 @@ class GeneratorStage:
             "network": self.config.to_dict(), "weights": asdict(self.weights), "memory_weights": asdict(self.memory_weights),
             "decode": self.decode, "audio_share": self.audio_share, "draw_frames": self.draw_frames, "joint": self.joint, "ema": self.ema,
             "discriminator_rate": self.discriminator_rate, "reader": self.lip_reader is not None,
+            "expert": self.expert is not None,
         }  # fmt: skip
 
     def setup(self, fabric: Fabric) -> None:
@@ -143,12 +171,15 @@ class GeneratorStage:
         self.averaged.to(fabric.device)
         if self.lip_reader is not None:
             self.lip_reader.to(fabric.device)
+        if self.expert is not None:
+            self.expert.to(fabric.device)
         self.memory.to(fabric.device)
         self._step_module, self._optimizer = fabric.setup(_GeneratorStep(self), self._optimizer)
         self._judge, self._judge_optimizer = fabric.setup(self.discriminator, self._judge_optimizer)
 
     def step(self, batch: dict[str, Tensor], number: int, fabric: Fabric) -> dict[str, Tensor]:
         """One step of the generator and, from ``adversarial_from`` on, one of the discriminator."""
+        self._number = number
         self.generator.train()
         self.memory.train(self.joint)
         self.memory.fusion.train()
@@ -181,9 +212,10 @@ class GeneratorStage:
                 slow.lerp_(fast, 1 - keep)
 
     def validate(self) -> Validation:
-        """Draw held-out people from both recalls: L1 in the drawn box, opening read by the frozen lip encoder against the truth,
-        and a grid of pictures (reference, truth, by lips, by audio)."""
-        return judge_generator(self.averaged.generator, self.averaged.memory, self._reader, self.held_out, self.config, joint=self.joint)
+        """Draw held-out people from both recalls: L1 in the drawn box, opening that the detector measures against the truth, and a grid of
+        pictures (reference, truth, by lips, by audio)."""
+        averaged = self.averaged
+        return judge_generator(averaged.generator, averaged.memory, self.held_out, self.config, self.open_detector, joint=self.joint)
 
 
 class _GeneratorStep(nn.Module):
@@ -212,9 +244,10 @@ class _GeneratorStep(nn.Module):
         audio_feature = self.memory.audio_encoder(mel).float()
         sounding = torch.ones(len(lips), dtype=torch.bool, device=lips.device)
         if stage.joint:
-            of_memory, by_lips, by_audio = memory_losses(self.memory, lip_feature, audio_feature, lips, sounding, stage.memory_weights)
+            of_memory, by_lips, _ = memory_losses(self.memory, lip_feature, audio_feature, lips, sounding, stage.memory_weights)
         else:
-            of_memory, by_lips, by_audio = {}, self.memory.memory.by_lips(lip_feature), self.memory.memory.by_audio(audio_feature)
+            of_memory, by_lips = {}, self.memory.memory.by_lips(lip_feature)
+        by_audio = self.memory.memory.heard(audio_feature)
         fused = self.memory.fuse(audio_feature.repeat(2, 1), torch.cat([by_lips.recalled, by_audio.recalled]))
         target, reference = pictures[:, reach : reach + frames].flatten(0, 1), to_network(batch["reference"])
         features = self.generator.encoder(target, reference.repeat_interleave(frames, dim=0))
@@ -259,9 +292,18 @@ class _GeneratorStep(nn.Module):
             "visual_sync": losses.visual_sync_loss(drawn_feature[by_lip_rows], seen_feature[by_lip_rows])
             + weights.audio_picture * losses.visual_sync_loss(drawn_feature[from_audio], seen_feature[from_audio]),
         }
+        if frames > 1 and weights.temporal:
+            mouth = 1 + weights.mouth * _around_mouth(config, true.device)
+            drawn_over_time, true_over_time = (part.view(-1, frames, *part.shape[1:]) for part in (drawn, true))
+            found["temporal"] = losses.temporal_loss(drawn_over_time, true_over_time, mouth)
         if stage.lip_reader is not None and weights.perceptual:
             found["perceptual"] = losses.perceptual_loss(stage.lip_reader, drawn[by_lip_rows], true[by_lip_rows])
         total = sum((getattr(weights, name) * value for name, value in found.items()), torch.zeros((), device=lips.device))
+        ramp = min(1.0, (stage._number - weights.audio_visual_from) / AUDIO_VISUAL_RAMP)
+        if stage.expert is not None and weights.audio_visual and ramp > 0:
+            # Against the sound as it is: what was varied is what the memory hears, not what was said.
+            found["audio_visual"] = audio_visual(stage.expert, config, drawn, true, batch["mel"][window.to(lips.device)])
+            total = total + ramp * weights.audio_visual * found["audio_visual"]
         if stage.joint:
             total = total + of_memory["memory"]
             found["memory"] = of_memory["memory"]
@@ -284,6 +326,41 @@ def _through_memory(
     with torch.no_grad():
         seen = reader.landmarks(reader.memory.by_lips(seen_feature).recalled)
     return read, torch.where(from_audio[:, None, None], heard, seen)
+
+
+def check_expert(expert: Expert, config: NetworkConfig, draw_frames: int) -> None:
+    """Raise TrainingError unless `expert` can judge what a generator of `config` draws, `draw_frames` at a time."""
+    (y0, y1, x0, x1), (by0, by1, bx0, bx1) = config.drawn, expert.config.box
+    if expert.config.size != config.size or not (y0 <= by0 and by1 <= y1 and x0 <= bx0 and bx1 <= x1):
+        raise TrainingError(
+            f"the expert looks at {expert.config.box} of {expert.config.size} px, not within the drawn {config.drawn} of {config.size} px; "
+            "train one for these crops"
+        )
+    if draw_frames < expert.config.frames:
+        # A held-still window has no motion to hear, and with true neighbours the truth would be judged.
+        raise TrainingError(f"the expert judges windows of {expert.config.frames} drawn frames; use --draw-frames {expert.config.frames}")
+
+
+def audio_visual(expert: Expert, config: NetworkConfig, drawn: Tensor, true: Tensor, mel: Tensor) -> Tensor:
+    """The expert's loss of drawn windows. drawn, true (W F, 3, h, w): F successive frames of W windows; mel (W, F, 80, 16), their sounds.
+    Silent windows are not judged. The gradient reaches the drawn pictures alone."""
+    (y0, _, x0, _), (by0, by1, bx0, bx1) = config.drawn, expert.config.box
+    frames, count = expert.config.frames, mel.shape[1]
+    sounds = mel[:, frames // 2 : count - frames // 2].flatten(0, 1)
+    sounding = torch.from_numpy(silence_weight(sounds.cpu().numpy()) <= SILENT).to(mel.device)
+
+    def windows(pictures: Tensor) -> Tensor:
+        boxes = pictures[..., by0 - y0 : by1 - y0, bx0 - x0 : bx1 - x0]
+        boxes = boxes.reshape(-1, count, *boxes.shape[1:])
+        return _windows(boxes, frames)[sounding]
+
+    if not sounding.any():
+        return drawn.sum() * 0.0
+    with torch.no_grad():
+        heard = expert.embed_sound(sounds[sounding][:, None])
+        true_logit = expert.logit((expert.embed_lips(windows(true)) * heard).sum(dim=1))
+    drawn_logit = expert.logit((expert.embed_lips(windows(drawn)) * heard).sum(dim=1))
+    return losses.audio_visual_loss(drawn_logit, true_logit)
 
 
 def _windows(pictures: Tensor, frames: int) -> Tensor:
@@ -310,57 +387,69 @@ def choose_closed(clip: Clip, end: int) -> int:
     return int(np.argmin(clip.opening[:end] + np.where(away > 12.0, 10.0, 0.0)))
 
 
+def _longest_of_speakers(clips: list[Clip]) -> list[Clip]:
+    """The longest clip of each speaker, longest first, none under a second."""
+    longest = {clip.speaker: clip for clip in sorted(clips, key=len)}
+    return sorted((clip for clip in longest.values() if len(clip) >= GRID_HZ), key=lambda clip: -len(clip))
+
+
 @torch.no_grad()
 def judge_generator(
     generator: FaceGenerator,
     memory: LipMemory,
-    reader: LipMemory,
     clips: list[Clip],
     config: NetworkConfig,
+    open_detector: Callable[[], MediapipeDetector] | None,
     *,
     joint: bool,
-    longest: int = 50,
-    most: int = 9,
+    longest: int = 60,
+    most: int = 8,
 ) -> Validation:
-    """See ``GeneratorStage.validate``. Figures: l1_by_lips, l1_by_audio (grey levels), drawn_r_by_lips, drawn_r_by_audio, drawn_spread."""
+    """See ``GeneratorStage.validate``. Figures: l1_by_lips, l1_by_audio (grey levels); with a detector r_by_lips, r_by_audio (correlation
+    of the measured opening with the true one, mean over clips) and articulation_by_audio (measured over true spread, median)."""
     generator.eval()
     memory.eval()
     device = next(generator.parameters()).device
     y0, y1, x0, x1 = config.drawn
-    figures: dict[str, list[float]] = {
-        key: [] for key in ("l1_by_lips", "l1_by_audio", "drawn_r_by_lips", "drawn_r_by_audio", "drawn_spread")
-    }
+    figures: dict[str, list[float]] = {"l1_by_lips": [], "l1_by_audio": []}
+    articulation: list[float] = []
     rows: list[NDArray[np.uint8]] = []
-    for clip in sorted((c for c in clips if len(c) >= GRID_HZ), key=lambda c: -len(c))[:most]:
-        end = min(longest, len(clip))
-        crops = central(clip, 0, end, config)
-        target = to_network(torch.from_numpy(crops)).to(device)
-        reference = target[choose_closed(clip, end)][None].expand(end, -1, -1, -1)
-        boxes = target[..., y0:y1, x0:x1]
-        mel = torch.from_numpy(clip.windows(np.arange(end), config.mel))[:, None].to(device)
-        audio_feature = memory.audio_encoder(mel)
-        by_lips = memory.memory.by_lips(memory.lip_encoder(lip_windows(boxes, config.frames))).recalled
-        by_audio = memory.memory.by_audio(audio_feature).recalled
-        features = generator.encoder(target, reference)
-        true_opening = clip.opening[:end]
-        pictures = [reference[0], target[int(np.argmax(true_opening))]]
-        for name, recalled in (("by_lips", by_lips), ("by_audio", by_audio)):
-            drawn = generator.decoder(memory.fuse(audio_feature, recalled), features).float()
-            figures[f"l1_{name}"].append(float((drawn - boxes).abs().mean()) * 127.5)
-            read = reader.landmarks(reader.memory.by_lips(reader.lip_encoder(lip_windows(drawn, config.frames))).recalled)
-            opening = opening_from_lips(read).float().cpu().numpy()
-            figures[f"drawn_r_{name}"].append(correlation(opening, true_opening))
-            if name == "by_audio":
-                figures["drawn_spread"].append(float(opening.std() / max(1e-6, true_opening.std())))
-            for frame in (int(np.argmax(true_opening)), int(np.argmin(true_opening))):
-                whole = target[frame].clone()
-                whole[:, y0:y1, x0:x1] = drawn[frame]
-                pictures.append(whole)
-        grid = torch.cat(pictures, dim=2).clamp(-1, 1)
-        rows.append(((grid.float().cpu().permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8).numpy())
+    with open_detector() if open_detector is not None else nullcontext() as detector:
+        for clip in _longest_of_speakers(clips)[:most]:
+            end = min(longest, len(clip))
+            crops = central(clip, 0, end, config)
+            target = to_network(torch.from_numpy(crops)).to(device)
+            reference = target[choose_closed(clip, end)][None].expand(end, -1, -1, -1)
+            boxes = target[..., y0:y1, x0:x1]
+            mel = torch.from_numpy(clip.windows(np.arange(end), config.mel))[:, None].to(device)
+            audio_feature = memory.audio_encoder(mel)
+            by_lips = memory.memory.by_lips(memory.lip_encoder(lip_windows(boxes, config.frames))).recalled
+            by_audio = memory.memory.heard(audio_feature).recalled
+            features = generator.encoder(target, reference)
+            true_opening = clip.opening[:end]
+            shown = [int(np.argmax(true_opening)), int(np.argmin(true_opening))]
+            pictures = [crops[choose_closed(clip, end)], crops[shown[0]]]
+            for name, recalled in (("by_lips", by_lips), ("by_audio", by_audio)):
+                drawn = generator.decoder(memory.fuse(audio_feature, recalled), features).float()
+                figures[f"l1_{name}"].append(float((drawn - boxes).abs().mean()) * 127.5)
+                whole = crops.copy()
+                whole[:, y0:y1, x0:x1] = ((drawn.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+                pictures += [whole[row] for row in shown]
+                if detector is None:
+                    continue
+                opening = measured(whole, detector).astype(np.float64)
+                seen = np.isfinite(opening)
+                if seen.sum() < FEWEST_MEASURED or true_opening[seen].std() < STILL_MOUTH:
+                    continue
+                figures.setdefault(f"r_{name}", []).append(correlation(opening[seen], true_opening[seen]))
+                if name == "by_audio":
+                    articulation.append(float(opening[seen].std() / true_opening[seen].std()))
+            rows.append(np.concatenate(pictures, axis=1))
     means = {key: float(np.mean(values)) if values else 0.0 for key, values in figures.items()}
+    if articulation:
+        means["articulation_by_audio"] = float(np.median(articulation))
     if joint:
         means |= judge_memory(memory, clips, config)
-    # Pixels decide: the frozen lip encoder misreads drawn people that it never saw, too much to rank runs by.
+    # Pixels decide: they are of every frame and do not hang on whether the detector sees a face.
     means["score"] = -means["l1_by_lips"]
     return Validation(means, np.concatenate(rows) if rows else None)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from torch import Tensor
 from lipdub.bundle import BundleSpec
 from lipdub.faces import FaceDetector
 from lipdub.mel import cut_windows, silence_weight
-from lipdub.tracks import REFERENCE_BIN_DEG, REFERENCE_OPENING, opening_of
+from lipdub.tracks import REFERENCE_BIN_DEG, REFERENCE_OPENING
 from lipdub.train.data import Clip, to_network
 from lipdub.train.generator_stage import _around_mouth
+from lipdub.train.measure import measured
 from lipdub.train.memory_stage import JUDGED_FRAMES, central, correlation
 from lipdub.train.networks import FaceGenerator, LipMemory, NetworkConfig
 from lipdub.train.prepare import GRID_HZ, SHORTEST_S
@@ -26,9 +27,9 @@ GAP_S = 1.0
 """Nothing of this time before the held-out part is learned from: neighbouring frames show the same mouth."""
 MOST_JUDGED = 150
 """Held-out frames that are drawn for a validation, evenly spread."""
-ENLARGED = 3
-"""Crops are enlarged by this before the mouth is measured: the detector sees small faces badly."""
 AT_ONCE = 16
+FRAMES_ALIKE = 5
+"""The opening of a speaking mouth is much the same for so many frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,13 @@ class Judged:
     l1: float
     r: float | None
     articulation: float | None
+    frames: int = 0
+    """That were measured."""
 
     @property
-    def followed(self) -> float | None:
-        """How far the drawn mouth opens for each unit that the true one does (the regression's slope): motion at random does not count."""
-        return None if self.r is None or self.articulation is None else self.r * self.articulation
+    def chance_r(self) -> float:
+        """How far r is off by chance: one standard error of Fisher's z, with a few neighbouring frames of a mouth as good as one."""
+        return 1 / math.sqrt(max(1.0, self.frames / FRAMES_ALIKE - 3))
 
 
 def split(clip: Clip) -> tuple[list[Clip], int, int]:
@@ -145,22 +148,11 @@ class HeldOut:
         l1 = float(away.sum() / (3 * weight.sum() * len(self)))
         opening = measured(drawn, detector)
         both = np.isfinite(opening) & np.isfinite(self.opening)
-        if both.sum() < JUDGED_FRAMES or self.opening[both].std() < 1e-4:
-            return Judged(l1, None, None)
+        count = int(both.sum())
+        if count < JUDGED_FRAMES or self.opening[both].std() < 1e-4:
+            return Judged(l1, None, None, count)
         spread = float(opening[both].std() / self.opening[both].std())
-        return Judged(l1, correlation(opening[both], self.opening[both]), spread)
-
-
-def measured(crops: NDArray[np.uint8], detector: FaceDetector) -> NDArray[np.float32]:
-    """Mouth opening in each crop (N, S, S, 3), float32 (N,), NaN where there is no face."""
-    detector.reset()
-    found = np.full(len(crops), np.nan, np.float32)
-    side = crops.shape[1] * ENLARGED
-    for row, pixels in enumerate(crops):
-        faces = detector.detect(np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8))
-        if faces:
-            found[row] = opening_of(faces[0].landmarks)
-    return found
+        return Judged(l1, correlation(opening[both], self.opening[both]), spread, count)
 
 
 def _to_pixels(faces: Tensor) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
-"""Speech with known phonemes (``lipdub.train.synthetic_speech``) as training windows: it teaches the audio side what is said, whoever says it.
+"""Speech with known phonemes (``lipdub.train.synthetic_speech``) as training windows: it teaches the audio side what is said, not by whom.
 
-Footage of few people teaches their voices along with their phonemes. Synthetic speech has no lips, but many voices and true labels: its windows
-train a phoneme head on the audio feature, and at closures of /p b m/ the recalled mouth is to be shut.
+Footage of few people teaches their voices along with their phonemes. Synthetic speech has no lips, but many voices and true labels: its
+windows train a phoneme head on the audio feature, and at closures of /p b m/ the recalled mouth is to be shut.
 """
 
 from __future__ import annotations

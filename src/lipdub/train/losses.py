@@ -72,6 +72,20 @@ def visual_sync_loss(drawn_feature: Tensor, true_feature: Tensor) -> Tensor:
     return F.l1_loss(F.normalize(drawn_feature.float(), dim=1) * scale, F.normalize(true_feature.float(), dim=1) * scale)
 
 
+def audio_visual_loss(drawn_logit: Tensor, true_logit: Tensor) -> Tensor:
+    """Audio-visual sync: the expert's binary cross-entropy of drawn lips (B,) with the true sound, as far as it is above that of the true
+    lips. Better than the truth is over-articulation, and where the true lips do not fit, drawn ones need not."""
+    if len(drawn_logit) == 0:
+        return drawn_logit.sum()
+    return F.relu(F.softplus(-drawn_logit) - F.softplus(-true_logit.detach())).mean()
+
+
+def temporal_loss(drawn: Tensor, true: Tensor, weight: Tensor) -> Tensor:
+    """Weighted L1 between the changes from frame to frame of drawn and true windows (B, T, 3, h, w); `weight` (1, 1, h, w)."""
+    changes = (drawn.diff(dim=1) - true.diff(dim=1)).abs()
+    return (changes * weight).mean() / weight.mean().clamp(min=1e-6)
+
+
 class HasFeatures(Protocol):
     """A frozen network that gives features of each of its levels."""
 

@@ -45,7 +45,7 @@ class MemoryWeights:
     spread: float = 0.1
     phonemes: float = 0.03
     """Cross entropy of the phoneme head on labelled speech, where that is given; it is some thirty times as large as landmark losses."""
-    closures: float = 0.08
+    closures: float = 0.3
     """Landmark loss towards the shut mouth at /p b m/ of labelled speech."""
     silent_share: float = 0.04
     """Share of samples whose sound is replaced by silence and whose lips rest."""
@@ -217,7 +217,7 @@ def judge_on_speech(memory: LipMemory, speech: LabelledSpeech, *, count: int = 3
     windows = speech.held_out(count)
     features = torch.cat([memory.audio_encoder(part.to(device)) for part in windows.mel.split(512)])
     kind = windows.kind.to(device)
-    opening = opening_from_lips(memory.landmarks(memory.memory.by_audio(features).recalled))
+    opening = opening_from_lips(memory.landmarks(memory.memory.heard(features).recalled))
     sounding = opening[kind != CLASSES.index("silence")].mean().clamp(min=1e-4)
     return {
         "phonemes_right": float((memory.phonemes(features).argmax(dim=1) == kind).float().mean()),
@@ -254,7 +254,7 @@ def judge_memory(memory: LipMemory, clips: list[Clip], config: NetworkConfig, *,
         pictures = to_network(torch.from_numpy(central(clip, 0, end, config)[:, y0:y1, x0:x1])).to(device)
         mel = torch.from_numpy(clip.windows(np.arange(end), config.mel))[:, None].to(device)
         lips = memory.memory.by_lips(memory.lip_encoder(lip_windows(pictures, config.frames)))
-        audio = memory.memory.by_audio(memory.audio_encoder(mel))
+        audio = memory.memory.heard(memory.audio_encoder(mel))
         true = clip.opening[:end]
         read = opening_from_lips(memory.landmarks(lips.recalled)).float().cpu().numpy()
         heard = opening_from_lips(memory.landmarks(audio.recalled)).float().cpu().numpy()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lipdub.mel import SILENCE, first_column, silence_weight
-from lipdub.train.data import SPEAKER_BALANCE, Clip, flip_lips
+from lipdub.train.data import SPEAKER_BALANCE, Clip, clip_shares, flip_lips
 from lipdub.train.expert_network import ExpertConfig
 from lipdub.train.prepare import GRID_HZ, MARGIN
 
