@@ -200,6 +200,34 @@ def test_no_crops_no_change_and_each_crop_goes_into_its_own_frame() -> None:
     assert [(after != before).any() for after, before in zip(pasted, frames, strict=True)] == [False, True, False]
 
 
+@given(height=st.floats(90, 400), roll_deg=st.floats(-40, 40), seed=st.integers(0, 99))
+@settings(max_examples=12, deadline=None)
+def test_what_did_not_change_keeps_the_detail_that_a_crop_cannot_hold(height: float, roll_deg: float, seed: int) -> None:
+    """Noise in every pixel of a large face: gone in a 128-px crop, and there again once the same crop is pasted."""
+    frame = np.random.default_rng(seed).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    crops = crops_of(frame, face_at(height=height, roll_deg=roll_deg))
+    # A drawing is matched in colour, which here may move it by a level or so.
+    pasted = crop.paste(frame[None], crops, crops.pixels, np.ones(1, np.float32), SPEC)[0]
+    assert np.abs(pasted.astype(int) - frame).max() <= 2
+
+
+def test_detail_of_the_old_mouth_does_not_survive_in_the_new_one() -> None:
+    stripes = np.where(np.arange(512) % 2, 160, 90).astype(np.uint8)
+    frame = np.repeat(np.repeat(stripes[:, None, None], 512, axis=1), 3, axis=2)
+    face = face_at(height=380)
+    crops = crops_of(frame, face)
+    drawn = crops.pixels.copy()
+    middle = face.landmarks[[UPPER_LIP, LOWER_LIP], :2].mean(axis=0)
+    x, y = (crop.to_unit(middle, crop.fit_similarity(face.landmarks)) * SPEC.size).astype(int)
+    drawn[0, y - 10 : y + 11, x - 10 : x + 11] = 20
+    pasted = crop.paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
+    px, py = middle.astype(int)
+    inside = pasted[py - 12 : py + 13, px - 12 : px + 13].astype(int)
+    assert np.ptp(inside) <= 4
+    # Beside it, where nothing was drawn anew, the stripes stand as before.
+    assert (pasted[py + 100 : py + 110, px] == frame[py + 100 : py + 110, px]).all()
+
+
 @pytest.mark.parametrize("centre", [(0, 200), (511, 200), (256, 0), (256, 511), (0, 0), (511, 511)])
 @pytest.mark.parametrize("height", [80, 300])
 def test_a_face_that_is_half_outside_the_frame_works(centre: tuple[float, float], height: float) -> None:

@@ -40,6 +40,10 @@ FEATHER = 0.022
 """Sigma of the mask's soft edge, unit crop."""
 COLOUR_REACH = 0.16
 """Sigma over which colour differences on static skin are carried into the mask, unit crop."""
+SAME_LEVELS = 10.0
+"""A drawn pixel this many levels from what was there shows something else."""
+SAME_REACH = 0.016
+"""As far as this around it (unit crop), the frame's own fine detail is given up, too."""
 
 
 def fit_similarity(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -121,8 +125,23 @@ def paste(
             continue
         mask = mask_of(crops.outline[slot], spec)
         matched = match_colour(drawn[slot], crops.pixels[slot], mask)
-        _blend(result[row], matched, mask * np.float32(strength[slot]), crops.to_frame[slot])
+        kept = unchanged(matched, crops.pixels[slot])
+        _blend(result[row], matched, crops.pixels[slot], kept, mask * np.float32(strength[slot]), crops.to_frame[slot])
     return result
+
+
+def unchanged(drawn: NDArray[np.float32], taken: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Where the drawn crop shows what was there before: float32 (S, S), 1 for the same, falling to 0 within about ``SAME_LEVELS``.
+
+    drawn: float32 (S, S, 3), colour-matched. taken: uint8 (S, S, 3), the crop as it was. Skin, beard and chin that did not move keep the
+    frame's own fine detail, which a crop of S px cannot hold; the mouth that changed keeps nothing of the old one.
+    """
+    difference = np.abs(drawn - taken).max(axis=2)
+    near = max(1, round(SAME_REACH * len(taken)))
+    # The largest difference nearby counts: fine detail of a lip's old edge must not survive beside the new one.
+    widest = cv2.dilate(difference, np.ones((2 * near + 1, 2 * near + 1), np.uint8))
+    smooth = np.asarray(cv2.GaussianBlur(widest, (0, 0), near), np.float32)
+    return np.asarray(np.exp(-((smooth / SAME_LEVELS) ** 2)), np.float32)
 
 
 def mask_of(outline: NDArray[np.float32], spec: CropSpec) -> NDArray[np.float32]:
@@ -183,8 +202,15 @@ def match_colour(drawn: NDArray[np.uint8], target: NDArray[np.uint8], mask: NDAr
     return np.asarray(np.clip(drawn.astype(np.float32) + offset, 0, 255), np.float32)
 
 
-def _blend(frame: NDArray[np.uint8], drawn: NDArray[np.float32], mask: NDArray[np.float32], to_frame: NDArray[np.float64]) -> None:
-    """Blend one drawn crop into `frame` in place, only where the mask reaches."""
+def _blend(
+    frame: NDArray[np.uint8],
+    drawn: NDArray[np.float32],
+    taken: NDArray[np.uint8],
+    kept: NDArray[np.float32],
+    mask: NDArray[np.float32],
+    to_frame: NDArray[np.float64],
+) -> None:
+    """Blend one drawn crop into `frame` in place, only where the mask reaches; where `kept`, with the frame's own detail upon it."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     if len(columns) == 0:
         return
@@ -201,7 +227,10 @@ def _blend(frame: NDArray[np.uint8], drawn: NDArray[np.float32], mask: NDArray[n
     # A crop px wider than a frame px is interpolated smoothly; a narrower one is averaged by the area filter's stand-in, linear.
     flags = cv2.INTER_CUBIC if float(np.hypot(matrix[0, 0], matrix[1, 0])) > 1 else cv2.INTER_LINEAR
     warped = cv2.warpAffine(drawn, matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    before = cv2.warpAffine(taken.astype(np.float32), matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
     alpha = cv2.warpAffine(mask, matrix, extent, flags=cv2.INTER_LINEAR)[..., None]
+    share = cv2.warpAffine(kept, matrix, extent, flags=cv2.INTER_LINEAR)[..., None]
     region = frame[low[1] : high[1], low[0] : high[0]]
-    blended = region + alpha * (np.clip(warped, 0, 255) - region)
+    detail = region - before  # what the crop could not hold
+    blended = region + alpha * (np.clip(warped + share * detail, 0, 255) - region)
     np.copyto(region, np.rint(blended).astype(np.uint8), where=alpha > 0)

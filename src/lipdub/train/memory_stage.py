@@ -149,7 +149,8 @@ class MemoryStage:
         self.memory.train()
         if self.speech is not None:
             spoken = self.speech.draw((self.seed, number, fabric.global_rank), max(1, round(SPOKEN_SHARE * len(batch["mel"]))))
-            batch = {**batch, **{f"spoken_{key}": fabric.to_device(value) for key, value in spoken._asdict().items()}}
+            tensors: dict[str, Tensor] = spoken._asdict()
+            batch = {**batch, **{f"spoken_{key}": value.to(fabric.device) for key, value in tensors.items()}}
         found: dict[str, Tensor] = self._wrapped(batch)
         self._optimizer.zero_grad(set_to_none=True)
         fabric.backward(found["memory"])
@@ -215,7 +216,7 @@ def judge_on_speech(memory: LipMemory, speech: LabelledSpeech, *, count: int = 3
     mean opening while something sounds."""
     device = next(memory.parameters()).device
     windows = speech.held_out(count)
-    features = torch.cat([memory.audio_encoder(part.to(device)) for part in windows.mel.split(512)])
+    features = torch.cat([memory.audio_encoder(part.to(device)) for part in torch.split(windows.mel, 512)])
     kind = windows.kind.to(device)
     opening = opening_from_lips(memory.landmarks(memory.memory.heard(features).recalled))
     sounding = opening[kind != CLASSES.index("silence")].mean().clamp(min=1e-4)

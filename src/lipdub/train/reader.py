@@ -102,9 +102,10 @@ def centred_lips(clip: Clip, rows: NDArray[np.int64]) -> NDArray[np.float32]:
 
 def _softened(picture: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
     """Half of the pictures blurred a little: drawn mouths are softer than real ones, and are to be read as well."""
+    whole = np.ascontiguousarray(picture)
     if random.random() < 0.5:
-        return np.ascontiguousarray(picture)
-    return cv2.GaussianBlur(np.ascontiguousarray(picture), (0, 0), float(random.uniform(0.4, 1.5)))
+        return whole
+    return np.asarray(cv2.GaussianBlur(whole, (0, 0), float(random.uniform(0.4, 1.5))), np.uint8)
 
 
 @dataclass(slots=True)
