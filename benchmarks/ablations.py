@@ -69,7 +69,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch", type=int)
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(common.threads_per_job(1))
     clips, held_out = load_clips(options.train), [clip for clip in load_clips(options.val) if len(clip) >= 4 * GRID_HZ]
     rows = _memory(options, clips, held_out) if options.what == "memory" else _generator(options, clips, held_out)
     columns = list(next(iter(rows.values())))

@@ -217,30 +217,33 @@ def test_a_step_gives_numbers_whatever_the_batch(clips: list[Clip], count: int) 
 # ---- judging
 
 
-def flat(count: int, value: float) -> np.ndarray:
-    return np.full((count, count + 2 * FURTHEST), value, np.float32)
+def judged(count: int, best: int = 0, top: float = 1.0) -> Agreement:
+    """An expert that is sure of one shift."""
+    cosine = np.full((count, 2 * FURTHEST + 1), 0.1, np.float32)
+    cosine[:, FURTHEST + best] = top
+    own = np.full((count, count), 0.1, np.float32)
+    own[np.arange(count), np.arange(count)] = cosine[:, FURTHEST]
+    return Agreement(cosine, own, np.ones(count, bool))
 
 
 def test_scores_of_a_perfect_and_of_a_deaf_expert() -> None:
-    perfect = flat(60, 0.0)
-    perfect[np.arange(60), np.arange(60) + FURTHEST] = 1.0
-    found = score([Agreement(perfect, np.ones(60, bool))])
+    found = score([judged(60)])
     assert set(found.single.values()) == set(found.second.values()) == {1.0}
     assert found.single_far == found.second_far == 1.0
-    noise = np.random.default_rng(0).standard_normal((200, 200 + 2 * FURTHEST)).astype(np.float32)
-    found = score([Agreement(noise, np.ones(200, bool))])
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((200, 2 * FURTHEST + 1)).astype(np.float32)
+    own = random.standard_normal((200, 200)).astype(np.float32)
+    own[np.arange(200), np.arange(200)] = noise[:, FURTHEST]
+    found = score([Agreement(noise, own, np.ones(200, bool))])
     assert all(0.4 < share < 0.6 for share in found.single.values())
     assert found.single_far == pytest.approx(0.5, abs=0.08)
-    silent = score([Agreement(perfect, np.zeros(60, bool))])
+    silent = score([replace(judged(60), sounding=np.zeros(60, bool))])
     assert silent.single[3] == silent.second_far == 0.5
 
 
-@given(st.integers(-10, 10))
+@given(st.integers(-FURTHEST, FURTHEST))
 def test_the_best_shift_is_positive_where_the_sound_is_late(shift: int) -> None:
-    cosine = flat(60, 0.1)
-    rows = np.arange(60)
-    cosine[rows, np.clip(rows + FURTHEST + shift, 0, 60 + 2 * FURTHEST - 1)] = 0.6
-    best, confidence = Agreement(cosine, np.ones(60, bool)).best()
+    best, confidence = judged(60, shift, 0.6).best()
     assert best == shift
     assert confidence == pytest.approx(0.5, abs=0.05)
 
@@ -248,11 +251,22 @@ def test_the_best_shift_is_positive_where_the_sound_is_late(shift: int) -> None:
 def test_sound_that_is_not_there_is_not_compared(clips: list[Clip]) -> None:
     """Before and after the clip there is no sound: padding would be told apart for nothing."""
     found = agreement(Expert(TOY).eval(), clips[0])
-    assert found.cosine.shape == (75, 75 + 2 * FURTHEST)
+    assert found.cosine.shape == (75, 2 * FURTHEST + 1)
+    assert found.own.shape == (75, 75)
     assert np.isnan(found.at(-FURTHEST)[:FURTHEST]).all()
     assert np.isfinite(found.at(0)[5:-5]).all()
-    gap = replace(clips[0], times_s=np.where(np.arange(75) < 40, clips[0].times_s, clips[0].times_s + 0.5))
-    assert np.isnan(agreement(Expert(TOY).eval(), gap).at(5)[36:40]).all()
+    np.testing.assert_array_equal(np.diag(found.own), found.at(0))
+
+
+@pytest.mark.parametrize("fps", [20, 24, 25])
+def test_shifts_are_of_time_whatever_the_frame_rate(trained: tuple[Path, dict[str, float], list[Progress]], fps: float) -> None:
+    """Frames of a slow or a fast video are compared with the sound k / 25 s away, not with that of the k-th frame from them."""
+    clip = bar_clip(50, frames=110, late_frames=2)
+    rows = np.unique(np.round(np.arange(0, 110 / GRID_HZ, 1 / fps) * GRID_HZ).astype(int).clip(0, 109))
+    part = {name: getattr(clip, name)[rows] for name in ("crops", "times_s", "lips", "opening", "pose", "shot")}
+    found = agreement(load_expert(trained[0]), replace(clip, **part))
+    assert np.isfinite(found.at(FURTHEST)).mean() > 0.5
+    assert found.best()[0] == 2
 
 
 def test_lip_windows_end_at_cuts(clips: list[Clip]) -> None:

@@ -166,17 +166,16 @@ def expert(
     resume: Resume = False,
 ) -> None:
     """The audio-visual sync expert: which sound belongs to which lips. Finds offsets, judges dubs, and the generator learns from it."""
-    from lipdub.train.expert_network import ExpertConfig
+    from lipdub.train.expert_network import SHIPPED
     from lipdub.train.expert_stage import ExpertStage, ExpertWeights
 
     settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
-    config = ExpertConfig()
-    clips, held_out = load_split(prepared, val, size=config.size)
+    clips, held_out = load_split(prepared, val, size=SHIPPED.size)
 
     weights = _weighed(ExpertWeights(), weight)
 
     def stage() -> ExpertStage:
-        return ExpertStage(config, clips, held_out, rate, seed, weights)
+        return ExpertStage(SHIPPED, clips, held_out, rate, seed, weights)
 
     _train(stage, output, settings, resume)
 

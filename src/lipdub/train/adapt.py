@@ -70,6 +70,8 @@ class AdaptSettings:
     ema: float = 0.98
     audio_share: float = 0.25
     """Share of the faces that are drawn from what the sound recalls; the others are drawn from what the lips recall."""
+    audio_picture: float = 0.3
+    """Factor on the picture losses of those: pixels of a mouth that the sound does not tell teach a mouth that hardly moves."""
     validate_every: int = 20
     patience: int = 4
     """Validations without gain after which it stops."""
@@ -176,7 +178,7 @@ def adapt(
         held = HeldOut.of(clip, first, end, spec, config, detector)
         stage = GeneratorStage(
             config, memory, learned, [], settings.rate, settings.rate, settings.seed, decode="split", audio_share=settings.audio_share,
-            draw_frames=1, ema=settings.ema, weights=GeneratorWeights(adversarial=0.0),
+            draw_frames=1, ema=settings.ema, weights=GeneratorWeights(adversarial=0.0, audio_picture=settings.audio_picture),
         )  # fmt: skip
         stage.start_from(weights)
         course = _train(stage, fabric, settings, held, spec, detector, tell, on_judged)

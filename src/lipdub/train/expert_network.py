@@ -77,6 +77,10 @@ class ExpertConfig:
             raise TrainingError(f"the expert has unusable settings ({error}); use the lipdub that wrote it") from error
 
 
+SHIPPED = ExpertConfig()
+"""What ``lipdub train expert`` trains."""
+
+
 class LipTower(nn.Module):
     """Five lip pictures to one embedding. Light on purpose: its cost is that of training the expert, and of training against it."""
 

@@ -347,7 +347,7 @@ def audio_visual(expert: Expert, config: NetworkConfig, drawn: Tensor, true: Ten
     (y0, _, x0, _), (by0, by1, bx0, bx1) = config.drawn, expert.config.box
     frames, count = expert.config.frames, mel.shape[1]
     sounds = mel[:, frames // 2 : count - frames // 2].flatten(0, 1)
-    sounding = torch.from_numpy(silence_weight(sounds.cpu().numpy()) <= SILENT).to(mel.device)
+    sounding = torch.from_numpy(silence_weight(sounds.float().cpu().numpy()) <= SILENT).to(mel.device)
 
     def windows(pictures: Tensor) -> Tensor:
         boxes = pictures[..., by0 - y0 : by1 - y0, bx0 - x0 : bx1 - x0]

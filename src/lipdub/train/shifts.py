@@ -9,7 +9,8 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from lipdub.mel import cut_windows, silence_weight
+from lipdub.mel import cut_windows, first_column, silence_weight
+from lipdub.records import MelSpec
 from lipdub.train.data import Clip, to_network
 from lipdub.train.expert_network import Expert
 from lipdub.train.pairs import SILENT
@@ -25,10 +26,12 @@ SECOND_FRAMES = 25
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Cosines of one clip of N frames. cosine: float32 (N, N + 2 R), R = FURTHEST; column j is the sound j - R frames after the first
-    frame, NaN where there is no such sound or where times are uneven (a cut, lost frames). sounding: bool (N,)."""
+    """Cosines of one clip of N frames. cosine: float32 (N, 2 R + 1), R = FURTHEST; column R + k is the sound k frames at 25 Hz after the
+    frame's own, NaN where there is no such sound. own: float32 (N, N), of the lips of a row with the own sound of a column's frame.
+    sounding: bool (N,)."""
 
     cosine: NDArray[np.float32]
+    own: NDArray[np.float32]
     sounding: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -36,7 +39,7 @@ class Agreement:
 
     def at(self, shift: int) -> NDArray[np.float32]:
         """Each frame's cosine with the sound `shift` frames later than its own: (N,), NaN where there is none. shift: -R..R."""
-        return self.cosine[np.arange(len(self)), np.arange(len(self)) + FURTHEST + shift]
+        return self.cosine[:, FURTHEST + shift]
 
     def curve(self) -> NDArray[np.float64]:
         """Mean cosine over the sounding frames at the shifts -R..R: (2 R + 1,). Shifts with less than half of those frames are NaN."""
@@ -57,24 +60,28 @@ class Agreement:
 def agreement(expert: Expert, clip: Clip, *, longest: int = 1000) -> Agreement:
     """Compare the first `longest` frames of a clip with its sound, offsets applied."""
     config = expert.config
-    device = next(expert.parameters()).device
+    spec, device = config.mel, next(expert.parameters()).device
     count = min(longest, len(clip))
-    times = clip.times_s[:count]
-    beyond = np.arange(1, FURTHEST + 1) / GRID_HZ
-    heard_s = np.concatenate([times[0] - beyond[::-1], times, times[-1] + beyond]) + clip.offset_s
-    windows = cut_windows(clip.mel.astype(np.float32, copy=False), heard_s, config.mel)
-    margin = config.mel.window / 2 / config.mel.columns_per_s
-    there = (heard_s >= margin) & (heard_s <= clip.mel.shape[1] / config.mel.columns_per_s - margin)
-    sounds = np.concatenate(
-        [expert.embed_sound(part[:, None].to(device)).cpu().numpy() for part in torch.split(torch.from_numpy(windows), 256)]
-    )
-    lips = np.concatenate([expert.embed_lips(part.to(device)).cpu().numpy() for part in lip_windows(clip, count, expert)])
-    cosine = lips @ sounds.T
-    # The time from each frame to each sound must be what the number of frames between says, or the shift is another one.
-    frames_away = np.arange(len(heard_s))[None] - FURTHEST - np.arange(count)[:, None]
-    even = np.abs(heard_s[None] - clip.offset_s - times[:, None] - frames_away / GRID_HZ) < 0.6 / GRID_HZ
-    sounding = silence_weight(windows[FURTHEST : FURTHEST + count]) <= SILENT
-    return Agreement(np.where(even & there[None], cosine, np.nan).astype(np.float32), sounding & there[FURTHEST : FURTHEST + count])
+    heard_s = clip.times_s[:count, None] + clip.offset_s + np.arange(-FURTHEST, FURTHEST + 1) / GRID_HZ
+    # Windows begin at whole columns: most frames share them, however their times lie.
+    first = first_column(heard_s, spec)
+    there = (first >= 0) & (first <= clip.mel.shape[1] - spec.window)
+    begins, slot = np.unique(first, return_inverse=True)
+    windows = torch.from_numpy(_windows_at(clip, begins, spec))
+    sounds = torch.cat([expert.embed_sound(part[:, None].to(device)) for part in torch.split(windows, 256)])
+    lips = torch.cat([expert.embed_lips(part.to(device)) for part in lip_windows(clip, count, expert)])
+    every = (lips @ sounds.t()).cpu().numpy()
+    slot = slot.reshape(first.shape)
+    cosine = np.where(there, np.take_along_axis(every, slot, axis=1), np.nan)
+    own = np.where(there[:, FURTHEST][None], every[:, slot[:, FURTHEST]], np.nan)
+    sounding = silence_weight(windows.numpy()[slot[:, FURTHEST]]) <= SILENT
+    return Agreement(cosine.astype(np.float32), own.astype(np.float32), sounding & there[:, FURTHEST])
+
+
+def _windows_at(clip: Clip, first: NDArray[np.int64], spec: MelSpec) -> NDArray[np.float32]:
+    """The mel windows that begin at these columns, float32 (n, bands, window)."""
+    middle_s = (first + (spec.window - 1) / 2) / spec.columns_per_s
+    return cut_windows(clip.mel.astype(np.float32, copy=False), middle_s, spec)
 
 
 def lip_windows(clip: Clip, count: int, expert: Expert) -> list[torch.Tensor]:
@@ -122,7 +129,7 @@ def score(found: list[Agreement], shifts: tuple[int, ...] = (1, 2, 3, 4, 5)) -> 
                 single[shift].append(_wins(true, other))
                 second[shift].append(_wins(true_second, _averaged(other, clip.sounding)))
         count = len(clip)
-        own = clip.cosine[:, FURTHEST : FURTHEST + count]
+        own = clip.own
         for gap in range(FAR_FRAMES, count):
             for way in (-gap, gap):
                 rows = np.arange(max(0, -way), min(count, count - way))
