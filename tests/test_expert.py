@@ -278,6 +278,13 @@ def test_lip_windows_end_at_cuts(clips: list[Clip]) -> None:
     assert torch.equal(windows[40, :, 0], windows[38, :, 2])
 
 
+def test_speakers_who_are_trained_on_do_not_judge(clips: list[Clip]) -> None:
+    known = replace(clips[8], speaker=clips[0].speaker)
+    weights = ExpertWeights(windows=2)
+    assert ExpertStage(TOY, clips[:2], [known, clips[9]], 1e-3, 0, weights).judged == [clips[9]]
+    assert ExpertStage(TOY, clips[:2], [known], 1e-3, 0, weights).judged == [known]
+
+
 def test_too_short_clips_cannot_judge() -> None:
     with pytest.raises(TrainingDataError, match="no held-out clip has 27 frames"):
         judge_expert(Expert(TOY), [bar_clip(0, frames=26)])

@@ -158,3 +158,18 @@ def test_what_is_judged_and_kept_is_the_moving_average(clips: list[Clip], tmp_pa
     live = LipMemory(COMPACT)
     live.load_state_dict(modules["live"])
     assert any(not torch.equal(value, modules["live"][key]) for key, value in loaded.state_dict().items())
+
+
+def test_sharper_addresses_are_drawn_than_learned() -> None:
+    torch.manual_seed(0)
+    memory = LipMemory(COMPACT).eval()
+    assert COMPACT.drawn_kappa > COMPACT.kappa
+    mel = torch.randn(6, 1, 80, 16)
+    feature = memory.audio_encoder(mel)
+    learned, drawn = memory.memory.by_audio(feature), memory.memory.heard(feature)
+    assert (drawn.address.max(dim=1).values > learned.address.max(dim=1).values).all()
+    assert torch.equal(drawn.address.argmax(dim=1), learned.address.argmax(dim=1))
+    # Inference, and so the exported graph, draws the sharper ones.
+    address, lip_feature = memory(mel)
+    assert torch.equal(address, drawn.address)
+    assert torch.equal(lip_feature, memory.fuse(feature, drawn.recalled))

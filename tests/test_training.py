@@ -368,7 +368,7 @@ def rows_by_source(stage: GeneratorStage, batch: dict[str, Tensor]) -> tuple[lis
     fused: list[Tensor] = []
     calls: list[str] = []
     memory = stage.memory
-    recalls = {name: getattr(memory.memory, name) for name in ("by_lips", "by_audio")}
+    recalls = {name: getattr(memory.memory, name) for name in ("by_lips", "heard")}
     fuse = memory.fuse
 
     def spied(name: str) -> Callable[[Tensor], Any]:
@@ -382,14 +382,14 @@ def rows_by_source(stage: GeneratorStage, batch: dict[str, Tensor]) -> tuple[lis
         fused.append(fuse(audio_feature, recalled))
         return fused[-1]
 
-    memory.memory.by_lips, memory.memory.by_audio, memory.fuse = spied("by_lips"), spied("by_audio"), spied_fuse  # type: ignore[method-assign]
+    memory.memory.by_lips, memory.memory.heard, memory.fuse = spied("by_lips"), spied("heard"), spied_fuse  # type: ignore[method-assign]
     hook = stage.generator.decoder.register_forward_pre_hook(lambda _, inputs: drawn.append(inputs[0]))
     try:
         _GeneratorStep(stage)(batch)
     finally:
         hook.remove()
-        del memory.memory.by_lips, memory.memory.by_audio, memory.fuse
-    assert sorted(calls) == ["by_audio", "by_lips"]
+        del memory.memory.by_lips, memory.memory.heard, memory.fuse
+    assert sorted(calls) == ["by_lips", "heard"]
     assert len(drawn) == 1, "one pass through the decoder for both recalls"
     table = torch.cat(fused)
     rows = len(table) // 2

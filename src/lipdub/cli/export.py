@@ -32,6 +32,10 @@ def export_onnx(
         typer.Option(help="Prepared clips to read the resting mouth from; by default it is what the memory recalls for silence."),
     ] = None,
     smoothing_s: Annotated[float, typer.Option(min=0.0, max=0.2, help="Smoothing of the lip-feature track, seconds.")] = 0.04,
+    drawn_kappa: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="Sharpness of the audio addresses: more opens and closes the mouth further. Default: the checkpoint's."),
+    ] = None,
     license_text: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "unstated",
     training_data: Annotated[str, typer.Option(help="What the weights were trained on.")] = "unstated",
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
@@ -51,8 +55,8 @@ def export_onnx(
         return
 
     done = export(
-        checkpoint, output, half=half, name=name, rest_from=rest_from, smoothing_s=smoothing_s, license_text=license_text,
-        training_data=training_data, force=force,
+        checkpoint, output, half=half, name=name, rest_from=rest_from, smoothing_s=smoothing_s, drawn_kappa=drawn_kappa,
+        license_text=license_text, training_data=training_data, force=force,
     )  # fmt: skip
     _print_differences(done.differences, done.tolerance)
     results().print(f"wrote {output} ({done.bytes / 2**20:.1f} MiB, {done.gflop_per_frame:.2f} GFLOP a frame)", soft_wrap=True)

@@ -31,6 +31,8 @@ from lipdub.train.prepare import GRID_HZ
 from lipdub.train.shifts import FURTHEST, SECOND_FRAMES, Agreement, agreement, score
 from lipdub.train.voices import vary_voice
 
+FEWEST_JUDGED = SECOND_FRAMES + 2
+"""A second, and a shift in both directions: one held-out clip has to be so long."""
 NEAR_FRAMES = 1.5
 """Sound nearer than this to a window's own is neither true nor false for it, and is left out."""
 
@@ -117,6 +119,8 @@ class ExpertStage:
     samples: Pairs = field(init=False)
     expert: Expert = field(init=False)
     averaged: Expert = field(init=False)
+    judged: list[Clip] = field(init=False)
+    """Held-out clips of speakers who are not trained on, too; all held-out clips where there are none such."""
     _wrapped: nn.Module = field(init=False)
     _optimizer: Optimizer = field(init=False)
 
@@ -124,6 +128,9 @@ class ExpertStage:
         if self.weights.windows < 2:
             raise TrainingError(f"a stretch of {self.weights.windows} lip windows has nothing to tell apart; give windows=2 or more")
         self.samples = Pairs(self.clips, self.config, seed=self.seed, windows=self.weights.windows, further=self.weights.further)
+        known = {clip.speaker for clip in self.clips}
+        unknown = [clip for clip in self.held_out if clip.speaker not in known]
+        self.judged = unknown if any(len(clip) >= FEWEST_JUDGED for clip in unknown) else self.held_out
         self.expert = Expert(self.config)
         self.averaged = copy.deepcopy(self.expert).requires_grad_(False).eval()
         decayed = [parameter for parameter in self.expert.parameters() if parameter.dim() > 1]
@@ -167,7 +174,7 @@ class ExpertStage:
 
     def validate(self) -> Validation:
         """On held-out people: accuracies, the offset curve, and how many clips are put to within a frame of no offset."""
-        return judge_expert(self.averaged, self.held_out)
+        return judge_expert(self.averaged, self.judged)
 
 
 class _ExpertStep(nn.Module):
@@ -198,8 +205,8 @@ def judge_expert(expert: Expert, clips: list[Clip]) -> Validation:
 
     Raises TrainingDataError where no clip is long enough to compare seconds.
     """
-    if all(len(clip) < SECOND_FRAMES + 2 for clip in clips):
-        raise TrainingDataError(f"no held-out clip has {SECOND_FRAMES + 2} frames, so nothing can be judged; give longer clips with --val")
+    if all(len(clip) < FEWEST_JUDGED for clip in clips):
+        raise TrainingDataError(f"no held-out clip has {FEWEST_JUDGED} frames, so nothing can be judged; give longer clips with --val")
     expert.eval()
     found = [agreement(expert, clip) for clip in clips]
     result = score(found)

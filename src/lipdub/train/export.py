@@ -66,17 +66,20 @@ def export(
     name: str | None = None,
     rest_from: Path | None = None,
     smoothing_s: float = 0.0,
+    drawn_kappa: float | None = None,
     license_text: str = "unstated",
     training_data: str = "unstated",
     force: bool = False,
 ) -> Exported:
     """Write the bundle folder `out` from a generator checkpoint.
 
-    rest_from: prepared clips whose closed mouths give the resting lip feature; else the recall of silence does. Raises
-    CheckpointInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and a bundle that was there stays.
+    rest_from: prepared clips whose closed mouths give the resting lip feature; else the recall of silence does. drawn_kappa: sharpness of
+    the audio addresses in place of the checkpoint's. Raises CheckpointInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and a bundle that was there stays.
     """
     check_folder(out, force=force)
     config, memory, generator = load_networks(checkpoint)
+    if drawn_kappa is not None:
+        memory.memory.drawn_kappa = drawn_kappa
     rest = rest_feature(config, memory, load_clips(rest_from)[:400] if rest_from is not None else [])
     try:
         spec = bundle.BundleSpec(

@@ -126,8 +126,8 @@ class HeldOut:
         generator.eval()
         memory.eval()
         device = next(generator.parameters()).device
-        recalled = [memory(part.to(device))[1] for part in torch.from_numpy(self.windows)[:, None].split(AT_ONCE)]
-        taps = torch.cat(recalled).unflatten(0, (len(self.weights), len(self)))
+        recalled = [memory(part.to(device))[1] for part in torch.split(torch.from_numpy(self.windows)[:, None], AT_ONCE)]
+        taps = torch.cat(recalled).view(len(self.weights), len(self), -1)
         lip_features = torch.einsum("k,knc->nc", torch.from_numpy(self.weights).to(device), taps)
         silent = torch.from_numpy(self.silent).to(device)[:, None]
         lip_features = lip_features + silent * (torch.from_numpy(rest).to(device) - lip_features)

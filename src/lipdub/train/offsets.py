@@ -31,7 +31,7 @@ SHORTEST_S = 4.0
 CLEAR_R = 0.35
 CLEARLY_BETTER_R = 0.05
 """By a memory, an offset is believed when the correlation there is at least the first, and beats the one at zero by the second."""
-SURE = 4.0
+SURE = 3.0
 """By the expert, an offset is believed when its cosines beat those at zero by so many standard errors."""
 DOUBTFUL = 2.0
 FAINT_SHARE = 0.25
