@@ -337,6 +337,12 @@ def test_offsets_shift_the_sound_and_damaged_ones_are_named(prepared: Path, tmp_
     shifted, plain = load_clips(folder)[0], load_clips(folder, with_offsets=False)[0]
     frames = np.arange(10, 20)
     np.testing.assert_array_equal(shifted.windows(frames, COMPACT.mel), plain.windows(frames + 1, COMPACT.mel))
+    (folder / "offsets.json").write_text('{"clip0": null}')
+    skipped: list[tuple[str, str]] = []
+    kept = load_clips(folder, on_skip=lambda source, why: skipped.append((source, why)))
+    assert [source for source, _ in skipped] == ["clip0.mp4"]
+    assert "no offset" in skipped[0][1]
+    assert "clip0" not in {clip.clip_id for clip in kept}
     for text in ("{", "[1]", '{"clip0": "late"}'):
         (folder / "offsets.json").write_text(text)
         with pytest.raises(TrainingDataError, match=r"offsets\.json' is damaged"):

@@ -98,8 +98,11 @@ def load_clips(
     clips: list[Clip] = []
     skipped: list[tuple[str, str]] = []
     for source, clip_id, speaker in kept:
+        offset_s = offsets.get(clip_id, 0.0)
         try:
-            clips.append(load_clip(folder, source, clip_id, speaker, offsets.get(clip_id, 0.0), prepared_size))
+            if offset_s is None:
+                raise TrainingDataError("its lips agree with no offset of its sound (lipdub train offsets)")
+            clips.append(load_clip(folder, source, clip_id, speaker, offset_s, prepared_size))
         except TrainingDataError as error:
             skipped.append((source, str(error)))
             if on_skip is not None:
@@ -129,12 +132,14 @@ def _read_index(folder: Path) -> tuple[int, list[tuple[str, str, str]]]:
         raise TrainingDataError(f"'{folder / 'index.json'}' is damaged; run lipdub prepare again, it keeps what is whole") from error
 
 
-def _read_offsets(file: Path) -> dict[str, float]:
-    """Clip id to sound offset in seconds; nothing where there is no such file. Raises TrainingDataError."""
+def _read_offsets(file: Path) -> dict[str, float | None]:
+    """Clip id to sound offset in seconds, None for a clip that agrees with none; nothing where there is no such file. Raises
+    TrainingDataError."""
     if not file.exists():
         return {}
     try:
-        return {str(key): float(value) for key, value in json.loads(file.read_text(encoding="utf-8")).items()}
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {str(key): None if value is None else float(value) for key, value in found.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TrainingDataError(f"'{file}' is damaged; delete it, or run lipdub train offsets again") from error
 

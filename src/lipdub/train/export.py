@@ -74,7 +74,9 @@ def export(
     """Write the bundle folder `out` from a generator checkpoint.
 
     rest_from: prepared clips whose closed mouths give the resting lip feature; else the recall of silence does. drawn_kappa: sharpness of
-    the audio addresses in place of the checkpoint's. Raises CheckpointInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and a bundle that was there stays.
+    the audio addresses in place of the checkpoint's.
+
+    Raises CheckpointInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and a bundle that was there stays.
     """
     check_folder(out, force=force)
     config, memory, generator = load_networks(checkpoint)
