@@ -22,7 +22,7 @@ from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights, choos
 from lipdub.train.labelled_speech import LabelledSpeech
 from lipdub.train.loop import LoopSettings, Progress, new_fabric, run
 from lipdub.train.memory_stage import MemoryStage, MemoryWeights, central, correlation, judge_memory, judge_on_speech
-from lipdub.train.networks import PRESETS, NetworkConfig, load_any_memory, load_weights
+from lipdub.train.networks import PRESETS, NetworkConfig, load_any_memory, load_lip_side, load_weights
 from lipdub.train.reader import LipReader, load_reader
 
 Figures = dict[str, float]
@@ -67,6 +67,10 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--only", default="", help="just the rows whose name holds this, and the first")
+    parser.add_argument(
+        "--lip-side", type=Path, help="keep the lip side of this bundle or checkpoint: far fewer steps say something (memory)"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     options = parser.parse_args(arguments)
     clips, held_out = load_clips(options.train), [clip for clip in load_clips(options.val) if len(clip) >= 4 * GRID_HZ]
@@ -84,12 +88,22 @@ def _memory(options: argparse.Namespace, clips: list[Clip], held_out: list[Clip]
     if options.speech is None:
         raise SystemExit("ablations memory: --speech is needed, since phonemes and closures are among the losses")
     rows = {}
-    for variant in MEMORY:
+    for variant in (row for row in MEMORY if row is MEMORY[0] or options.only in row.name):
         config = replace(PRESETS["compact"], slots=variant.slots)
         speech = LabelledSpeech(options.speech, config.mel)
         torch.manual_seed(0)
+        kept = load_lip_side(options.lip_side, config) if options.lip_side is not None else None
         stage = MemoryStage(
-            config, clips, held_out, 8e-4, 0, replace(MemoryWeights(), **variant.changes), speech=speech, balance=0.45, ema=0.98
+            config,
+            clips,
+            held_out,
+            8e-4,
+            0,
+            replace(MemoryWeights(), **variant.changes),
+            speech=speech,
+            lip_side=kept,
+            balance=0.45,
+            ema=0.98,
         )
         _run(stage, _settings(options, options.batch or 64, 8e-4))
         rows[variant.name] = judge_memory(stage.averaged, held_out, config, longest=LONGEST) | judge_on_speech(stage.averaged, speech)
