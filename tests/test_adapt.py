@@ -283,6 +283,7 @@ UNMEASURED = Judged(10.0, None, None, 30)
     [
         (Judged(9.0, 0.5, 0.8, 140), B, B, True),
         (Judged(10.0, 0.9, 1.0, 140), B, B, False),  # the picture has to gain
+        (Judged(9.95, 0.9, 1.0, 140), B, B, False),  # more than next to nothing
         (Judged(9.0, 0.31, 0.8, 140), B, B, True),
         (Judged(9.0, 0.29, 0.8, 140), B, B, False),  # the mouth follows the sound less
         (Judged(9.0, 0.29, 0.8, 60), Judged(10.0, 0.5, 0.8, 60), Judged(10.0, 0.5, 0.8, 60), True),  # so few frames cannot tell
@@ -314,7 +315,7 @@ def test_a_few_steps_adapt_the_generator_and_not_the_memory(of_clip: None, toy: 
     assert [step for step, _ in judged] == [0, 4, 8, 12]
     assert judged[0][1] == done.before
     assert dict(judged)[done.best_step] == done.after
-    assert done.after.l1 == min(figures.l1 for _, figures in judged if is_better(figures, done.before, done.before))
+    assert done.after.l1 < 1.02 * min(figures.l1 for _, figures in judged if is_better(figures, done.before, done.before))
     assert [what for what in told if what[0] == "adapting"][-1] == ("adapting", 12, 12)
     assert contents(toy) == before, "the bundle it comes from is not touched"
     out = tmp_path / "Anna B"
@@ -580,6 +581,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
 def test_the_command_from_video_to_bundle(
     footage: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Ran]
 ) -> None:
+    monkeypatch.setattr(adapting, "LEAST_GAIN", 0.0)  # three steps at the rate for real people
     scripted(monkeypatch)
     monkeypatch.chdir(tmp_path)
     ran = run("adapt", footage / "person.mp4", "-o", "anna", "--model", "./toy", "--steps", "3", "--sheet", "anna.png", "--device", "cpu")
