@@ -107,13 +107,18 @@ def test_a_sample_depends_on_seed_and_number_alone(clips: list[Clip]) -> None:
 def test_the_sounds_of_a_sample_are_those_of_its_lips(index: int, late: int) -> None:
     """The bar of each window's middle picture is as high as its own window's sound is loud, offsets applied."""
     clip = replace(bar_clip(1, late_frames=late), offset_s=late / GRID_HZ)
-    sample = Pairs([clip], replace(TOY, frames=1), seed=0, windows=6, further=3)[index]
-    heights = (sample["pictures"][:, 0].float().mean(dim=3) > 160).sum(dim=(1, 2)).float()
-    starts = sample["starts"][:6]
-    middle = torch.stack([sample["mel"][:, start + 7 : start + 9].mean() for start in starts])
-    heard = middle > SILENCE + 0.5  # at the clip's ends there may be no sound
-    if heard.sum() >= 4 and heights[heard].std() > 30:
-        assert np.corrcoef(heights[heard].numpy(), middle[heard].numpy())[0, 1] > 0.8
+    pairs = Pairs([clip], replace(TOY, frames=1), seed=0, windows=6, further=3)
+    seen, heard = [], []
+    # Twenty samples together: one of them has six points, and a correlation of six points may be anything.
+    for number in range(index, index + 20):
+        sample = pairs[number]
+        heights = (sample["pictures"][:, 0].float().mean(dim=3) > 160).sum(dim=(1, 2)).float()
+        middle = torch.stack([sample["mel"][:, start + 7 : start + 9].mean() for start in sample["starts"][:6]])
+        sounds = middle > SILENCE + 0.5  # at the clip's ends there may be no sound
+        if sounds.sum() >= 4:
+            seen.append(heights[sounds] - heights[sounds].mean())
+            heard.append(middle[sounds] - middle[sounds].mean())
+    assert np.corrcoef(torch.cat(seen).numpy(), torch.cat(heard).numpy())[0, 1] > 0.8
 
 
 def test_windows_stay_within_their_shot_and_within_reach() -> None:
