@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub import media
 from lipdub.errors import EncodingFailed, MediaError, NoAudioStream, NoVideoStream, OutputRefused, UnreadableMedia
 from lipdub.media import (
     COMMENT,
@@ -28,6 +27,7 @@ from lipdub.media import (
     check_output,
     has_sound,
     mux,
+    muxing,
     part_file,
     probe,
     read_audio,
@@ -81,7 +81,7 @@ def leftovers(folder: Path) -> list[str]:
 def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mux with the FFmpeg on PATH, and with the one that imageio-ffmpeg brings."""
     if request.param == "bundled":
-        monkeypatch.setattr(media.shutil, "which", lambda name: None)
+        monkeypatch.setattr(muxing.shutil, "which", lambda name: None)
 
 
 # ------------------------------------------------------------------------------------------------------------- times
@@ -613,7 +613,7 @@ def test_mux_errors_leave_nothing(tmp_path: Path, silent: Path, monkeypatch: pyt
         mux(silent, silent, out, duration_s=Fraction(2), force=False)
     with pytest.raises(NoVideoStream):
         mux(speech, speech, out, duration_s=Fraction(2), force=False)
-    monkeypatch.setattr(media, "_sound_codec", lambda *given: "no_such_codec")
+    monkeypatch.setattr(muxing, "_sound_codec", lambda *given: "no_such_codec")
     with pytest.raises(EncodingFailed, match="no_such_codec") as caught:
         mux(silent, speech, out, duration_s=Fraction(2), force=False)
     assert "\n" not in str(caught.value)
@@ -623,12 +623,12 @@ def test_mux_errors_leave_nothing(tmp_path: Path, silent: Path, monkeypatch: pyt
     communicate = subprocess.Popen.communicate
 
     def interrupted(process: subprocess.Popen[bytes], *given: object) -> object:
-        if process.args[0] == media._program() and not started:  # type: ignore[index]
+        if process.args[0] == muxing._program() and not started:  # type: ignore[index]
             started.append(process)
             raise KeyboardInterrupt
         return communicate(process)
 
-    media._program()  # asks for the version once
+    muxing._program()  # asks for the version once
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         mux(silent, speech, out, duration_s=Fraction(2), force=False)
@@ -640,12 +640,12 @@ def test_old_or_missing_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     old = tmp_path / "ffmpeg"
     old.write_text("#!/bin/sh\necho 'ffmpeg version 4.4.2-0ubuntu0.22.04.1 Copyright'\n")
     old.chmod(0o755)
-    monkeypatch.setattr(media.shutil, "which", lambda name: str(old))
-    assert media._program() == BUNDLED
-    monkeypatch.setattr(media.shutil, "which", lambda name: str(tmp_path / "gone"))
-    monkeypatch.setattr(media.imageio_ffmpeg, "get_ffmpeg_exe", lambda: (_ for _ in ()).throw(RuntimeError("none")))
+    monkeypatch.setattr(muxing.shutil, "which", lambda name: str(old))
+    assert muxing._program() == BUNDLED
+    monkeypatch.setattr(muxing.shutil, "which", lambda name: str(tmp_path / "gone"))
+    monkeypatch.setattr(muxing.imageio_ffmpeg, "get_ffmpeg_exe", lambda: (_ for _ in ()).throw(RuntimeError("none")))
     with pytest.raises(EncodingFailed, match="install FFmpeg"):
-        media._program()
+        muxing._program()
 
 
 # ------------------------------------------------------------------------------------------------------------ output

@@ -1,0 +1,160 @@
+"""Decoded frames as the rest of lipdub takes them: upright RGB, or upright planes for the encoder."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from lipdub.media.colour import EXACT, FULL, LIMITED, SWS_MATRIX, UNSPECIFIED, sws_matrix, yuv_color
+from lipdub.media.turning import AS_STORED, display_matrix, upright
+from lipdub.picture import YuvChunk, i420_bytes, planes_of
+from lipdub.records import FrameChunk
+
+Chunk = TypeVar("Chunk", FrameChunk, YuvChunk, covariant=True)
+_PLANAR = ("yuv420p", "yuvj420p")
+
+
+class Converter(Protocol[Chunk]):
+    """Gathers the frames of one stream, all of the size of its first one, into chunks. ``begin`` gives memory to the next chunk,
+    ``put`` converts a frame into one of its slots, ``chunk`` hands over the first `count` of them."""
+
+    frame_bytes: int
+
+    def begin(self, count: int) -> None:
+        """Memory for `count` frames."""
+        ...
+
+    def put(self, slot: int, frame: av.VideoFrame) -> None:
+        """Convert a frame into its slot."""
+        ...
+
+    def chunk(self, index: int, count: int, pts: NDArray[np.int64], time_base: Fraction) -> Chunk:
+        """The frames in the first `count` slots."""
+        ...
+
+
+class ToRgb:
+    """Converts decoded frames of one stream to upright RGB of one size: that of the first frame."""
+
+    def __init__(self, first: av.VideoFrame, path: Path) -> None:
+        self._reformatter = VideoReformatter()
+        self._turn = display_matrix(first, path)
+        self._stored = first.width, first.height
+        shown = upright(np.empty((first.height, first.width, 3), np.uint8), self._turn)
+        self.height, self.width = shown.shape[:2]
+        self.frame_bytes = 3 * self.height * self.width
+        self._pixels = np.empty((0, self.height, self.width, 3), np.uint8)
+
+    def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        """uint8 (H, W, 3) RGB, a view of memory of its own."""
+        width, height = self._stored
+        coded_as_rgb = frame.format.is_rgb or frame.format.has_palette
+        rgb = self._reformatter.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgb24",
+            src_colorspace=None if coded_as_rgb else sws_matrix(frame.colorspace, self.height),
+            src_color_range=None if coded_as_rgb else (FULL if frame.color_range == FULL else LIMITED),
+            dst_color_range=FULL,
+            interpolation=EXACT,
+        )
+        return upright(rgb.to_ndarray(), self._turn)  # type: ignore[arg-type]
+
+    def begin(self, count: int) -> None:
+        """See `Converter`."""
+        self._pixels = np.empty((count, self.height, self.width, 3), np.uint8)
+
+    def put(self, slot: int, frame: av.VideoFrame) -> None:
+        """See `Converter`."""
+        self._pixels[slot] = self(frame)
+
+    def chunk(self, index: int, count: int, pts: NDArray[np.int64], time_base: Fraction) -> FrameChunk:
+        """See `Converter`."""
+        return FrameChunk(index, self._pixels[:count], pts, time_base)
+
+
+class ToPlanes:
+    """Converts decoded frames of one stream to upright 8-bit planes with chroma at half the sides, as the encoder takes them.
+
+    Frames that are stored so are copied, bit for bit; other kinds of YUV are only sampled anew, in their own matrix and range. What
+    is coded as RGB, and photos, become YUV of limited range (`colour.written_color`), by way of RGB.
+    """
+
+    def __init__(self, first: av.VideoFrame, path: Path, *, photo: bool) -> None:
+        self._reformatter = VideoReformatter()
+        self._by_rgb = ToRgb(first, path)
+        self.height, self.width = self._by_rgb.height, self._by_rgb.width
+        self.frame_bytes = i420_bytes(self.height, self.width)
+        self._turn = display_matrix(first, path)
+        self._stored = first.width, first.height
+        matrix = int(first.colorspace)
+        odd = bool(self.height % 2 or self.width % 2)
+        mends_rgb = photo or matrix == 0 or first.format.is_rgb or first.format.has_palette
+        # Turned planes of an odd side do not lie on their chroma any more; matrices that nobody converts are not kept when padded.
+        self._through_rgb = mends_rgb or (odd and (self._turn != AS_STORED or matrix not in (*SWS_MATRIX, UNSPECIFIED)))
+        full = int(first.color_range) == FULL and not mends_rgb
+        self._range = FULL if full else LIMITED
+        self._matrix = sws_matrix(UNSPECIFIED if mends_rgb else matrix, self.height)
+        self._color = yuv_color(UNSPECIFIED if mends_rgb else matrix, full=full, shown_height=self.height)
+        self._data = np.empty((0, self.frame_bytes), np.uint8)
+
+    def begin(self, count: int) -> None:
+        """See `Converter`."""
+        self._data = np.empty((count, self.frame_bytes), np.uint8)
+
+    def put(self, slot: int, frame: av.VideoFrame) -> None:
+        """See `Converter`."""
+        for plane, stored in zip(planes_of(self._data[slot], self.height, self.width), self._planes(frame), strict=True):
+            shown = upright(stored, self._turn) if not self._through_rgb else stored
+            rows, columns = shown.shape
+            plane[:rows, :columns] = shown
+            # The last row or column once more, where the encoder needs an even side.
+            plane[:rows, columns:] = plane[:rows, columns - 1 : columns]
+            plane[rows:] = plane[rows - 1 : rows]
+
+    def chunk(self, index: int, count: int, pts: NDArray[np.int64], time_base: Fraction) -> YuvChunk:
+        """See `Converter`."""
+        return YuvChunk(index, self._data[:count], self.height, self.width, self._color, pts, time_base)
+
+    def _planes(self, frame: av.VideoFrame) -> list[NDArray[np.uint8]]:
+        """The planes of a frame as they are stored."""
+        if self._through_rgb:
+            frame = rgb_to_yuv(self._reformatter, self._by_rgb(frame), self._matrix, self._range)
+        elif frame.format.name not in _PLANAR or (frame.width, frame.height) != self._stored:
+            frame = self._reformatter.reformat(
+                frame,
+                width=self._stored[0],
+                height=self._stored[1],
+                format="yuv420p",
+                src_colorspace=self._matrix,
+                dst_colorspace=self._matrix,
+                src_color_range=self._range,
+                dst_color_range=self._range,
+                interpolation=EXACT,
+            )
+        return [
+            np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]  # type: ignore[call-overload]
+            for plane in frame.planes
+        ]
+
+
+def rgb_to_yuv(reformatter: VideoReformatter, pixels: NDArray[np.uint8], matrix: int, color_range: int) -> av.VideoFrame:
+    """RGB, uint8 (H, W, 3), as a frame of yuv420p with even sides (the last row or column repeated), in swscale's `matrix`."""
+    height, width = pixels.shape[:2]
+    if height % 2 or width % 2:
+        pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return reformatter.reformat(
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24"),
+        format="yuv420p",
+        src_color_range=FULL,
+        dst_colorspace=matrix,
+        dst_color_range=color_range,
+        interpolation=EXACT,
+    )

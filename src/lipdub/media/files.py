@@ -1,0 +1,118 @@
+"""Files opened for reading, streams chosen, and errors made ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+import av.logging
+from av.container import InputContainer
+from av.stream import Disposition
+
+from lipdub.errors import EncodingFailed, LipdubError, NoAudioStream, NoVideoStream, UnreadableMedia
+
+av.logging.set_level(None)  # a user sees one line, ours
+
+_NOT_MEDIA = {"tty", "bin", "xbin", "adf", "idf"}
+"""Demuxers that would draw a text file as pictures of text."""
+BROADCAST = {"mpegts", "mpeg"}
+"""Formats whose clock starts anywhere and that keep no length."""
+
+
+@contextmanager
+def mapped(path: Path, *, writing: bool = False) -> Iterator[None]:
+    """Turn what FFmpeg and the system raise about `path` into one line of ours: the only place where that happens."""
+    try:
+        yield
+    except LipdubError:
+        raise
+    except (av.error.FFmpegError, OSError) as error:
+        reason = (error.strerror or str(error) or type(error).__name__).strip().rstrip(".")
+        if writing:
+            raise EncodingFailed(f"cannot write '{path}': {reason}; check the free space and the folder, then run again") from error
+        if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
+            reason = "no media that FFmpeg can read, or cut off before its first picture or sound"
+        raise UnreadableMedia(f"cannot read '{path}': {reason}; give a video, photo or sound file") from error
+
+
+def url_of(path: Path) -> str:
+    """`path` so that FFmpeg takes it literally, whatever characters it holds."""
+    return f"file:{path.absolute()}"
+
+
+def has_plain_name(path: Path) -> bool:
+    """Whether the path is text: one that holds bytes which are no UTF-8 cannot be handed to ffmpeg-python."""
+    try:
+        url_of(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[InputContainer]:
+    """`path` opened for reading, closed at the end. Raises UnreadableMedia."""
+    with mapped(path):
+        if not path.exists():
+            raise UnreadableMedia(f"cannot read '{path}': there is no such file; check the path")
+        if not has_plain_name(path):
+            raise UnreadableMedia(f"cannot read '{path}': its name is no UTF-8; rename it first")
+        if path.is_dir():
+            raise UnreadableMedia(f"cannot read '{path}': it is a folder; give a video, photo or sound file")
+        if path.is_file() and path.stat().st_size == 0:
+            raise UnreadableMedia(f"cannot read '{path}': the file is empty; give a video, photo or sound file")
+        # pattern_type: a photo's name may hold a percent sign; protocol_whitelist: a playlist must not reach the network
+        options = {"pattern_type": "none", "protocol_whitelist": "file"}
+        with av.open(url_of(path), "r", container_options=options, metadata_errors="replace") as container:
+            if container.format.name in _NOT_MEDIA:
+                raise UnreadableMedia(f"cannot read '{path}': it holds text; give a video, photo or sound file")
+            yield container
+
+
+def video_stream(container: InputContainer, path: Path) -> av.VideoStream:
+    """The stream that holds the pictures. Cover art is none. Raises NoVideoStream, UnreadableMedia."""
+    streams = [s for s in container.streams.video if not s.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails)]
+    if not streams:
+        raise NoVideoStream(f"'{path}' holds no pictures; give a video or a photo")
+    if any(s.disposition & Disposition.dependent for s in streams):
+        raise UnreadableMedia(f"cannot read '{path}': a photo stored in tiles (HEIC); save it as JPEG or PNG first")
+    stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
+    if stream.codec_context is None:
+        raise UnreadableMedia(f"cannot read '{path}': its pictures are coded in a way that FFmpeg does not know; convert it first")
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def audio_stream(container: InputContainer, path: Path) -> av.AudioStream:
+    """The stream that holds the sound. Raises NoAudioStream."""
+    streams = [s for s in container.streams.audio if s.codec_context is not None]
+    if not streams:
+        raise NoAudioStream(f"'{path}' holds no sound; give a file with speech in it")
+    return next((s for s in streams if s.disposition & Disposition.default), streams[0])
+
+
+def is_photo_format(container: InputContainer) -> bool:
+    """Whether the format holds a single picture."""
+    name = container.format.name
+    brand = container.metadata.get("major_brand", "")
+    return name == "image2" or name.endswith("_pipe") or brand in ("avif", "heic", "heix", "mif1")
+
+
+def origin_of_s(container: InputContainer) -> Fraction:
+    """Where time zero lies on the file's own clock, in seconds.
+
+    Zero itself, except where the clock means nothing: broadcast formats (MPEG-TS, MPEG-PS) count from anywhere, and a
+    file whose earliest stream starts below zero or more than a second late is a piece of something longer. There, time
+    zero is the earliest start of its pictures and sound.
+    """
+    starts = [
+        s.start_time * s.time_base
+        for s in (*container.streams.video, *container.streams.audio)
+        if s.start_time is not None and s.time_base is not None
+    ]
+    first = min(starts, default=Fraction(0))
+    return first if container.format.name in BROADCAST or first < 0 or first > 1 else Fraction(0)

@@ -1,0 +1,197 @@
+"""Pictures and sound into one file, by the ffmpeg program."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import ffmpeg
+import imageio_ffmpeg
+
+from lipdub.errors import EncodingFailed, NoAudioStream
+from lipdub.media.clock import shown_until_s
+from lipdub.media.files import audio_stream, mapped, opened, url_of, video_stream
+from lipdub.media.output import COMMENT, FORMATS, check_output, part_file
+from lipdub.media.sound import GAP_S, sounds
+
+_PCM = {f"pcm_{kind}" for kind in ("u8", "s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be", "f64le", "f64be")}
+_COPIED = {".mp4": {"aac", "mp3", "alac"}, ".mov": {"aac", "mp3", "alac"} | _PCM}
+"""Sound that is taken as it is; Matroska takes everything."""
+_OLDEST_FFMPEG = 5
+"""Before it, neither ``setts=duration`` nor ``movie_timescale`` exist."""
+
+
+def mux(video: Path, speech: Path, out: Path, *, duration_s: Fraction, force: bool) -> None:
+    """Write `out`: the pictures of `video` as they are, with the sound of `speech`, cut where it is longer than `duration_s`.
+
+    Sound time zero is video time zero, as in `read_audio`; shorter sound stays shorter. Its sample rate and channels are
+    kept. It is copied bit for bit where the container takes its codec (.mp4: AAC, MP3, ALAC; .mov: PCM, too; .mkv:
+    everything) and nothing is to be cut. Otherwise .mp4 gets AAC at 256 kb/s, .mov the same PCM or else AAC, .mkv the
+    same PCM or else FLAC.
+
+    `out` appears by a rename when it is complete; after any error (Ctrl-C, too) nothing is left behind.
+
+    Raises:
+        OutputRefused: as `check_output`.
+        UnreadableMedia, NoAudioStream: `speech` cannot be used.
+        EncodingFailed: FFmpeg gave up; its last line is in the message.
+    """
+    check_output(out, inputs=(video, speech), force=force)
+    ticks_per_s, shown, coded, end = _picture_times(video)
+    suffix = out.suffix.lower()
+    sound = _sound_of(speech)
+    pictures = ffmpeg.input(url_of(video))["v:0"]
+    taken = ffmpeg.input(url_of(speech), itsoffset=_seconds(-sound.origin_s))[str(sound.index)]
+    codec = _sound_codec(sound, suffix, duration_s)
+    options: dict[str, object] = {"c:v": "copy", "c:a": codec, "format": FORMATS[suffix], "metadata": f"comment={COMMENT}"}
+    if shown < end:
+        lasting = f"if(eq(PTS,{shown})+eq(DTS,{coded}),{end}-PTS,min(DURATION,{end}-PTS))"
+        options["bsf:v"] = f"setts=pts=PTS:dts=DTS:duration='{lasting}'"
+    if codec != "copy":
+        # silence before a late start and in gaps goes into the samples, as in read_audio: players differ in honouring times
+        taken = taken.filter("aresample", **{"async": 1, "min_hard_comp": float(GAP_S), "first_pts": 0})
+        taken = taken.filter("atrim", end_sample=int(duration_s * sound.sample_rate_hz))
+    if codec == "aac":
+        options["b:a"] = f"{max(256, 96 * sound.channels)}k"
+    if suffix != ".mkv":
+        # the edit list counts in the movie's ticks: fine enough for the pictures' start and the encoder's lead-in of the sound
+        movie = math.lcm(ticks_per_s, sound.sample_rate_hz)
+        options |= {"movflags": "+faststart", "video_track_timescale": ticks_per_s}
+        options["movie_timescale"] = movie if movie < 2**31 else ticks_per_s
+    with part_file(out) as part:
+        command = ffmpeg.output(pictures, taken, url_of(part), map_chapters=-1, **options)
+        command = command.global_args("-copyts", "-nostdin", "-hide_banner", "-loglevel", "error", "-y")
+        _run(ffmpeg.compile(command, cmd=_program()), out)
+        check_output(out, inputs=(video, speech), force=force)
+        with mapped(out, writing=True):
+            os.replace(part, out)
+
+
+def _picture_times(video: Path) -> tuple[int, int, int, int]:
+    """Ticks per second of `video`, and the ticks at which its last picture is shown, its last packet is decoded, and it ends.
+
+    An .mp4 keeps durations in order of decoding, and some versions of FFmpeg replace them by the average. So with B-frames
+    or a variable rate, a plain copy would change the length of the video: see also `Writer._finish`.
+    """
+    with opened(video) as container:
+        stream = video_stream(container, video)
+        assert stream.time_base is not None
+        shown = coded = 0
+        for packet in container.demux(stream):
+            if packet.pts is not None and packet.dts is not None:
+                shown, coded = max(shown, packet.pts), packet.dts
+        end = round((shown_until_s(container, stream, Fraction(0)) or Fraction(0)) / stream.time_base)
+        return stream.time_base.denominator, shown, coded, end
+
+
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """What `mux` must know of a sound stream. Times in seconds from time zero; `packet_s`: where coded sound starts, with
+    the encoder's lead-in that is not heard. origin_s: time zero on the file's own clock."""
+
+    index: int
+    codec: str
+    sample_rate_hz: int
+    channels: int
+    origin_s: Fraction
+    packet_s: Fraction
+    start_s: Fraction
+    end_s: Fraction
+
+
+def _sound_of(path: Path) -> _Sound:
+    """The facts of the sound of `path`; it is decoded to its end. Raises UnreadableMedia, NoAudioStream."""
+    with opened(path) as container:
+        stream = audio_stream(container, path)
+        packet = next(container.demux(stream))
+        packet_s = Fraction(0) if packet.pts is None else packet.pts * packet.time_base
+    with opened(path) as container:
+        stream = audio_stream(container, path)
+        context = stream.codec_context
+        start_s: Fraction | None = None
+        origin_s = end_s = Fraction(0)
+        for time_s, frame in sounds(container, stream):
+            if start_s is None:
+                start_s = time_s
+                if frame.pts is not None and frame.time_base is not None:
+                    origin_s = frame.pts * frame.time_base - time_s
+            end_s = time_s + Fraction(frame.samples, frame.sample_rate)
+        if start_s is None or end_s <= 0:
+            raise NoAudioStream(f"the sound of '{path}' has no samples; give a file with speech in it")
+        return _Sound(
+            index=stream.index,
+            codec=context.codec.canonical_name,
+            sample_rate_hz=context.sample_rate,
+            channels=context.channels,
+            origin_s=origin_s,
+            packet_s=packet_s - origin_s,
+            start_s=start_s,
+            end_s=end_s,
+        )
+
+
+def _sound_codec(sound: _Sound, suffix: str, duration_s: Fraction) -> str:
+    """FFmpeg's name of the codec for `sound` in a container of that suffix: "copy" where nothing need be done to it."""
+    whole = sound.end_s <= duration_s and sound.start_s >= 0
+    if suffix == ".mkv":  # a lead-in before zero would make the Matroska muxer move the pictures
+        copied = sound.packet_s >= 0
+        other = sound.codec if sound.codec in _PCM else "flac"
+    else:
+        copied = sound.codec in _COPIED[suffix]
+        other = sound.codec if suffix == ".mov" and sound.codec in _PCM else "aac"
+    return "copy" if whole and copied else other
+
+
+def _seconds(time_s: Fraction) -> str:
+    """A time as FFmpeg's options take it, in microseconds."""
+    return f"{float(time_s):.6f}"
+
+
+def _program() -> str:
+    """The FFmpeg program: the one on PATH if it is of version 5 or later, else the one that imageio-ffmpeg brings.
+
+    Raises EncodingFailed.
+    """
+    found = shutil.which("ffmpeg")
+    if found and _major_version(found) >= _OLDEST_FFMPEG:
+        return found
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError as error:
+        raise EncodingFailed(f"there is no ffmpeg program of version {_OLDEST_FFMPEG} or later; install FFmpeg") from error
+
+
+@cache
+def _major_version(program: str) -> int:
+    """The major version of an FFmpeg program; 0 if it does not run. One built from a snapshot counts as new."""
+    try:
+        said = subprocess.run([program, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return 0
+    number = re.match(rb"ffmpeg version n?(\d+)\.", said)
+    return int(number[1]) if number else 99
+
+
+def _run(command: list[str], out: Path) -> None:
+    """Run FFmpeg to its end; whatever interrupts us ends it, too. Raises EncodingFailed with its last line."""
+    with mapped(out, writing=True):
+        # a session of its own: Ctrl-C comes to us alone, and we end the program
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+    try:
+        _, said = process.communicate()
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    if process.returncode:
+        lines = said.decode(errors="replace").strip().splitlines() or [f"ffmpeg ended with code {process.returncode}"]
+        raise EncodingFailed(f"cannot write '{out}': {lines[-1].strip()}; check the free space and the inputs, then run again")

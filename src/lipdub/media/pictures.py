@@ -1,0 +1,233 @@
+"""Pictures out of files: what a file says of itself, and its frames in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.error
+import numpy as np
+from av.container import InputContainer
+from numpy.typing import NDArray
+
+from lipdub.errors import UnreadableMedia
+from lipdub.media.clock import NO_PTS, FrameClock, shown_until_s
+from lipdub.media.converting import Chunk, Converter, ToPlanes, ToRgb
+from lipdub.media.files import is_photo_format, opened, origin_of_s, video_stream
+from lipdub.media.turning import quarter_turns
+from lipdub.picture import YuvChunk
+from lipdub.records import ColorTags, FrameChunk, VideoInfo
+
+_MAX_FRAMES = 16
+CHUNK_BYTES = 64 * 2**20
+PLANES_BYTES = 24 * 2**20
+"""Planes wait in queues between stages that overlap, so their chunks are smaller."""
+
+
+def _decoded(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """The frames of `stream` that decode, in order of display; damaged packets are left out, a cut-off file ends early."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.error.FFmpegError):
+            return
+        try:
+            yield from packet.decode()
+        except av.error.FFmpegError:
+            continue
+
+
+def _first_frames(container: InputContainer, stream: av.VideoStream, path: Path, count: int) -> list[av.VideoFrame]:
+    """Up to `count` first frames, at least one. Raises UnreadableMedia."""
+    frames = [frame for frame, _ in zip(_decoded(container, stream), range(count), strict=False)]
+    if not frames:
+        raise UnreadableMedia(f"cannot read '{path}': not one of its pictures decodes; the file is damaged or cut off")
+    return frames
+
+
+def probe(path: Path) -> VideoInfo:
+    """What the video or photo at `path` says of itself; one frame is decoded to be sure.
+
+    Sizes, rotation and pixel aspect are those of the picture as shown. `duration_s` is the time at which the last picture
+    ends, counted from time zero (so it includes a late start). A photo has no duration.
+
+    Raises:
+        UnreadableMedia: missing, empty, a folder, no media, or not one picture decodes.
+        NoVideoStream: sound only; cover art is no video.
+    """
+    with opened(path) as container:
+        stream = video_stream(container, path)
+        assert stream.time_base is not None
+        has_audio = bool(container.streams.audio)
+        origin_s = origin_of_s(container)
+        one_or_many = container.format.name in ("gif", "apng", "webp")
+        frames = _first_frames(container, stream, path, 2 if one_or_many else 1)
+        first = frames[0]
+        is_still = is_photo_format(container) or (one_or_many and len(frames) == 1)
+        convert = ToRgb(first, path)
+        rotation = quarter_turns(first)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        if aspect <= 0:
+            aspect = Fraction(1)
+        return VideoInfo(
+            path=path,
+            width=convert.width,
+            height=convert.height,
+            time_base=stream.time_base,
+            frame_rate=stream.average_rate or stream.guessed_rate or stream.base_rate or Fraction(25),
+            duration_s=None if is_still else shown_until_s(container, stream, origin_s),
+            rotation=rotation,
+            sample_aspect_ratio=1 / aspect if rotation in (90, 270) else aspect,
+            color=ColorTags(int(first.colorspace), int(first.color_range), int(first.color_primaries), int(first.color_trc)),
+            is_still=is_still,
+            has_audio=has_audio,
+        )
+
+
+def read_frames(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Generator[FrameChunk, None, None]:
+    """The pictures of `path` in order, upright, as chunks of 1 to 16 frames and about `chunk_bytes` at most.
+
+    Every frame keeps its own timestamp; one that repeats the time of the frame before is left out, a missing one is
+    rebuilt. Pixels are converted with the stream's own colour matrix and range (untagged: BT.709 from 720 lines on, else
+    BT.601). Damaged packets are left out; a cut-off file gives the frames it has; where the size changes, pictures are
+    scaled to the first size. A photo is one frame at tick 0. Each chunk owns its memory. Closing the generator closes
+    the file.
+
+    Raises:
+        UnreadableMedia, NoVideoStream: as `probe`.
+    """
+    return _read(path, chunk_bytes, lambda frame, photo: ToRgb(frame, path))
+
+
+def read_planes(path: Path, *, chunk_bytes: int = PLANES_BYTES) -> Generator[YuvChunk, None, None]:
+    """The same pictures at the same times as `read_frames`, as the planes that ``Writer`` hands to the encoder. Where they are stored
+    so, not one bit is changed. Raises as `read_frames`."""
+    return _read(path, chunk_bytes, lambda frame, photo: ToPlanes(frame, path, photo=photo))
+
+
+_Start = Callable[[av.VideoFrame, bool], Converter[Chunk]]
+
+
+def _read(path: Path, chunk_bytes: int, start: _Start[Chunk]) -> Generator[Chunk, None, None]:
+    """The pictures of `path` in chunks; `start` makes the converter from the first frame, told whether it is a photo."""
+    with opened(path) as container:
+        stream = video_stream(container, path)
+        time_base = stream.time_base
+        assert time_base is not None
+        convert: Converter[Chunk] | None = None
+        capacity, index, filled = 1, 0, 0
+        ticks: list[int] = []
+        for tick, frame in _timed(container, stream):
+            if convert is None:
+                convert = start(frame, is_photo_format(container))
+                capacity = max(1, min(_MAX_FRAMES, chunk_bytes // convert.frame_bytes))
+            if filled == 0:
+                convert.begin(capacity)
+            convert.put(filled, frame)
+            ticks.append(tick)
+            filled += 1
+            if filled == capacity:
+                yield convert.chunk(index, filled, np.array(ticks, np.int64), time_base)
+                index, filled = index + filled, 0
+                ticks.clear()
+        if convert is None:
+            raise UnreadableMedia(f"cannot read '{path}': not one of its pictures decodes; the file is damaged or cut off")
+        if filled:
+            yield convert.chunk(index, filled, np.array(ticks, np.int64), time_base)
+
+
+def _timed(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames of `stream` with their ticks; of a photo the first one, at tick 0."""
+    clock = FrameClock(container, stream)
+    photo = is_photo_format(container)
+    for frame in _decoded(container, stream):
+        tick = 0 if photo else clock.tick(frame)
+        if tick is not None:
+            yield tick, frame
+        if photo:
+            return
+
+
+SPAN_FRAMES = 16
+"""Frames that playing backwards holds at a time, at most."""
+
+
+def read_span(path: Path, pts: NDArray[np.int64], first: int, end: int) -> FrameChunk:
+    """The frames [first, end) of `path`, upright RGB, decoded from the key frame before them.
+
+    pts: int64 (N,), the ticks of all frames as `read_frames` gave them. At least one frame and at most as many as fit 64 MiB
+    are given: the last ones of the span, so ``index`` may be later than `first`.
+
+    Raises:
+        UnreadableMedia, NoVideoStream: as `probe`; UnreadableMedia, too, where the file no longer holds these frames.
+    """
+    return _span(path, pts, first, end, CHUNK_BYTES, lambda frame, photo: ToRgb(frame, path))
+
+
+def read_span_planes(path: Path, pts: NDArray[np.int64], first: int, end: int) -> YuvChunk:
+    """The same frames in planes; at most as many as fit 24 MiB. Raises as `read_span`."""
+    return _span(path, pts, first, end, 2 * PLANES_BYTES, lambda frame, photo: ToPlanes(frame, path, photo=photo))
+
+
+def _span(path: Path, pts: NDArray[np.int64], first: int, end: int, chunk_bytes: int, start: _Start[Chunk]) -> Chunk:
+    with opened(path) as container:
+        stream = video_stream(container, path)
+        time_base = stream.time_base
+        assert time_base is not None
+        photo = is_photo_format(container)
+        shift = -round(origin_of_s(container) / time_base)
+        convert: Converter[Chunk] | None = None
+        wanted, found = pts[first:end], set[int]()
+        if not photo and container.format.name not in NO_PTS:
+            # How many frames fit is only known with the first of them; a seek to the last one's key frame shows it.
+            size = stream.codec_context.width * stream.codec_context.height
+            fits = max(1, min(SPAN_FRAMES, chunk_bytes // max(1, 3 * size)))
+            first, wanted = max(first, end - fits), pts[max(first, end - fits) : end]
+            with suppress(av.error.FFmpegError):
+                container.seek(int(wanted[0]) - shift, stream=stream, backward=True, any_frame=False)
+            for frame in _decoded(container, stream):
+                if convert is None:
+                    convert = start(frame, photo)
+                    convert.begin(len(wanted))
+                tick = None if frame.pts is None else frame.pts + shift
+                if tick is not None and wanted[0] <= tick <= wanted[-1] and tick not in found:
+                    slot = int(np.searchsorted(wanted, tick))
+                    if wanted[slot] == tick:
+                        convert.put(slot, frame)
+                        found.add(tick)
+                if len(found) == len(wanted) or (tick is not None and tick > wanted[-1]):
+                    break
+        else:
+            first, wanted = max(first, end - SPAN_FRAMES), pts[max(first, end - SPAN_FRAMES) : end]
+    if convert is not None and len(found) == len(wanted):
+        return convert.chunk(first, len(wanted), wanted.astype(np.int64), time_base)
+    return _span_from_start(path, wanted, first, end, start)
+
+
+def _span_from_start(path: Path, wanted: NDArray[np.int64], first: int, end: int, start: _Start[Chunk]) -> Chunk:
+    """The same for streams whose times had to be mended, and formats that cannot seek: read on from the start."""
+    convert: Converter[Chunk] | None = None
+    with opened(path) as container:
+        stream = video_stream(container, path)
+        time_base = stream.time_base
+        assert time_base is not None
+        with closing(_numbered(container, stream)) as frames:
+            for index, frame in frames:
+                if index < first:
+                    continue
+                if convert is None:
+                    convert = start(frame, is_photo_format(container))
+                    convert.begin(end - first)
+                convert.put(index - first, frame)
+                if index == end - 1:
+                    return convert.chunk(first, end - first, wanted.astype(np.int64), time_base)
+    raise UnreadableMedia(f"cannot read '{path}': it no longer holds the frames seen before; was it changed meanwhile?")
+
+
+def _numbered(container: InputContainer, stream: av.VideoStream) -> Generator[tuple[int, av.VideoFrame], None, None]:
+    for index, (_, frame) in enumerate(_timed(container, stream)):
+        yield index, frame

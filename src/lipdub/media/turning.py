@@ -1,0 +1,74 @@
+"""Which way up a picture is stored, and how to turn it upright."""
+
+from __future__ import annotations
+
+import re
+import struct
+from contextlib import suppress
+from pathlib import Path
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from numpy.typing import NDArray
+
+Turn = tuple[int, int, int, int]
+AS_STORED: Turn = (1, 0, 0, 1)
+_EXIF_TURNS: dict[int, Turn] = {
+    1: AS_STORED,
+    2: (-1, 0, 0, 1),
+    3: (-1, 0, 0, -1),
+    4: (1, 0, 0, -1),
+    5: (0, 1, 1, 0),
+    6: (0, 1, -1, 0),
+    7: (0, -1, -1, 0),
+    8: (0, -1, 1, 0),
+}
+"""EXIF orientation to how the picture is to be shown."""
+
+
+def display_matrix(frame: av.VideoFrame, path: Path) -> Turn:
+    """How a frame of `path` is to be shown: the display matrix without its shift, as signs (a, b, c, d).
+
+    It maps a stored point to a shown one: ``x' = a x + c y``, ``y' = b x + d y``, y pointing down.
+    """
+    try:
+        data = frame.side_data[SideDataType.DISPLAYMATRIX]  # type: ignore[typeddict-item]
+    except KeyError:
+        return AS_STORED
+    except ValueError:  # PyAV cannot list side data that it does not know, such as the EXIF of a photo
+        turn = _EXIF_TURNS.get(_exif_orientation(path))
+        return turn or {0: AS_STORED, 90: _EXIF_TURNS[8], 180: _EXIF_TURNS[3], 270: _EXIF_TURNS[6]}[quarter_turns(frame)]
+    (a, b), (c, d) = np.sign(np.frombuffer(bytes(data), np.int32).reshape(3, 3)[:2, :2]).tolist()
+    return a, b, c, d
+
+
+def _exif_orientation(path: Path) -> int:
+    """The orientation (1 to 8) that a photo's EXIF gives, 0 without one."""
+    with path.open("rb") as file:
+        head = file.read(2**18)
+    found = re.search(rb"(?:Exif\0\0|EXIF....|eXIf)(II\*\0|MM\0\*)", head, re.DOTALL)
+    if not found:
+        return 0
+    tiff, order = head[found.start(1) :], "<" if found[1] == b"II*\0" else ">"
+    with suppress(struct.error):
+        (at,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, at)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, value = struct.unpack_from(order + "H6xH", tiff, entry)
+            if tag == 0x0112:
+                return int(value)
+    return 0
+
+
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """The turn of a frame in degrees counter-clockwise: 0, 90, 180 or 270."""
+    return round(frame.rotation / 90) * 90 % 360
+
+
+def upright(pixels: NDArray[np.uint8], turn: Turn) -> NDArray[np.uint8]:
+    """`pixels` (H, W, 3), or one plane (H, W), as they are shown: quarter turns and mirrorings; a view, nothing is resampled."""
+    a, b, c, d = turn
+    if not (a and d) and b and c:
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -1,0 +1,191 @@
+"""Frames into H.264."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import av.error
+import numpy as np
+from av.codec.context import Flags
+from av.container import OutputContainer
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from lipdub.errors import EncodingFailed
+from lipdub.media.colour import FULL, LIMITED, sws_matrix, written_color
+from lipdub.media.converting import rgb_to_yuv
+from lipdub.media.files import mapped, url_of
+from lipdub.media.output import COMMENT, FORMATS, part_file
+from lipdub.picture import YuvChunk
+from lipdub.records import FrameChunk, VideoInfo
+
+
+class Writer:
+    """Encodes frames to H.264 at `out`: silent, upright, with the timestamps, colour tags and pixel aspect of `info`.
+
+    A context manager. It writes to a temporary file beside `out` and renames it when the block ends well; after any error
+    (Ctrl-C, too) nothing is left and what was at `out` is untouched. An `out` that exists is replaced: `check_output` is
+    the caller's.
+
+    Ticks are those of `time_base` (the one of `info` by default), written exactly to .mp4 and .mov; .mkv counts in
+    milliseconds. Pixels are 8-bit yuv420p, which plays everywhere, and which needs even sides: an odd picture gets its
+    last column or row once more, so every pixel is kept and the side grows by one. (yuv444p would keep the size, but
+    QuickTime, Safari and hardware decoders do not play it.) Untagged colour stays untagged, converted as `read_frames`
+    assumes; pictures that were coded as RGB, and photos, are written in limited range and tagged.
+
+    end_s: when the last frame ends, seconds from time zero; set it before the block ends. None: where the source's last
+    picture ends, if that is close, else as long as the frame before.
+
+    Raises:
+        EncodingFailed: the encoder, the muxer or the disk gave up, or no frame was written.
+    """
+
+    def __init__(self, out: Path, info: VideoInfo, *, crf: int = 14, preset: str = "medium", time_base: Fraction | None = None) -> None:
+        self.out = out
+        self.end_s: Fraction | None = None
+        self.time_base = time_base or info.time_base
+        self._info = info
+        self._options = {"crf": str(crf), "preset": preset}
+        self._reformatter = VideoReformatter()
+        self._size = info.width + info.width % 2, info.height + info.height % 2
+        self._color = written_color(info, padded=self._size != (info.width, info.height))
+        self._held: av.VideoFrame | None = None
+        self._step = max(1, round(1 / (info.frame_rate * self.time_base)))
+        self._suffix = out.suffix.lower()
+        self._ticks_kept = self._suffix != ".mkv"
+        self._lead: int | None = None
+        self._last_dts = -(2**63)
+        self._end = 0
+
+    def __enter__(self) -> Writer:
+        with ExitStack() as stack, mapped(self.out, writing=True):
+            self._part = stack.enter_context(part_file(self.out))
+            self._container = self._opened()
+            stack.callback(self._close)
+            self._stream = self._started()
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._open, mapped(self.out, writing=True):
+            if kind is None:
+                self._finish()
+                os.replace(self._part, self.out)
+
+    def write(self, chunk: FrameChunk | YuvChunk) -> None:
+        """Encode the frames of `chunk` at their own times; chunks come in order. Planes, as ``read_planes`` gives them for the same
+        video, go to the encoder bit for bit.
+
+        Raises:
+            ValueError: another size than `info`, times that do not increase, or that are no whole ticks of `time_base`.
+        """
+        size = (chunk.height, chunk.width) if isinstance(chunk, YuvChunk) else chunk.pixels.shape[1:3]
+        if size != (self._info.height, self._info.width):
+            raise ValueError(f"frames must be {self._info.height} x {self._info.width}, got {size[0]} x {size[1]}")
+        ratio = chunk.time_base / self.time_base
+        with mapped(self.out, writing=True):
+            pictures = chunk.data if isinstance(chunk, YuvChunk) else chunk.pixels
+            for picture, pts in zip(pictures, chunk.pts.tolist(), strict=True):
+                tick = pts * ratio
+                if tick.denominator != 1:
+                    raise ValueError(f"tick {pts} of {chunk.time_base} s is no whole tick of {self.time_base} s")
+                frame = self._from_planes(picture) if picture.ndim == 1 else self._converted(picture)
+                frame.pts, frame.time_base = int(tick), self.time_base
+                held = self._held
+                if held is not None:
+                    assert held.pts is not None
+                    if frame.pts <= held.pts:
+                        raise ValueError(f"times must increase, got tick {frame.pts} after {held.pts}")
+                    self._step = frame.pts - held.pts
+                    self._encode(held, self._step)
+                self._held = frame
+
+    def _opened(self) -> OutputContainer:
+        """The container, ready to take a stream."""
+        name = FORMATS[self._suffix]
+        ticks = str(self.time_base.denominator)  # also for the edit list, whose times are rounded to the movie's ticks
+        options = {"movflags": "+faststart", "video_track_timescale": ticks, "movie_timescale": ticks} if self._ticks_kept else {}
+        container = av.open(url_of(self._part), "w", format=name, container_options=options)
+        container.metadata["comment"] = COMMENT
+        return container
+
+    def _started(self) -> av.VideoStream:
+        """The encoder, its header written."""
+        rate = self._info.frame_rate.limit_denominator(1001 * 60)
+        stream = self._container.add_stream("libx264", rate=rate, options=self._options)
+        context = stream.codec_context
+        context.width, context.height = self._size
+        context.pix_fmt = "yuv420p"
+        context.time_base = self.time_base
+        context.sample_aspect_ratio = self._info.sample_aspect_ratio
+        context.colorspace, context.color_range = self._color.matrix, self._color.range
+        context.color_primaries, context.color_trc = self._color.primaries, self._color.transfer
+        context.flags |= Flags.frame_duration
+        self._container.start_encoding()
+        return stream
+
+    def _converted(self, pixels: NDArray[np.uint8]) -> av.VideoFrame:
+        """One picture, RGB, as the encoder takes it."""
+        color_range = FULL if self._color.range == FULL else LIMITED
+        return self._tagged(rgb_to_yuv(self._reformatter, pixels, sws_matrix(self._color.matrix, pixels.shape[0]), color_range))
+
+    def _from_planes(self, data: NDArray[np.uint8]) -> av.VideoFrame:
+        """One picture that is as the encoder takes it."""
+        width, height = self._size
+        return self._tagged(av.VideoFrame.from_ndarray(data.reshape(height * 3 // 2, width), "yuv420p"))
+
+    def _tagged(self, frame: av.VideoFrame) -> av.VideoFrame:
+        frame.colorspace, frame.color_range = self._color.matrix, self._color.range
+        frame.color_primaries, frame.color_trc = self._color.primaries, self._color.transfer
+        return frame
+
+    def _encode(self, frame: av.VideoFrame, duration: int) -> None:
+        """Hand one frame to the encoder, shown for `duration` ticks."""
+        assert frame.pts is not None
+        frame.duration, self._end = duration, frame.pts + duration
+        self._mux(self._stream.encode(frame))
+
+    def _mux(self, packets: list[av.Packet[av.VideoStream]]) -> None:
+        """Hand coded frames to the container."""
+        if self._lead is None and packets:
+            self._lead = (packets[0].pts or 0) - (packets[0].dts or 0)
+        for packet in packets:
+            self._last_dts = packet.dts if packet.dts is not None else self._last_dts
+        self._container.mux(packets)
+
+    def _finish(self) -> None:
+        """Write the last frame and the container's end."""
+        if self._held is None:
+            raise EncodingFailed(f"cannot write '{self.out}': there are no pictures to write; check the input video")
+        self._encode(self._held, self._last_duration(self._held.pts or 0))
+        packets = self._stream.encode(None)
+        self._mux(packets[:-1])
+        for last in packets[-1:]:
+            if last.pts is not None and last.dts is not None and self._ticks_kept:
+                # An .mp4 keeps durations in order of decoding, and FFmpeg takes their sum for the length of the pictures.
+                # With B-frames and a variable rate that is another one, unless the last frame coded makes up for it.
+                last.dts = max(self._last_dts + 1, last.pts - (self._lead or 0))
+                last.duration = self._end - last.pts
+            self._mux([last])
+        self._container.close()
+
+    def _last_duration(self, tick: int) -> int:
+        """Ticks that the frame at `tick` is shown for, it being the last."""
+        if self.end_s is not None:
+            return max(1, round(self.end_s / self.time_base) - tick)
+        if self._info.duration_s is not None:
+            left = round(self._info.duration_s / self.time_base) - tick
+            usual = max(self._step, round(1 / (self._info.frame_rate * self.time_base)))
+            if 0 < left <= 2 * usual:
+                return left
+        return self._step
+
+    def _close(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        with suppress(av.error.FFmpegError, OSError, ValueError):
+            self._container.close()

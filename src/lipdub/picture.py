@@ -1,0 +1,228 @@
+"""Pictures as the pipeline carries them: the planes that the encoder takes, and RGB of just the region that somebody looks at.
+
+Turning whole frames into RGB and back costs more than finding the face and drawing the mouth together, and loses a level here and
+there. So frames stay in their own luma and chroma; a face's window is converted when it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.records import FrameChunk
+
+Size = tuple[int, int]
+"""Width and height in px."""
+
+
+class Picture(Protocol):
+    """One upright picture that can be looked at in parts."""
+
+    @property
+    def height(self) -> int:
+        """Rows in px."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Columns in px."""
+        ...
+
+    def rgb(self, x0: int, y0: int, x1: int, y1: int, *, size: Size | None = None) -> NDArray[np.uint8]:
+        """The region [x0, x1) x [y0, y1), which lies in the picture, uint8 (h, w, 3) RGB; with `size`, averaged down to that width
+        and height. May be a view."""
+        ...
+
+    def grey(self, step: int) -> NDArray[np.float32]:
+        """Every `step`-th pixel's brightness both ways, float32 in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class RgbPicture:
+    """A picture whose pixels are there: uint8 (H, W, 3) RGB."""
+
+    pixels: NDArray[np.uint8]
+
+    @property
+    def height(self) -> int:
+        """Rows in px."""
+        return int(self.pixels.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Columns in px."""
+        return int(self.pixels.shape[1])
+
+    def rgb(self, x0: int, y0: int, x1: int, y1: int, *, size: Size | None = None) -> NDArray[np.uint8]:
+        """See `Picture`."""
+        region = self.pixels[y0:y1, x0:x1]
+        return region if size is None else np.asarray(cv2.resize(region, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+    def grey(self, step: int) -> NDArray[np.float32]:
+        """See `Picture`; green stands for brightness."""
+        return np.asarray(self.pixels[::step, ::step, 1], np.float32) / np.float32(255)
+
+
+@dataclass(frozen=True, slots=True)
+class YuvColor:
+    """How luma and chroma make colours: the shares of red and blue in luma (ITU-T H.273, table 4), and whether levels use all of
+    0 to 255 or the studio's 16 to 235 (chroma 240)."""
+
+    red: float
+    blue: float
+    full: bool
+
+    def __post_init__(self) -> None:
+        if not (0 < self.red < 1 and 0 < self.blue < 1 and self.red + self.blue < 1):
+            raise ValueError(f"shares of red and blue must leave some for green, got {self.red = }, {self.blue = }")
+
+    def from_rgb(self) -> NDArray[np.float64]:
+        """Matrix (3, 4) from R, G, B and 1 to Y, U and V, all of them levels from 0 to 255."""
+        return _from_rgb(self)
+
+    def to_rgb(self) -> NDArray[np.float64]:
+        """The inverse of ``from_rgb``, (3, 4)."""
+        return _to_rgb(self)
+
+
+@lru_cache(maxsize=16)
+def _from_rgb(color: YuvColor) -> NDArray[np.float64]:
+    luma = np.array([color.red, 1 - color.red - color.blue, color.blue])
+    rows = np.stack([luma, ([0, 0, 1] - luma) / (2 * (1 - color.blue)), ([1, 0, 0] - luma) / (2 * (1 - color.red))])
+    if color.full:
+        return np.column_stack([rows, [0.0, 128.0, 128.0]])
+    return np.column_stack([rows * np.array([[219 / 255], [224 / 255], [224 / 255]]), [16.0, 128.0, 128.0]])
+
+
+@lru_cache(maxsize=16)
+def _to_rgb(color: YuvColor) -> NDArray[np.float64]:
+    forward = _from_rgb(color)
+    inverse = np.linalg.inv(forward[:, :3])
+    return np.column_stack([inverse, -inverse @ forward[:, 3]])
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class YuvPicture:
+    """A picture in planes, chroma at half the sides and centred between its four pixels. y: uint8 (H', W'); u, v: uint8
+    (H' / 2, W' / 2), views; H' and W' are `height` and `width` rounded up to even, the last row or column repeated."""
+
+    y: NDArray[np.uint8]
+    u: NDArray[np.uint8]
+    v: NDArray[np.uint8]
+    color: YuvColor
+    height: int
+    width: int
+
+    def rgb(self, x0: int, y0: int, x1: int, y1: int, *, size: Size | None = None) -> NDArray[np.uint8]:
+        """See `Picture`. With `size` the region begins and ends at even px, or at the picture's end."""
+        if size is not None:
+            x1, y1 = x1 + x1 % 2, y1 + y1 % 2
+            if x0 % 2 or y0 % 2:
+                raise ValueError(f"a region that is averaged begins at even px, got {x0 = }, {y0 = }")
+            half = (slice(y0 // 2, y1 // 2), slice(x0 // 2, x1 // 2))
+            return self._merged(_resized(self.y[y0:y1, x0:x1], size), _resized(self.u[half], size), _resized(self.v[half], size))
+        # One chroma pixel more on each side, where there is one, so that colours are interpolated as in the whole picture.
+        low_x, low_y = max(0, x0 // 2 - 1), max(0, y0 // 2 - 1)
+        high_x, high_y = min(self.u.shape[1], (x1 + 1) // 2 + 1), min(self.u.shape[0], (y1 + 1) // 2 + 1)
+        doubled = 2 * (high_x - low_x), 2 * (high_y - low_y)
+        here = slice(y0 - 2 * low_y, y1 - 2 * low_y), slice(x0 - 2 * low_x, x1 - 2 * low_x)
+        u, v = (_resized(plane[low_y:high_y, low_x:high_x], doubled)[here] for plane in (self.u, self.v))
+        return self._merged(self.y[y0:y1, x0:x1], u, v)
+
+    def grey(self, step: int) -> NDArray[np.float32]:
+        """See `Picture`."""
+        low, reach = (0.0, 255.0) if self.color.full else (16.0, 219.0)
+        levels = self.y[: self.height : step, : self.width : step].astype(np.float32)
+        return np.asarray(((levels - low) / reach).clip(0, 1), np.float32)
+
+    def _merged(self, y: NDArray[np.uint8], u: NDArray[np.uint8], v: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.asarray(cv2.transform(cv2.merge([np.ascontiguousarray(y), u, v]), self.color.to_rgb()), np.uint8)
+
+
+def _resized(plane: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """A plane at another size: averaged where it gets smaller, interpolated where it grows."""
+    grows = size[0] > plane.shape[1] or size[1] > plane.shape[0]
+    return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA), np.uint8)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class YuvChunk:
+    """Consecutive frames of one video in planes: what ``FrameChunk`` is in RGB.
+
+    index: stream index of the first frame. data: uint8 (N, H' * W' * 3 / 2), each row the planes y, u, v of one frame one after the
+    other (I420); H' and W' are `height` and `width` rounded up to even. pts: int64 (N,) ticks, strictly increasing. time_base:
+    seconds per tick. Whoever holds the chunk may draw into its planes.
+    """
+
+    index: int
+    data: NDArray[np.uint8]
+    height: int
+    width: int
+    color: YuvColor
+    pts: NDArray[np.int64]
+    time_base: Fraction
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 2 or self.data.dtype != np.uint8 or self.data.shape[1] != i420_bytes(self.height, self.width):
+            raise ValueError(f"data must be uint8 (N, {i420_bytes(self.height, self.width)}), got {self.data.dtype} {self.data.shape}")
+        if self.pts.shape != (len(self.data),):
+            raise ValueError(f"one pts per frame, got {self.pts.shape = } for {len(self.data)} frames")
+        if not bool(np.all(np.diff(self.pts) > 0)):
+            raise ValueError("pts must increase")
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        return f"YuvChunk(index={self.index}, frames={len(self)}, {self.width}x{self.height}, pts={self.pts[:1]}..{self.pts[-1:]})"
+
+    @property
+    def times_s(self) -> NDArray[np.float64]:
+        """Presentation times in seconds, float64 (N,)."""
+        return self.pts * float(self.time_base)
+
+    def picture(self, row: int) -> YuvPicture:
+        """One of the frames; its planes are views."""
+        return YuvPicture(*planes_of(self.data[row], self.height, self.width), self.color, self.height, self.width)
+
+    def timed(self, index: int, pts: NDArray[np.int64], time_base: Fraction) -> YuvChunk:
+        """The same pictures at other times."""
+        return YuvChunk(index, self.data, self.height, self.width, self.color, pts, time_base)
+
+    def part(self, first: int, end: int) -> YuvChunk:
+        """The frames [first, end), counted within the chunk: views."""
+        return YuvChunk(self.index + first, self.data[first:end], self.height, self.width, self.color, self.pts[first:end], self.time_base)
+
+
+def i420_bytes(height: int, width: int) -> int:
+    """Bytes of one frame in planes."""
+    return (height + height % 2) * (width + width % 2) * 3 // 2
+
+
+def planes_of(frame: NDArray[np.uint8], height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Views of the planes y (H', W'), u and v (H' / 2, W' / 2) in one frame of ``YuvChunk.data``."""
+    rows, columns = height + height % 2, width + width % 2
+    luma = rows * columns
+    half = rows // 2, columns // 2
+    return (
+        frame[:luma].reshape(rows, columns),
+        frame[luma : luma + luma // 4].reshape(half),
+        frame[luma + luma // 4 :].reshape(half),
+    )
+
+
+def picture_of(chunk: FrameChunk | YuvChunk, row: int) -> Picture:
+    """One frame of a chunk of either kind."""
+    return chunk.picture(row) if isinstance(chunk, YuvChunk) else RgbPicture(chunk.pixels[row])
+
+
+def as_picture(given: Picture | NDArray[np.uint8]) -> Picture:
+    """Pixels, uint8 (H, W, 3) RGB, as a picture; a picture as it is."""
+    return RgbPicture(given) if isinstance(given, np.ndarray) else given
