@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from lipdub import crop, media, pipeline
 from lipdub.errors import LipdubError, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
 from lipdub.pipeline import dub
-from lipdub.records import DubReport, FrameChunk
+from lipdub.records import DubReport
 from lipdub.tracks import WHY
 
 FRAMES, SIDE, RATE = 25, 256, 16000
@@ -199,9 +199,8 @@ def test_nothing_outside_the_mask_changes(house: Path, tmp_path: Path, clip: NDA
     outside = np.ones((SIDE, SIDE), bool)
     outside[int(box[0, 1]) - 6 : int(box[1, 1]) + 7, int(box[0, 0]) - 6 : int(box[1, 0]) + 7] = False
     assert outside.mean() > 0.5
-    difference = np.abs(after[:, outside].astype(int) - clip[:, outside])
-    assert difference.mean() < 0.7
-    assert 10 * np.log10(255**2 / (difference.astype(float) ** 2).mean()) > 45
+    # Planes that nobody draws into reach the encoder as they are, and crf 0 loses nothing.
+    assert (after[:, outside] == clip[:, outside]).all()
     assert np.abs(after[:, ~outside].astype(int) - clip[:, ~outside]).max() > 60
 
 
@@ -301,17 +300,17 @@ def test_no_face_anywhere_is_an_error(house: Path, tmp_path: Path) -> None:
 
 
 def test_a_video_that_changes_between_the_passes_is_an_error(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, passes = media.read_frames, []
+    whole, passes = media.read_planes, []
 
     def shrinking(path: Path, **options: Any) -> Any:
         passes.append(path)
         for chunk in whole(path, **options):
             if len(passes) > 1:
-                yield FrameChunk(chunk.index, chunk.pixels[:4], chunk.pts[:4], chunk.time_base)
+                yield chunk.part(0, 4)
                 return
             yield chunk
 
-    monkeypatch.setattr(media, "read_frames", shrinking)
+    monkeypatch.setattr(media, "read_planes", shrinking)
     with pytest.raises(UnreadableMedia, match="changed meanwhile"):
         dubbed(house, tmp_path / "out.mp4")
     assert list(tmp_path.iterdir()) == []
@@ -354,7 +353,7 @@ def test_the_report_says_what_was_done(house: Path, tmp_path: Path) -> None:
     assert (report.video_s, report.speech_s, report.output_s) == (1.0, 1.62, 1.62)
     assert set(report.stage_s) == {"open", "faces", "decode", "recall", "crop", "draw", "paste", "encode", "mux"}
     assert all(seconds > 0 for seconds in report.stage_s.values())
-    assert sum(report.stage_s.values()) <= report.wall_s + 0.01
+    assert max(report.stage_s.values()) <= report.wall_s + 0.01  # they overlap, so together they may be more
     assert report.frames_per_s == pytest.approx(41 / report.wall_s)
 
 

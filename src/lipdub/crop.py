@@ -6,12 +6,14 @@ similarity, stored as four numbers (a, b, tx, ty): ``unit = [[a, -b], [b, a]] @ 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdub.picture import Picture, YuvChunk, picture_of, planes_of
 from lipdub.records import Crops, CropSpec, FrameChunk
 
 # Points that speech does not move (eye corners, brows, nose bridge; no eyelids, no nose tip, no jaw) and where they lie in
@@ -40,6 +42,8 @@ FEATHER = 0.022
 """Sigma of the mask's soft edge, unit crop."""
 COLOUR_REACH = 0.16
 """Sigma over which colour differences on static skin are carried into the mask, unit crop."""
+COLOUR_PX = 32
+"""Side of the picture in which colour differences are carried."""
 SAME_LEVELS = 10.0
 """A drawn pixel this many levels from what was there shows something else."""
 SAME_REACH = 0.016
@@ -76,7 +80,9 @@ def unit_to_frame(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
     return inverse
 
 
-def take(chunk: FrameChunk, rows: NDArray[np.int64], similarities: NDArray[np.float64], outlines: NDArray[np.float32], size: int) -> Crops:
+def take(
+    chunk: FrameChunk | YuvChunk, rows: NDArray[np.int64], similarities: NDArray[np.float64], outlines: NDArray[np.float32], size: int
+) -> Crops:
     """Aligned crops of side `size` px of the chunk's frames `rows` (M,), by frame-to-unit `similarities` (M, 4) with unit
     `outlines` (M, P, 2). Where the crop reaches outside the frame, the border is repeated."""
     matrices = unit_to_frame(similarities)
@@ -85,26 +91,29 @@ def take(chunk: FrameChunk, rows: NDArray[np.int64], similarities: NDArray[np.fl
     matrices[:, :, 2] += (matrices[:, :, :2] @ np.array([0.5, 0.5])) - 0.5
     pixels = np.empty((len(rows), size, size, 3), np.uint8)
     for slot, row in enumerate(rows):
-        pixels[slot] = _warp_in(chunk.pixels[row], matrices[slot], size)
+        pixels[slot] = _warp_in(picture_of(chunk, int(row)), matrices[slot], size)
     return Crops(pixels, matrices, np.asarray(rows, np.int64), np.asarray(outlines * size, np.float32))
 
 
-def _warp_in(frame: NDArray[np.uint8], to_frame: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+def _warp_in(picture: Picture, to_frame: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
     """One crop; a face larger than the crop is averaged down first, so that nothing aliases."""
     corners = np.array([[0, 0, 1], [size, 0, 1], [0, size, 1], [size, size, 1]], np.float64) @ to_frame.T
-    height, width = frame.shape[:2]
+    height, width = picture.height, picture.width
     low = np.clip(np.floor(corners.min(axis=0)) - 2, 0, [width - 1, height - 1]).astype(int)
+    low -= low % 2
     high = np.clip(np.ceil(corners.max(axis=0)) + 2, low + 1, [width, height]).astype(int)
-    region = frame[low[1] : high[1], low[0] : high[0]]
+    high = np.minimum(high + high % 2, [width, height])
     matrix = to_frame.copy()
     matrix[:, 2] -= low
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
-    if scale > 1.2 and min(region.shape[:2]) > 4:
-        small = (max(2, round(region.shape[1] / scale)), max(2, round(region.shape[0] / scale)))
-        factor = np.array([small[0] / region.shape[1], small[1] / region.shape[0]])
-        region = np.asarray(cv2.resize(region, small, interpolation=cv2.INTER_AREA), np.uint8)
+    columns, rows = (high - low).tolist()
+    small = None
+    if scale > 1.2 and min(columns, rows) > 4:
+        small = (max(2, round(columns / scale)), max(2, round(rows / scale)))
+        factor = np.array([small[0] / columns, small[1] / rows])
         matrix = matrix * factor[:, None]
         matrix[:, 2] += 0.5 * (factor - 1)
+    region = picture.rgb(int(low[0]), int(low[1]), int(high[0]), int(high[1]), size=small)
     warped = cv2.warpAffine(region, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(warped, np.uint8)
 
@@ -121,13 +130,48 @@ def paste(
         return pixels
     result = pixels.copy()
     for slot, row in enumerate(crops.rows):
+        if strength[slot] > 0:
+            patch = _patch(crops, slot, drawn[slot], float(strength[slot]), spec)
+            for channel in range(3):
+                _blend(result[row][..., channel], patch.drawn[..., channel], patch.taken[..., channel], patch, crops.to_frame[slot])
+    return result
+
+
+def paste_planes(chunk: YuvChunk, crops: Crops, drawn: NDArray[np.uint8], strength: NDArray[np.float32], spec: CropSpec) -> None:
+    """``paste`` for planes, drawn into the chunk itself. Only the pixels under the mask are touched: in luma those of the mask, in
+    chroma those that share a pixel with it."""
+    to_yuv = chunk.color.from_rgb()
+    for slot, row in enumerate(crops.rows):
         if strength[slot] <= 0:
             continue
-        mask = mask_of(crops.outline[slot], spec)
-        matched = match_colour(drawn[slot], crops.pixels[slot], mask)
-        kept = unchanged(matched, crops.pixels[slot])
-        _blend(result[row], matched, crops.pixels[slot], kept, mask * np.float32(strength[slot]), crops.to_frame[slot])
-    return result
+        patch = _patch(crops, slot, drawn[slot], float(strength[slot]), spec)
+        new, old = (np.asarray(cv2.transform(picture, to_yuv), np.float32) for picture in (patch.drawn, patch.taken))
+        half = 0.5 * crops.to_frame[slot]
+        half[:, 2] -= 0.25  # a chroma pixel lies in the middle of its four
+        planes = planes_of(chunk.data[row], chunk.height, chunk.width)
+        for channel, plane in enumerate(planes):
+            _blend(plane, new[..., channel], old[..., channel], patch, crops.to_frame[slot] if channel == 0 else half)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Patch:
+    """What one crop brings to its frame, all float32 and in crop px: drawn and taken (S, S, 3) levels, the picture now and before;
+    weights (S, S, 2): how far the frame is replaced, and where its own fine detail stays. box: x0, y0, x1, y1 that the mask reaches."""
+
+    drawn: NDArray[np.float32]
+    taken: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    box: tuple[int, int, int, int] | None
+
+
+def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, spec: CropSpec) -> _Patch:
+    mask = mask_of(crops.outline[slot], spec)
+    taken = crops.pixels[slot]
+    matched = match_colour(drawn, taken, mask)
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    box = None if len(columns) == 0 else (int(columns[0]) - 1, int(rows[0]) - 1, int(columns[-1]) + 1, int(rows[-1]) + 1)
+    weights = np.stack([mask * np.float32(strength), unchanged(matched, taken)], axis=-1)
+    return _Patch(matched, taken.astype(np.float32), weights, box)
 
 
 def unchanged(drawn: NDArray[np.float32], taken: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -136,7 +180,7 @@ def unchanged(drawn: NDArray[np.float32], taken: NDArray[np.uint8]) -> NDArray[n
     drawn: float32 (S, S, 3), colour-matched. taken: uint8 (S, S, 3), the crop as it was. Skin, beard and chin that did not move keep the
     frame's own fine detail, which a crop of S px cannot hold; the mouth that changed keeps nothing of the old one.
     """
-    difference = np.abs(drawn - taken).max(axis=2)
+    difference = cv2.absdiff(drawn, taken.astype(np.float32)).max(axis=2)
     near = max(1, round(SAME_REACH * len(taken)))
     # The largest difference nearby counts: fine detail of a lip's old edge must not survive beside the new one.
     widest = cv2.dilate(difference, np.ones((2 * near + 1, 2 * near + 1), np.uint8))
@@ -182,55 +226,58 @@ def match_colour(drawn: NDArray[np.uint8], target: NDArray[np.uint8], mask: NDAr
     show the same thing) and carried smoothly into the mask.
     """
     size = len(mask)
-    wide = cv2.GaussianBlur(mask, (0, 0), 0.05 * size)
-    ring = wide * (1 - mask)
-    ring[int(0.64 * size) :] = 0
-    ring[:, : int(0.2 * size)] = 0
-    ring[:, int(0.8 * size) :] = 0
-    # Where the two differ much they do not show the same thing (hair, a hand): leave it out.
-    difference = target.astype(np.float32) - drawn.astype(np.float32)
-    ring *= np.exp(-((np.abs(difference).max(axis=2) / 40.0) ** 2))
-    total = float(ring.sum())
-    if total < 1.0:
+    half = size // 2  # what is carried is so smooth that coarse pictures hold it
+    shrunk = [cv2.resize(picture, (half, half), interpolation=cv2.INTER_AREA) for picture in (target, drawn, mask)]
+    ring = cv2.GaussianBlur(shrunk[2], (0, 0), 0.05 * half) * (1 - shrunk[2])
+    ring[int(0.64 * half) :] = 0
+    ring[:, : int(0.2 * half)] = 0
+    ring[:, int(0.8 * half) :] = 0
+    difference = cv2.subtract(shrunk[0], shrunk[1], dtype=cv2.CV_32F)
+    # Where the two differ much they do not show the same thing (hair, a hand): leave it out. The worst of the pixels around counts.
+    worst = cv2.dilate(cv2.absdiff(target, drawn), np.ones((3, 3), np.uint8))[: 2 * half : 2, : 2 * half : 2].max(axis=2)
+    ring *= np.exp(-((worst.astype(np.float32) / 40) ** 2))
+    if 4 * float(ring.sum()) < 1.0:
         return drawn.astype(np.float32)
-    mean = (difference * ring[..., None]).sum(axis=(0, 1)) / total
-    weight = cv2.GaussianBlur(ring, (0, 0), COLOUR_REACH * size)
-    local = cv2.GaussianBlur(difference * ring[..., None], (0, 0), COLOUR_REACH * size)
+    coarse = min(half, COLOUR_PX)
+    weighted = cv2.resize(np.dstack([difference * ring[..., None], ring]), (coarse, coarse), interpolation=cv2.INTER_AREA)
+    mean = weighted[..., :3].sum(axis=(0, 1)) / weighted[..., 3].sum()
+    local = cv2.GaussianBlur(weighted, (0, 0), COLOUR_REACH * coarse)
     # Far from the ring the mean takes over.
     trust = 0.02
-    offset = (local + trust * mean) / (weight[..., None] + trust)
-    return np.asarray(np.clip(drawn.astype(np.float32) + offset, 0, 255), np.float32)
+    offset = (local[..., :3] + trust * mean) / (local[..., 3:] + trust)
+    carried = cv2.resize(offset, (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(np.clip(cv2.add(carried, drawn, dtype=cv2.CV_32F), 0, 255, out=carried), np.float32)
 
 
 def _blend(
-    frame: NDArray[np.uint8],
-    drawn: NDArray[np.float32],
-    taken: NDArray[np.uint8],
-    kept: NDArray[np.float32],
-    mask: NDArray[np.float32],
-    to_frame: NDArray[np.float64],
+    plane: NDArray[np.uint8], drawn: NDArray[np.float32], taken: NDArray[np.float32], patch: _Patch, to_plane: NDArray[np.float64]
 ) -> None:
-    """Blend one drawn crop into `frame` in place, only where the mask reaches; where `kept`, with the frame's own detail upon it."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    if len(columns) == 0:
+    """Blend one channel of a crop into a plane (H, W) in place, only where the mask reaches; where the picture is as it was, with the
+    plane's own detail upon it. to_plane: (2, 3), crop px to px of the plane."""
+    if patch.box is None:
         return
-    box = np.array([[x, y, 1] for x in (columns[0] - 1, columns[-1] + 1) for y in (rows[0] - 1, rows[-1] + 1)], np.float64)
-    corners = box @ to_frame.T
-    height, width = frame.shape[:2]
+    x0, y0, x1, y1 = patch.box
+    corners = np.array([[x, y, 1] for x in (x0, x1) for y in (y0, y1)], np.float64) @ to_plane.T
+    height, width = plane.shape
     low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, [width, height])
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 2, 0, [width, height])
     if (high <= low).any():
         return
     extent = (int(high[0] - low[0]), int(high[1] - low[1]))
-    matrix = to_frame.copy()
+    matrix = to_plane.copy()
     matrix[:, 2] -= low
     # A crop px wider than a frame px is interpolated smoothly; a narrower one is averaged by the area filter's stand-in, linear.
     flags = cv2.INTER_CUBIC if float(np.hypot(matrix[0, 0], matrix[1, 0])) > 1 else cv2.INTER_LINEAR
-    warped = cv2.warpAffine(drawn, matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    before = cv2.warpAffine(taken.astype(np.float32), matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    alpha = cv2.warpAffine(mask, matrix, extent, flags=cv2.INTER_LINEAR)[..., None]
-    share = cv2.warpAffine(kept, matrix, extent, flags=cv2.INTER_LINEAR)[..., None]
-    region = frame[low[1] : high[1], low[0] : high[0]]
-    detail = region - before  # what the crop could not hold
-    blended = region + alpha * (np.clip(warped + share * detail, 0, 255) - region)
-    np.copyto(region, np.rint(blended).astype(np.uint8), where=alpha > 0)
+    levels = cv2.warpAffine(np.dstack([drawn, taken]), matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    weights = cv2.warpAffine(patch.weights, matrix, extent, flags=cv2.INTER_LINEAR)
+    region = plane[low[1] : high[1], low[0] : high[0]]
+    alpha, share = weights[..., 0], weights[..., 1]
+    # drawn + share * (region - taken): what the crop could not hold comes back where nothing changed.
+    new = region - levels[..., 1]
+    new *= share
+    new += levels[..., 0]
+    np.clip(new, 0, 255, out=new)
+    new -= region
+    new *= alpha
+    new += region
+    np.copyto(region, np.rint(new, out=new), where=alpha > 0, casting="unsafe")

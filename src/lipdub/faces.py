@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdub.picture import Picture, as_picture
 from lipdub.records import Face
 
 os.environ.setdefault("GLOG_minloglevel", "3")
@@ -33,6 +33,9 @@ WINDOW_SCALE = 2.2
 """Side of a face's window over the longer side of its box: room for motion until the window moves along."""
 MESH_PX = 256
 """Longest side of a window as the mesh model gets it; its own input is 192 px."""
+SEARCH_PX = 640
+"""Longest side of what is searched for people; the finder's own input is 192 px, and averaging shows it small faces better than skipping
+pixels would."""
 SMALLEST_PX = 16
 """A box smaller than this holds no face that landmarks can be put on."""
 
@@ -40,8 +43,8 @@ SMALLEST_PX = 16
 class FaceDetector(Protocol):
     """Finds faces in the frames of one video, in order."""
 
-    def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
-        """Faces of the next frame, uint8 (H, W, 3) RGB; empty where there is none."""
+    def detect(self, picture: Picture | NDArray[np.uint8]) -> list[Face]:
+        """Faces of the next frame, a picture or its pixels, uint8 (H, W, 3) RGB; empty where there is none."""
         ...
 
     def reset(self) -> None:
@@ -84,24 +87,25 @@ class MediapipeDetector:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
-        """Faces of the next frame, uint8 (H, W, 3) RGB, at most ``max_faces``, each once."""
+    def detect(self, picture: Picture | NDArray[np.uint8]) -> list[Face]:
+        """Faces of the next frame, a picture or its pixels, uint8 (H, W, 3) RGB: at most ``max_faces``, each once."""
+        picture = as_picture(picture)
         still_there: list[_Followed] = []
         for one in self._followed:
-            face = self._mesh_in_window(pixels, one.mesh, one.x0, one.y0, one.side)
+            face = self._mesh_in_window(picture, one.mesh, one.x0, one.y0, one.side)
             if face is None or any(_overlap(face.box, other.face.box) > 0.5 for other in still_there):
                 self._spare.append(one.mesh)
                 self._since_search = self._hurry = SEARCH_EVERY
                 continue
             one.face = face
-            self._recentre(one, pixels.shape)
+            self._recentre(one)
             still_there.append(one)
         self._followed = still_there
         self._since_search += 1
         between = SEARCH_SOON if self._hurry or not self._followed else SEARCH_EVERY
         self._hurry = max(0, self._hurry - 1)
         if self._since_search > between and len(self._followed) < self._max_faces:
-            self._search(pixels)
+            self._search(picture)
         return [one.face for one in self._followed]
 
     def reset(self) -> None:
@@ -120,9 +124,9 @@ class MediapipeDetector:
             self._finder.close()
         self._followed, self._spare, self._finder = [], [], None
 
-    def _search(self, pixels: NDArray[np.uint8]) -> None:
+    def _search(self, picture: Picture) -> None:
         self._since_search = 0
-        for box, score in self._find(pixels):
+        for box, score in self._find(picture):
             if len(self._followed) >= self._max_faces:
                 return
             if any(_overlap(box, one.face.box) > 0.2 for one in self._followed):
@@ -130,37 +134,40 @@ class MediapipeDetector:
             x0, y0, side = _window(box)
             mesh = self._spare.pop() if self._spare else self._new_mesh()
             self._start_afresh(mesh)
-            face = self._mesh_in_window(pixels, mesh, x0, y0, side)
+            face = self._mesh_in_window(picture, mesh, x0, y0, side)
             if face is None or any(_overlap(face.box, one.face.box) > 0.2 for one in self._followed):
                 self._spare.append(mesh)
                 continue
             followed = _Followed(mesh, x0, y0, side, Face(face.landmarks, score))
-            self._recentre(followed, pixels.shape)
+            self._recentre(followed)
             self._followed.append(followed)
 
-    def _find(self, pixels: NDArray[np.uint8]) -> list[tuple[NDArray[np.float32], float]]:
+    def _find(self, picture: Picture) -> list[tuple[NDArray[np.float32], float]]:
         """Face boxes in the whole picture, largest first; overlapping tiles of a wide picture are searched when it shows none."""
         if self._finder is None:
             with _native_log_silenced():
                 self._finder = self._solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5)
                 self._finder.process(np.zeros((MESH_PX, MESH_PX, 3), np.uint8))
-        height, width = pixels.shape[:2]
-        found = self._find_in(pixels, 0, 0)
+        height, width = picture.height, picture.width
+        found = self._find_in(picture, 0, 0, width, height)
         if not found:
             tile = max(1, int(min(height, width) * 0.6))
             for y0 in _starts(height, tile):
                 for x0 in _starts(width, tile):
-                    found.extend(self._find_in(pixels[y0 : y0 + tile, x0 : x0 + tile], x0, y0))
+                    found.extend(self._find_in(picture, x0, y0, min(width, x0 + tile), min(height, y0 + tile)))
         return sorted(found, key=lambda item: -float(item[0][2] - item[0][0]))
 
-    def _find_in(self, pixels: NDArray[np.uint8], left: int, top: int) -> list[tuple[NDArray[np.float32], float]]:
-        height, width = pixels.shape[:2]
-        detections = self._finder.process(np.ascontiguousarray(pixels)).detections or []
+    def _find_in(self, picture: Picture, x0: int, y0: int, x1: int, y1: int) -> list[tuple[NDArray[np.float32], float]]:
+        x0, y0 = x0 - x0 % 2, y0 - y0 % 2
+        width, height = x1 - x0, y1 - y0
+        scale = max(1.0, max(width, height) / SEARCH_PX)
+        size = None if scale == 1 else (max(1, round(width / scale)), max(1, round(height / scale)))
+        detections = self._finder.process(np.ascontiguousarray(picture.rgb(x0, y0, x1, y1, size=size))).detections or []
         found = []
         for detection in detections:
             relative = detection.location_data.relative_bounding_box
-            x0, y0 = relative.xmin * width + left, relative.ymin * height + top
-            box = np.array([x0, y0, x0 + relative.width * width, y0 + relative.height * height], np.float32)
+            left, top = relative.xmin * width + x0, relative.ymin * height + y0
+            box = np.array([left, top, left + relative.width * width, top + relative.height * height], np.float32)
             if min(box[2] - box[0], box[3] - box[1]) >= SMALLEST_PX:
                 found.append((box, float(detection.score[0])))
         return found
@@ -183,10 +190,8 @@ class MediapipeDetector:
         self._warm.discard(id(mesh))
         self._stale.add(id(mesh))
 
-    def _mesh_in_window(self, pixels: NDArray[np.uint8], mesh: Any, x0: int, y0: int, side: int) -> Face | None:
-        window = _cut(pixels, x0, y0, side)
-        if side > MESH_PX:
-            window = np.asarray(cv2.resize(window, (MESH_PX, MESH_PX), interpolation=cv2.INTER_AREA), np.uint8)
+    def _mesh_in_window(self, picture: Picture, mesh: Any, x0: int, y0: int, side: int) -> Face | None:
+        window = _cut(picture, x0, y0, side)
         if id(mesh) in self._warm:
             result = mesh.process(window).multi_face_landmarks
         else:
@@ -208,10 +213,10 @@ class MediapipeDetector:
         face = Face(points)
         box = face.box
         centre_x, centre_y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        inside = 0 <= centre_x < pixels.shape[1] and 0 <= centre_y < pixels.shape[0]
+        inside = 0 <= centre_x < picture.width and 0 <= centre_y < picture.height
         return face if inside and min(box[2] - box[0], box[3] - box[1]) >= SMALLEST_PX else None
 
-    def _recentre(self, one: _Followed, shape: tuple[int, ...]) -> None:
+    def _recentre(self, one: _Followed) -> None:
         """Move the window along when the face leaves its middle or changes size; the mesh then starts afresh in it."""
         box = one.face.box
         longer = float(max(box[2] - box[0], box[3] - box[1]))
@@ -229,19 +234,28 @@ class MediapipeDetector:
 
 
 def _window(box: NDArray[np.float32]) -> tuple[int, int, int]:
+    """Even corner and side: a window is averaged down together with its chroma."""
     side = max(SMALLEST_PX, round(WINDOW_SCALE * float(max(box[2] - box[0], box[3] - box[1]))))
-    return round(float(box[0] + box[2]) / 2 - side / 2), round(float(box[1] + box[3]) / 2 - side / 2), side
+    side += side % 2
+    left, top = round(float(box[0] + box[2]) / 2 - side / 2), round(float(box[1] + box[3]) / 2 - side / 2)
+    return left - left % 2, top - top % 2, side
 
 
-def _cut(pixels: NDArray[np.uint8], x0: int, y0: int, side: int) -> NDArray[np.uint8]:
-    """The window of the picture, black where it reaches outside."""
-    height, width = pixels.shape[:2]
-    left, top, right, bottom = max(0, x0), max(0, y0), min(width, x0 + side), min(height, y0 + side)
+def _cut(picture: Picture, x0: int, y0: int, side: int) -> NDArray[np.uint8]:
+    """The window of the picture as the mesh model gets it, uint8 (s, s, 3) with s = `side` or ``MESH_PX``, whichever is smaller; black
+    where it reaches outside."""
+    left, top, right, bottom = max(0, x0), max(0, y0), min(picture.width, x0 + side), min(picture.height, y0 + side)
+    shown = min(side, MESH_PX)
+    scale = shown / side
     if (left, top, right, bottom) == (x0, y0, x0 + side, y0 + side):
-        return np.ascontiguousarray(pixels[top:bottom, left:right])
-    window = np.zeros((side, side, 3), np.uint8)
+        size = (shown, shown) if shown < side else None
+        return np.ascontiguousarray(picture.rgb(left, top, right, bottom, size=size))
+    window = np.zeros((shown, shown, 3), np.uint8)
     if right > left and bottom > top:
-        window[top - y0 : bottom - y0, left - x0 : right - x0] = pixels[top:bottom, left:right]
+        first_x, first_y = round((left - x0) * scale), round((top - y0) * scale)
+        end_x, end_y = max(first_x + 1, round((right - x0) * scale)), max(first_y + 1, round((bottom - y0) * scale))
+        size = (end_x - first_x, end_y - first_y) if shown < side else None
+        window[first_y:end_y, first_x:end_x] = picture.rgb(left, top, right, bottom, size=size)
     return window
 
 

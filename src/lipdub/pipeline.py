@@ -2,71 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Generator as TypeGenerator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import __version__, crop, media
+from lipdub.cache import AnalysisCache, analysis_key
 from lipdub.errors import NoFaceFound, UnreadableMedia
 from lipdub.faces import MediapipeDetector
 from lipdub.generators import Generator, open_generator
 from lipdub.mel import MelTrack, silence_weight
-from lipdub.records import Device, DubReport, Fit, FrameChunk, Silence, Span, VideoInfo
+from lipdub.picture import YuvChunk
+from lipdub.records import Crops, Device, DubReport, Fit, Silence, Span, VideoInfo
+from lipdub.stages import Clock, Stages, spread
 from lipdub.timeline import Timeline, plan
 from lipdub.tracks import DUBBED, NO_FACE, WHY, FaceTrack, analyse, repeat_still
 
-T = TypeVar("T")
-PixelPieces = TypeGenerator[NDArray[np.uint8], None, None]
-
 HELD_FRAMES = 8
 """A held frame is handed on in pieces of this many."""
+GATHERED_BYTES = 256 * 2**20
+"""Frames that wait for a batch to fill take at most this much."""
 DEFAULT_CRF = 14
 DEFAULT_PRESET = "medium"
 
 OnProgress = Callable[[str, int, int | None], None]
 """Told (stage, frames done, frames in all or None) as work goes on."""
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Seconds per stage; while a stage runs inside another one, only the inner one's time counts."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    _running: list[str] = field(default_factory=list)
-    _since: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self._book()
-        self._running.append(stage)
-        try:
-            yield
-        finally:
-            self._book()
-            self._running.pop()
-
-    def _book(self) -> None:
-        now = time.perf_counter()
-        if self._running:
-            self.seconds[self._running[-1]] = self.seconds.get(self._running[-1], 0.0) + now - self._since
-        self._since = now
-
-    def timed(self, stage: str, items: Iterator[T]) -> Iterator[T]:
-        """The same items, with the time that making them takes booked on `stage`."""
-        while True:
-            with self(stage):
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
 
 
 def dub(
@@ -86,6 +54,7 @@ def dub(
     on_progress: OnProgress | None = None,
     generator: Generator | None = None,
     track: FaceTrack | None = None,
+    cache: AnalysisCache | None = None,
 ) -> DubReport:
     """Redraw the mouth in `video` so that it speaks `speech`; write `out`. Everything else stays as it was.
 
@@ -93,21 +62,24 @@ def dub(
     a frame. `out` appears when it is complete, or not at all.
 
     generator: opened before, in the place of `model`. track: an analysis of `video` made before, which saves the first pass; its
-    references are of the generator's crop size, and they are closed at the end.
+    references are of the generator's crop size, and they are closed at the end. cache: where analyses are kept; one that is there
+    saves the first pass as well.
 
     Raises:
         OutputRefused, UnreadableMedia, NoVideoStream, NoAudioStream, BundleNotFound, BundleInvalid, ProviderUnavailable,
         EncodingFailed. NoFaceFound: no face in any frame, or with `strict` a frame that cannot be dubbed.
     """
     started = time.perf_counter()
-    clock = _Clock()
+    clock = Clock()
     tell = on_progress or (lambda stage, done, total: None)
     media.check_output(out, inputs=[video, speech], force=force)
     with clock("open"):
         info = media.probe(video)
         speech_s = media.audio_duration_s(speech)
         generator = generator or open_generator(model, device=device, threads=threads)
-    track = _analyse(video, info, generator, clock, tell) if track is None else track
+    cached = track is not None
+    if track is None:
+        track, cached = _track_of(video, info, generator, cache, clock, tell)
     with closing(track.references), closing(media.read_audio(speech, generator.spec.mel.sample_rate_hz)) as sound:
         tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
         _require_faces(track, video, strict)
@@ -115,20 +87,18 @@ def dub(
         mel = MelTrack(sound, generator.spec.mel)
         silent_frames = 0
         with media.part_file(out) as silent_video:
-            # What is left to encode when the block ends counts as encoding, so the clock is the outer one.
-            with (
-                clock("encode"),
-                media.Writer(silent_video, info, crf=crf, preset=preset, time_base=timeline.time_base) as writer,
-            ):
+            # What is left to encode when the block ends counts as encoding, so the writer is entered under that clock.
+            with clock("encode"), media.Writer(silent_video, info, crf=crf, preset=preset, time_base=timeline.time_base) as writer:
                 writer.end_s = timeline.duration_s
-                with closing(_source_frames(video, track, timeline)) as source_frames:
-                    for frames, sources in clock.timed("decode", source_frames):
-                        drawn, silent = _redraw(frames, sources, track, generator, mel, silence, clock)
-                        silent_frames += silent
-                        writer.write(drawn)
-                        tell("redrawing", int(frames.index) + len(frames), len(timeline))
+                with clock("wait"), Stages() as stages:
+                    for piece in _redrawn(stages, clock, video, track, timeline, generator, mel, silence):
+                        with clock("encode"):
+                            writer.write(piece.frames)
+                        silent_frames += piece.silent
+                        tell("redrawing", piece.frames.index + len(piece.frames), len(timeline))
             with clock("mux"):
                 media.mux(silent_video, speech, out, duration_s=timeline.duration_s, force=force)
+    clock.seconds.pop("wait", None)
     spans = _spans(track, timeline)
     passed = sum(span.end - span.first for span in spans)
     return DubReport(
@@ -136,10 +106,28 @@ def dub(
         silence=silence, frames=len(timeline), dubbed=len(timeline) - passed, passed_through=passed, spans=spans,
         silent_frames=silent_frames, video_s=float(info.duration_s or 0), speech_s=float(speech_s),
         output_s=float(timeline.duration_s), wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__,
+        analysis_cached=cached,
     )  # fmt: skip
 
 
-def _analyse(video: Path, info: VideoInfo, generator: Generator, clock: _Clock, tell: OnProgress) -> FaceTrack:
+def _track_of(
+    video: Path, info: VideoInfo, generator: Generator, cache: AnalysisCache | None, clock: Clock, tell: OnProgress
+) -> tuple[FaceTrack, bool]:
+    """The face in every frame, and whether the cache knew it."""
+    if cache is None:
+        return _analyse(video, info, generator, clock, tell), False
+    with clock("cache"):
+        key = analysis_key(video, size_px=generator.spec.crop.size, cache=cache)
+        found = cache.find(key)
+    if found is not None:
+        return found, True
+    track = _analyse(video, info, generator, clock, tell)
+    with clock("cache"):
+        cache.keep(key, track, video=video)
+    return track, False
+
+
+def _analyse(video: Path, info: VideoInfo, generator: Generator, clock: Clock, tell: OnProgress) -> FaceTrack:
     """First pass: the face in every frame."""
     total = None if info.duration_s is None else max(1, round(info.duration_s * info.frame_rate))
     done = 0
@@ -149,8 +137,9 @@ def _analyse(video: Path, info: VideoInfo, generator: Generator, clock: _Clock, 
         done += frames
         tell("finding faces", done, None if total is None else max(total, done))
 
-    with clock("faces"), MediapipeDetector() as detector, closing(media.read_frames(video)) as frames:
-        track = analyse(clock.timed("decode", frames), detector, size=generator.spec.crop.size, on_frames=count)
+    with clock("faces"), MediapipeDetector() as detector, Stages() as stages:
+        frames = stages.ahead(clock.timed("decode", media.read_planes(video)))
+        track = analyse(clock.timed("wait", frames), detector, size=generator.spec.crop.size, on_frames=count)
     return repeat_still(track) if info.is_still else track
 
 
@@ -166,7 +155,7 @@ def _require_faces(track: FaceTrack, video: Path, strict: bool) -> None:
         )
 
 
-def _source_frames(video: Path, track: FaceTrack, timeline: Timeline) -> TypeGenerator[tuple[FrameChunk, NDArray[np.int64]], None, None]:
+def _source_frames(video: Path, track: FaceTrack, timeline: Timeline) -> TypeGenerator[tuple[YuvChunk, NDArray[np.int64]], None, None]:
     """Frames in the order of the output with their output timestamps, and which source frame each one is."""
     for first, end in timeline.runs():
         sources = timeline.source[first:end]
@@ -178,49 +167,94 @@ def _source_frames(video: Path, track: FaceTrack, timeline: Timeline) -> TypeGen
             pieces = _backward(video, track, int(sources[-1]), int(sources[0]) + 1)
         done = first
         with closing(pieces):
-            for pixels in pieces:
-                here = slice(done, done + len(pixels))
-                yield FrameChunk(done, pixels, timeline.pts[here], timeline.time_base), timeline.source[here]
-                done += len(pixels)
+            for piece in pieces:
+                here = slice(done, done + len(piece))
+                yield piece.timed(done, timeline.pts[here], timeline.time_base), timeline.source[here]
+                done += len(piece)
         if done != end:
             raise UnreadableMedia(f"'{video}' gave {done - first} frames where {end - first} were seen before; was it changed meanwhile?")
 
 
-def _forward(video: Path, first: int, end: int) -> PixelPieces:
-    with closing(media.read_frames(video)) as chunks:
+def _forward(video: Path, first: int, end: int) -> TypeGenerator[YuvChunk, None, None]:
+    with closing(media.read_planes(video)) as chunks:
         for chunk in chunks:
             low, high = max(first, chunk.index), min(end, chunk.index + len(chunk))
             if low < high:
-                yield chunk.pixels[low - chunk.index : high - chunk.index]
+                yield chunk.part(low - chunk.index, high - chunk.index)
             if high >= end:
                 return
 
 
-def _backward(video: Path, track: FaceTrack, first: int, end: int) -> PixelPieces:
+def _backward(video: Path, track: FaceTrack, first: int, end: int) -> TypeGenerator[YuvChunk, None, None]:
     """The frames [first, end), last one first, a few at a time: each piece is decoded forwards from the key frame before it."""
     while end > first:
-        piece = media.read_span(video, track.pts, max(first, end - media.SPAN_FRAMES), end)
-        yield piece.pixels[::-1]
+        piece = media.read_span_planes(video, track.pts, max(first, end - media.SPAN_FRAMES), end)
+        yield replace(piece, data=piece.data[::-1])
         end = piece.index
 
 
-def _held(video: Path, track: FaceTrack, source: int, count: int) -> PixelPieces:
+def _held(video: Path, track: FaceTrack, source: int, count: int) -> TypeGenerator[YuvChunk, None, None]:
     """One frame, shown `count` times."""
-    picture = media.read_span(video, track.pts, source, source + 1).pixels
+    picture = media.read_span_planes(video, track.pts, source, source + 1)
     for first in range(0, count, HELD_FRAMES):
-        yield np.repeat(picture, min(HELD_FRAMES, count - first), axis=0)
+        shown = min(HELD_FRAMES, count - first)
+        yield replace(picture, data=np.repeat(picture.data, shown, axis=0), pts=np.arange(shown, dtype=np.int64))
 
 
-def _redraw(
-    frames: FrameChunk,
+@dataclass(frozen=True, slots=True, repr=False)
+class _Piece:
+    """Frames on their way through the stages, with what is to be drawn in them.
+
+    silent: how many of the frames fall into pauses of the speech. crops: of the frames that are redrawn, and for each of these the
+    reference uint8 (M, S, S, 3), lip feature float32 (M, C) and strength float32 (M,).
+    """
+
+    frames: YuvChunk
+    silent: int
+    crops: Crops
+    references: NDArray[np.uint8]
+    lip_features: NDArray[np.float32]
+    strength: NDArray[np.float32]
+
+
+def _redrawn(
+    stages: Stages,
+    clock: Clock,
+    video: Path,
+    track: FaceTrack,
+    timeline: Timeline,
+    generator: Generator,
+    mel: MelTrack,
+    silence: Silence,
+) -> Iterator[_Piece]:
+    """Second pass: the frames of the output in order with new mouths in them. Every stage runs ahead of the next one."""
+
+    def heard(frames: YuvChunk, sources: NDArray[np.int64]) -> _Piece:
+        return _hear_and_take(frames, sources, track, generator, mel, silence, clock)
+
+    def pasted(drawn: tuple[_Piece, NDArray[np.uint8]]) -> _Piece:
+        piece, mouths = drawn
+        with clock("paste"):
+            crop.paste_planes(piece.frames, piece.crops, mouths, piece.strength, generator.spec.crop)
+        return piece
+
+    decoded = stages.ahead(clock.timed("decode", _source_frames(video, track, timeline)))
+    taken = stages.ahead(heard(frames, sources) for frames, sources in decoded)
+    drawn = stages.ahead(_drawn(taken, generator, clock))
+    # Two cores have enough to do; where there are many, one thread that pastes would hold up a GPU.
+    return stages.ahead(spread(pasted, drawn, workers=max(1, (os.cpu_count() or 1) // 3)))
+
+
+def _hear_and_take(
+    frames: YuvChunk,
     sources: NDArray[np.int64],
     track: FaceTrack,
     generator: Generator,
     mel: MelTrack,
     silence: Silence,
-    clock: _Clock,
-) -> tuple[FrameChunk, int]:
-    """The frames with new mouths, and how many of them fall into pauses of the speech."""
+    clock: Clock,
+) -> _Piece:
+    """The lip features of the frames, and crops of those that are redrawn."""
     spec = generator.spec
     with clock("recall"):
         lip_features, silent = _hear(frames.times_s, generator, mel)
@@ -231,19 +265,40 @@ def _redraw(
         elif silence == "keep":
             strength = strength * (1 - silent)
     rows = np.flatnonzero((track.why[sources] == DUBBED) & (strength > 0))
-    paused = int((silent > 0.5).sum())
-    if len(rows) == 0:
-        return frames, paused
     of = sources[rows]
     with clock("crop"):
         crops = crop.take(frames, rows, track.similarity[of], track.outline[of].astype(np.float32), spec.crop.size)
         stored = {int(number): track.references.get(int(number)) for number in np.unique(track.reference[of])}
-        references = np.stack([stored[int(number)] for number in track.reference[of]])
+        references = np.empty_like(crops.pixels)
+        for slot, number in enumerate(track.reference[of]):
+            references[slot] = stored[int(number)]
+    return _Piece(frames, int((silent > 0.5).sum()), crops, references, lip_features[rows], strength[rows])
+
+
+def _drawn(pieces: Iterator[_Piece], generator: Generator, clock: Clock) -> TypeGenerator[tuple[_Piece, NDArray[np.uint8]], None, None]:
+    """Each piece with the mouths drawn for it, uint8 (M, S, S, 3); pieces are gathered until they fill a batch of the generator."""
+    waiting: list[_Piece] = []
+    for piece in pieces:
+        waiting.append(piece)
+        full = sum(len(one.crops) for one in waiting) >= getattr(generator, "batch", 16)
+        if full or sum(one.frames.data.nbytes for one in waiting) >= GATHERED_BYTES:
+            yield from _draw(waiting, generator, clock)
+            waiting = []
+    yield from _draw(waiting, generator, clock)
+
+
+def _draw(pieces: list[_Piece], generator: Generator, clock: Clock) -> list[tuple[_Piece, NDArray[np.uint8]]]:
+    """All pieces drawn in one go."""
+    if not pieces:
+        return []
     with clock("draw"):
-        drawn = generator.draw(crops.pixels, references, lip_features[rows])
-    with clock("paste"):
-        pixels = crop.paste(frames.pixels, crops, drawn, strength[rows], spec.crop)
-    return FrameChunk(frames.index, pixels, frames.pts, frames.time_base), paused
+        mouths = generator.draw(
+            np.concatenate([piece.crops.pixels for piece in pieces]),
+            np.concatenate([piece.references for piece in pieces]),
+            np.concatenate([piece.lip_features for piece in pieces]),
+        )
+    ends = np.cumsum([len(piece.crops) for piece in pieces])
+    return list(zip(pieces, np.split(mouths, ends[:-1]), strict=True))
 
 
 def _hear(times_s: NDArray[np.float64], generator: Generator, mel: MelTrack) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -210,7 +210,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class DubReport:
-    """What a dub did. Times in seconds; `stage_s` maps a stage's name to the seconds spent in it."""
+    """What a dub did. Times in seconds. stage_s: busy seconds of each stage; stages overlap, so together they may exceed `wall_s`.
+    analysis_cached: the first pass was saved, its result was known."""
 
     video: str
     speech: str
@@ -230,6 +231,7 @@ class DubReport:
     wall_s: float
     stage_s: dict[str, float]
     version: str
+    analysis_cached: bool = False
 
     @property
     def frames_per_s(self) -> float:

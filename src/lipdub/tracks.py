@@ -7,6 +7,7 @@ crops lie in an unnamed temporary file.
 from __future__ import annotations
 
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -20,7 +21,11 @@ from numpy.typing import NDArray
 
 from lipdub import crop
 from lipdub.faces import FaceDetector
+from lipdub.picture import Picture, YuvChunk, picture_of
 from lipdub.records import Face, FrameChunk, Span
+
+ANALYSIS_VERSION = 1
+"""Part of the analysis cache's keys. Raise it with every change here, in ``faces`` or in ``crop`` that gives a video another track."""
 
 DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY = 0, 1, 2, 3
 WHY = {NO_FACE: "no face", TOO_SMALL: "face too small", TURNED_AWAY: "face turned away"}
@@ -56,6 +61,10 @@ RETURN_RATIO = 1.5
 _SIMILARITY, _HEIGHT, _YAW, _PITCH, _OPENING = slice(2, 6), 6, 7, 8, 9
 _OUTLINE = slice(10, 10 + 2 * len(crop.OUTLINE))
 _LIPS = slice(_OUTLINE.stop, _OUTLINE.stop + 2 * len(LIPS))
+
+
+class TrackDamaged(ValueError):
+    """A file holds no whole face track. Internal: whoever keeps tracks makes them again."""
 
 
 @dataclass(slots=True)
@@ -141,29 +150,133 @@ class FaceTrack:
             if self.why[first] != DUBBED
         )
 
-    def save(self, path: Path) -> None:
-        """Write the track and its references to one ``.npz`` file."""
-        pictures = [self.references.get(i) for i in range(self.references.count)]
-        size = self.references.size
-        np.savez_compressed(
-            path, pts=self.pts, time_base=np.array([self.time_base.numerator, self.time_base.denominator]), why=self.why,
-            shot=self.shot, similarity=self.similarity, outline=self.outline, lips=self.lips, opening=self.opening, pose=self.pose,
-            strength=self.strength, reference=self.reference, references=np.array(pictures, np.uint8).reshape(-1, size, size, 3),
-        )  # fmt: skip
+    def save(self, file: Path | IO[bytes]) -> None:
+        """Write the track and its references as one ``.npz``; the references one by one, however many there are."""
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            numerator, denominator = self.time_base.as_integer_ratio()
+            _write_rows(archive, "time_base", np.dtype(np.int64), (2,), [np.array([numerator, denominator])])
+            for name, (dtype, tail) in _ROWS.items():
+                _write_rows(archive, name, dtype, (len(self), *tail), [getattr(self, name)])
+            store = self.references
+            pictures = (store.get(number) for number in range(store.count))
+            _write_rows(archive, "references", np.dtype(np.uint8), (store.count, store.size, store.size, 3), pictures)
 
     @classmethod
-    def load(cls, path: Path) -> FaceTrack:
-        """Read what ``save`` wrote."""
-        with np.load(path, allow_pickle=False) as data:
-            pictures = data["references"]
-            store = ReferenceStore(pictures.shape[1])
-            for picture in pictures:
-                store.add(picture)
-            numerator, denominator = (int(v) for v in data["time_base"])
-            return cls(
-                data["pts"], Fraction(numerator, denominator), data["why"], data["shot"], data["similarity"], data["outline"],
-                data["lips"], data["opening"], data["pose"], data["strength"], data["reference"], store,
-            )  # fmt: skip
+    def load(cls, file: Path | IO[bytes]) -> FaceTrack:
+        """Read what ``save`` wrote, and check all of it: sizes, types, checksums, and that the values make sense together.
+
+        Raises TrackDamaged: anything else than a whole track, whatever it holds; nothing is unpickled. OSError: no such file.
+        """
+        store: ReferenceStore | None = None
+        try:
+            with zipfile.ZipFile(file) as archive:
+                rows = {name: np.concatenate(list(_read_rows(archive, name, dtype, tail))) for name, (dtype, tail) in _ROWS.items()}
+                ((numerator, denominator),) = _read_rows(archive, "time_base", np.dtype(np.int64), ())
+                size = _shape_of(archive, "references")[1]
+                store = ReferenceStore(size)
+                for piece in _read_rows(archive, "references", np.dtype(np.uint8), (size, size, 3)):
+                    for picture in piece:
+                        store.add(picture)
+            track = cls(**rows, time_base=Fraction(int(numerator), int(denominator)), references=store)
+            track._require_sense()
+        except OSError:
+            _close(store)
+            raise
+        except Exception as error:  # a damaged archive makes zipfile, zlib and numpy raise almost anything
+            _close(store)
+            raise TrackDamaged(f"no whole face track ({type(error).__name__}: {error})") from error
+        except BaseException:
+            _close(store)
+            raise
+        return track
+
+    def _require_sense(self) -> None:
+        """Raise ValueError unless the values can have come from an analysis."""
+        dubbed = self.why == DUBBED
+        for holds, what in (
+            (len(self) > 0, "no frames"),
+            (self.time_base > 0, f"time base {self.time_base}"),
+            (bool((np.diff(self.pts) > 0).all()), "timestamps that do not increase"),
+            (bool(np.isin(self.why, [DUBBED, *WHY]).all()), "unknown reasons for passing a frame through"),
+            (bool((np.diff(self.shot) >= 0).all()) and int(self.shot[0]) >= 0, "shots out of order"),
+            (all(np.isfinite(getattr(self, name)).all() for name, (dtype, _) in _ROWS.items() if dtype.kind == "f"), "no finite numbers"),
+            (bool((np.abs(self.similarity[dubbed, :2]).max(axis=1, initial=0) > 0).all()), "a face without a size"),
+            (bool(((self.strength >= 0) & (self.strength <= 1)).all()), "strengths outside 0 to 1"),
+            (bool((self.reference >= -1).all() and (self.reference < self.references.count).all()), "references that are not there"),
+            (bool((self.reference[dubbed] >= 0).all()), "dubbed frames without a reference"),
+        ):
+            if not holds:
+                raise ValueError(what)
+
+
+_ROWS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+    "pts": (np.dtype(np.int64), ()),
+    "why": (np.dtype(np.uint8), ()),
+    "shot": (np.dtype(np.int32), ()),
+    "similarity": (np.dtype(np.float64), (4,)),
+    "outline": (np.dtype(np.float16), (len(crop.OUTLINE), 2)),
+    "lips": (np.dtype(np.float16), (len(LIPS), 2)),
+    "opening": (np.dtype(np.float32), ()),
+    "pose": (np.dtype(np.float32), (2,)),
+    "strength": (np.dtype(np.float32), ()),
+    "reference": (np.dtype(np.int32), ()),
+}
+"""What a ``FaceTrack`` has a row per frame of: type, and shape of a row."""
+
+_PIECE_BYTES = 2**20
+_NPY: Any = np.lib.format  # has no types
+
+
+def _write_rows(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], pieces: Iterable[NDArray[Any]]) -> None:
+    """One array of the ``.npz``, from pieces that hold its values in order."""
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+        header = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": shape}
+        _NPY.write_array_header_1_0(member, header)
+        for piece in pieces:
+            member.write(np.ascontiguousarray(piece, dtype.newbyteorder("<")).tobytes())
+
+
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    if _NPY.read_magic(member) != (1, 0):
+        raise ValueError("another array format")
+    shape, fortran, dtype = _NPY.read_array_header_1_0(member)
+    return shape, fortran, dtype
+
+
+def _shape_of(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    with archive.open(f"{name}.npy") as member:
+        return _header(member)[0]
+
+
+def _read_rows(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], tail: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    """The rows of one array in pieces of about 1 MiB, at least one piece; its checksum has been looked at when the last one is out.
+
+    Raises ValueError: another type or shape than (N, `*tail`), or a member of another length than it says.
+    """
+    with archive.open(f"{name}.npy") as member:
+        shape, fortran, found = _header(member)
+        if fortran or found != dtype.newbyteorder("<") or shape[1:] != tail or len(shape) != 1 + len(tail):
+            raise ValueError(f"{name} is {found} {shape}")
+        row_bytes = dtype.itemsize * int(np.prod(tail, dtype=np.int64))
+        if row_bytes == 0:
+            raise ValueError(f"{name} has rows of no size")
+        at_once, left = max(1, _PIECE_BYTES // row_bytes), shape[0]
+        while True:
+            rows = min(left, at_once)
+            data = member.read(rows * row_bytes)
+            if len(data) != rows * row_bytes:
+                raise ValueError(f"{name} is cut off")
+            left -= rows
+            if left == 0 and member.read(1):  # the read past the end is what makes zipfile compare the checksum
+                raise ValueError(f"{name} is longer than it says")
+            yield np.frombuffer(data, found).reshape(rows, *tail).astype(dtype)
+            if left == 0:
+                return
+
+
+def _close(store: ReferenceStore | None) -> None:
+    if store is not None:
+        store.close()
 
 
 def opening_of(landmarks: NDArray[np.float32]) -> float:
@@ -179,7 +292,7 @@ def pose_of(landmarks: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def analyse(
-    chunks: Iterable[FrameChunk], detector: FaceDetector, *, size: int, on_frames: Callable[[int], None] | None = None
+    chunks: Iterable[FrameChunk | YuvChunk], detector: FaceDetector, *, size: int, on_frames: Callable[[int], None] | None = None
 ) -> FaceTrack:
     """Follow all faces through `chunks`, choose one person and smooth: the ``FaceTrack`` of every frame.
 
@@ -194,21 +307,23 @@ def analyse(
 
 
 def _analyse(
-    chunks: Iterable[FrameChunk], detector: FaceDetector, store: ReferenceStore, on_frames: Callable[[int], None] | None
+    chunks: Iterable[FrameChunk | YuvChunk], detector: FaceDetector, store: ReferenceStore, on_frames: Callable[[int], None] | None
 ) -> FaceTrack:
     rows, pts, shots = _Rows(_LIPS.stop), _Rows(1, np.int64), _Rows(1, np.int32)
     candidates: dict[tuple[int, int], tuple[float, int]] = {}  # (track, yaw bin) -> (opening, number in the store)
     follower, cutter = _Follower(), _Cutter()
     time_base, shorter_side = Fraction(1, 25), 1
     for chunk in chunks:
-        time_base, shorter_side = chunk.time_base, min(chunk.pixels.shape[1:3])
+        time_base = chunk.time_base
         for offset in range(len(chunk)):
-            if cutter.is_cut(chunk.pixels[offset]):
+            picture = picture_of(chunk, offset)
+            shorter_side = min(picture.height, picture.width)
+            if cutter.is_cut(picture):
                 detector.reset()
                 follower.reset()
             pts.add(chunk.pts[offset])
             shots.add(cutter.shot)
-            for face in detector.detect(chunk.pixels[offset]):
+            for face in detector.detect(picture):
                 number = follower.track_of(face, cutter.shot)
                 row = _describe(chunk.index + offset, number, face)
                 rows.add(row)
@@ -261,10 +376,9 @@ class _Cutter:
         self.shot = 0
         self._previous: NDArray[np.float32] | None = None
 
-    def is_cut(self, pixels: NDArray[np.uint8]) -> bool:
-        step = max(1, min(pixels.shape[:2]) // 90)
-        grey = pixels[::step, ::step, 1]
-        small = cv2.resize(np.ascontiguousarray(grey), (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    def is_cut(self, picture: Picture) -> bool:
+        grey = picture.grey(max(1, min(picture.height, picture.width) // 90))
+        small = np.asarray(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA), np.float32)
         previous, self._previous = self._previous, small
         if previous is None or float(np.abs(small - previous).mean()) < CUT_DIFFERENCE:
             return False
