@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
@@ -17,6 +18,8 @@ def _seeded() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+# Tests leave the user's analysis cache alone, and are not helped by it; those of the cache name a folder of their own.
+os.environ["LIPDUB_CACHE"] = "off"
 # Machines are shared: how long an example takes says nothing about the code.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub import crop
+from lipdub.picture import YuvChunk, YuvColor, planes_of
 from lipdub.records import Crops, CropSpec, Face, FrameChunk
 from lipdub.tracks import LIPS
 
@@ -335,3 +336,64 @@ def test_nothing_to_compare_leaves_the_drawing_as_it_is() -> None:
     empty = crop.match_colour(drawn, crops.pixels[0], np.zeros_like(mask))
     assert (empty == drawn).all()
     assert np.isfinite(crop.match_colour(drawn, crops.pixels[0], mask)).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ planes
+
+
+def planes_chunk(frame: NDArray[np.uint8]) -> YuvChunk:
+    """A frame in planes of BT.709: converted in full, chroma averaged over each four."""
+    color = YuvColor(0.2126, 0.0722, False)
+    matrix = color.from_rgb()
+    height, width = frame.shape[:2]
+    yuv = frame @ matrix[:, :3].T + matrix[:, 3]
+    quarter = yuv.reshape(height // 2, 2, width // 2, 2, 3).mean(axis=(1, 3))
+    parts = [yuv[..., 0], quarter[..., 1], quarter[..., 2]]
+    data = np.concatenate([np.rint(part).clip(0, 255).astype(np.uint8).ravel() for part in parts])[None]
+    return YuvChunk(0, data, height, width, color, np.zeros(1, np.int64), Fraction(1, 25))
+
+
+def crops_of_planes(chunk: YuvChunk, face: Face) -> Crops:
+    similarity = crop.fit_similarity(face.landmarks)
+    outline = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity)
+    return crop.take(chunk, np.array([0]), similarity[None], outline[None], SPEC.size)
+
+
+@given(height=st.floats(60, 400), roll_deg=st.floats(-40, 40), x=st.floats(120, 400), y=st.floats(120, 400))
+@settings(max_examples=20, deadline=None)
+def test_crops_of_planes_and_of_pixels_show_the_same(height: float, roll_deg: float, x: float, y: float) -> None:
+    frame, face = smooth_picture(), face_at((x, y), height=height, roll_deg=roll_deg)
+    from_planes, from_pixels = crops_of_planes(planes_chunk(frame), face), crops_of(frame, face)
+    assert np.abs(from_planes.pixels.astype(int) - from_pixels.pixels).max() <= 6
+    np.testing.assert_array_equal(from_planes.to_frame, from_pixels.to_frame)
+
+
+@given(height=st.floats(60, 400), roll_deg=st.floats(-40, 40), x=st.floats(0, 511), y=st.floats(0, 511))
+@settings(max_examples=20, deadline=None)
+def test_a_drawing_pasted_into_planes_looks_as_in_pixels_and_leaves_the_rest(height: float, roll_deg: float, x: float, y: float) -> None:
+    frame, face = smooth_picture(), face_at((x, y), height=height, roll_deg=roll_deg)
+    chunk, crops = planes_chunk(frame), crops_of(frame, face)
+    drawn = cv2.GaussianBlur(255 - crops.pixels[0], (0, 0), 3)[None]
+    before = chunk.data.copy()
+    wanted = crop.paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
+    crop.paste_planes(chunk, crops, drawn, np.ones(1, np.float32), SPEC)
+    shown = chunk.picture(0).rgb(0, 0, 512, 512)
+    # Chroma of half the sides blurs the mask's edge by a pixel.
+    assert np.abs(shown.astype(int) - wanted).mean() < 1.5
+    assert np.percentile(np.abs(shown.astype(int) - wanted), 99.5) <= 16
+    mask = cv2.dilate(mask_in_frame(crops, frame.shape), np.ones((5, 5)))
+    for new, old, weight in zip(
+        (chunk.picture(0).y, chunk.picture(0).u, chunk.picture(0).v),
+        (planes_of(before[0], 512, 512)),
+        (mask, cv2.resize(mask, (256, 256), interpolation=cv2.INTER_AREA), cv2.resize(mask, (256, 256), interpolation=cv2.INTER_AREA)),
+        strict=True,
+    ):
+        assert (new[weight == 0] == old[weight == 0]).all()
+
+
+def test_no_strength_and_no_crops_leave_planes_as_they_are() -> None:
+    chunk = planes_chunk(smooth_picture())
+    before = chunk.data.copy()
+    crops = crops_of_planes(chunk, face_at())
+    crop.paste_planes(chunk, crops, 255 - crops.pixels, np.zeros(1, np.float32), SPEC)
+    assert (chunk.data == before).all()

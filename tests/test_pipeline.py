@@ -22,6 +22,7 @@ from fakes import rewrite_spec, write_fake_bundle
 from numpy.typing import NDArray
 
 from lipdub import crop, media, pipeline
+from lipdub.cache import AnalysisCache
 from lipdub.errors import LipdubError, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
 from lipdub.pipeline import dub
 from lipdub.records import DubReport
@@ -441,3 +442,41 @@ def test_an_error_of_the_network_leaves_nothing_behind(house: Path, tmp_path: Pa
     with pytest.raises(LipdubError, match="NaN"):
         dubbed(house, tmp_path / "out.mp4", model=str(tmp_path / "nan"))
     assert [path.name for path in tmp_path.iterdir()] == ["nan"]
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+def test_a_second_language_is_drawn_from_the_kept_analysis(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = AnalysisCache(tmp_path / "cache")
+    first = dubbed(house, tmp_path / "one.mp4", cache=cache)
+    plain = dubbed(house, tmp_path / "two.mp4", speech="half.wav")
+    monkeypatch.setattr(pipeline, "MediapipeDetector", lambda: pytest.fail("the face was looked for again"))
+    again = dubbed(house, tmp_path / "three.mp4", speech="half.wav", cache=cache)
+    assert (first.analysis_cached, plain.analysis_cached, again.analysis_cached) == (False, False, True)
+    assert "faces" not in again.stage_s
+    # The picture is the same, bit for bit, as without a cache.
+    assert (frames_of(tmp_path / "two.mp4") == frames_of(tmp_path / "three.mp4")).all()
+
+
+def test_another_video_is_another_analysis(house: Path, tmp_path: Path) -> None:
+    cache = AnalysisCache(tmp_path / "cache")
+    dubbed(house, tmp_path / "one.mp4", cache=cache)
+    pictures = [scaled(pixels, (SIDE, SIDE)) for pixels in portrait_frames(9)]
+    draw_video(tmp_path / "other.mp4", pictures=pictures, fps=25)
+    assert not dubbed(house, tmp_path / "two.mp4", video=str(tmp_path / "other.mp4"), cache=cache).analysis_cached
+
+
+def test_a_cache_that_cannot_be_written_stops_no_dub(house: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert dubbed(house, tmp_path / "out.mp4", cache=AnalysisCache(tmp_path / "cache")).dubbed == FRAMES
+
+
+def test_a_video_of_one_size_and_another_than_even_is_dubbed_whole(house: Path, tmp_path: Path) -> None:
+    """Planes have even sides; the shown picture need not."""
+    pictures = [scaled(pixels, (SIDE, SIDE))[:-1, :-3] for pixels in portrait_frames(9)]
+    draw_video(tmp_path / "odd.mp4", pictures=pictures, fps=25, pix_fmt="yuv444p")
+    assert frames_of(tmp_path / "odd.mp4").shape[1:3] == (SIDE - 1, SIDE - 3)
+    report = dubbed(house, tmp_path / "out.mp4", video=str(tmp_path / "odd.mp4"))
+    assert report.dubbed >= 9
+    assert frames_of(tmp_path / "out.mp4").shape[1:3] == (SIDE, SIDE - 2)

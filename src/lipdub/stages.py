@@ -112,14 +112,22 @@ def spread(work: Callable[[T], U], items: Iterator[T], *, workers: int) -> Gener
             yield work(item)
         return
     waiting: deque[Future[U]] = deque()
+    failed: Exception | None = None
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lipdub-stage")
     try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
+        while failed is None:
+            try:
+                waiting.append(pool.submit(work, next(items)))
+            except StopIteration:
+                break
+            except Exception as error:  # raised in its place: after the items before it
+                failed = error
             if len(waiting) >= workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        if failed is not None:
+            raise failed
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

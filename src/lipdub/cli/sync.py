@@ -81,16 +81,20 @@ def sync(
         SilenceChoice,
         typer.Option(help="Pauses of the speech: close the mouth, keep the source's own picture, or off (draw what the model hears)."),
     ] = SilenceChoice.close,
-    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of the encoding: lower is better and larger; 0 loses nothing.")] = 14,
-    preset: Annotated[PresetChoice, typer.Option(help="Speed of the encoding against size.")] = PresetChoice.medium,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of the encoding: lower is better and larger; 0 loses nothing.")] = 12,
+    preset: Annotated[PresetChoice, typer.Option(help="Speed of the encoding against size.")] = PresetChoice.veryfast,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of the networks; all cores by default.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if any frame cannot be dubbed, instead of passing it through.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Look for the face anew, and keep nothing of it for the next language; see lipdub cache.")
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="Write what was done as JSON to this file.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
     """Redraw the mouth in VIDEO so that it speaks SPEECH. All other pixels, the timing and the sound stay as they are."""
     try:
+        from lipdub.cache import default_cache
         from lipdub.pipeline import dub
         from lipdub.reports import check_report, write_report
 
@@ -100,6 +104,7 @@ def sync(
             done = dub(
                 video, speech, output, model=model, device=device.value, fit=fit.value, silence=silence.value, crf=crf,
                 preset=preset.value, threads=threads, strict=strict, force=force, on_progress=tell,
+                cache=None if no_cache else default_cache(),
             )  # fmt: skip
     except KeyboardInterrupt:
         say("stopped; nothing was written")
@@ -122,6 +127,8 @@ def show(report: DubReport) -> None:
     table.add_row("dubbed", f"{report.dubbed}, of them {report.silent_frames} in pauses (--silence {report.silence})")
     table.add_row("passed through", _passed(report))
     table.add_row("speed", f"{report.frames_per_s:.1f} frames/s, {report.wall_s:.1f} s in all")
+    if report.analysis_cached:
+        table.add_row("first pass", "saved: this video was analysed before (lipdub cache)")
     table.add_row("seconds per stage", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.stage_s.items()))
     table.add_row("model", f"{report.model} on {report.provider}")
     results().print(table)
