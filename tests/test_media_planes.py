@@ -53,7 +53,7 @@ def test_planes_show_the_colours_of_every_matrix_and_range(tmp_path: Path, tags:
 @pytest.mark.parametrize(
     ("codec", "pix_fmt"),
     [("libx264", "yuv420p"), ("libx264", "yuv422p"), ("libx264", "yuv444p"), ("libx264", "yuv420p10le"), ("libx264", "gray"),
-     ("libx264rgb", "rgb24"), ("ffv1", "gbrp"), ("mjpeg", "yuvj422p"), ("mpeg2video", "yuv420p")],
+     ("libx264rgb", "rgb24"), ("ffv1", "bgr0"), ("mjpeg", "yuvj422p"), ("mpeg2video", "yuv420p")],
 )  # fmt: skip
 def test_every_kind_of_pixel_is_sampled_into_the_same_picture(tmp_path: Path, codec: str, pix_fmt: str) -> None:
     options = {"crf": "1"} if codec.startswith("libx264") else {"qmin": "1", "qmax": "2"} if codec != "ffv1" else {}
