@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faces_for_tests import ScriptedDetector, chunks_of, face_at
+from faces_for_tests import ScriptedDetector, chunks_of, face_at, portrait_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub import crop, tracks
+from lipdub.faces import MediapipeDetector
 from lipdub.records import Face
 from lipdub.tracks import DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, WHY, FaceTrack, ReferenceStore, analyse, opening_of, pose_of, smooth
 
@@ -416,3 +417,44 @@ def test_a_detector_that_fails_leaves_no_open_file(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("yaw_deg", [-40.0, 0.0, 25.0])
 def test_pose_is_that_of_the_mesh(yaw_deg: float) -> None:
     assert pose_of(face_at(yaw_deg=yaw_deg).landmarks)[0] == pytest.approx(yaw_deg, abs=2)
+
+
+# --------------------------------------------------------------------------------------------- several detectors
+
+
+def test_detectors_that_take_turns_see_what_one_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real landmarks of the example, watched in stretches of five frames by two detectors, and as a whole by one."""
+    monkeypatch.setattr(tracks, "STRETCH_FRAMES", 5)
+    frames = portrait_frames(22)
+    with MediapipeDetector() as one, MediapipeDetector() as two, MediapipeDetector() as three:
+        alone = analyse(chunks_of(len(frames), lambda k: frames[k]), one, size=64)
+        together = analyse(chunks_of(len(frames), lambda k: frames[k]), two, size=64, more=[three])
+    assert (together.why == alone.why).all()
+    assert (together.pts == alone.pts).all()
+    assert together.shot.tolist() == alone.shot.tolist()
+    # Corners of the crop in the frame, px: apart by less than half of one.
+    corners = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]], np.float64)
+    places = [crop.unit_to_frame(track.similarity) @ corners.T for track in (alone, together)]
+    assert np.abs(places[0] - places[1]).max() < 0.01 * np.ptp(places[0], axis=(1, 2)).max()
+    for track in (alone, together):
+        track.references.close()
+
+
+@pytest.mark.parametrize("more", [0, 2])
+def test_cuts_are_numbered_and_detectors_forget_at_them(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracks, "STRETCH_FRAMES", 4)
+    resets: list[int] = []
+
+    class Counting(ScriptedDetector):
+        def reset(self) -> None:
+            resets.append(1)
+
+    def draw(k: int) -> NDArray[np.uint8]:
+        return np.full((64, 64, 3), 20 if (k // 8) % 2 else 220, np.uint8)
+
+    script = [[FACE]] * 24
+    detectors = [Counting(script) for _ in range(1 + more)]
+    track = analyse(chunks_of(24, draw), detectors[0], size=16, more=detectors[1:])
+    assert track.shot.tolist() == [k // 8 for k in range(24)]
+    assert len(resets) >= 2
+    track.references.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -282,16 +283,23 @@ def _solutions() -> Any:
     return solutions
 
 
+_silence = threading.RLock()
+
+
 @contextmanager
 def _native_log_silenced() -> Iterator[None]:
-    """Keep what mediapipe's C++ parts write to standard error, past Python, away from the user: no setting silences all of it."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    """Keep what mediapipe's C++ parts write to standard error, past Python, away from the user: no setting silences all of it.
+
+    One thread at a time: a second one would take the silence for the stream to go back to.
+    """
+    with _silence:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(nowhere)

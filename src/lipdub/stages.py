@@ -11,6 +11,7 @@ all threads have ended then, and every iterator that was handed over is closed.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -130,6 +131,11 @@ def spread(work: Callable[[T], U], items: Iterator[T], *, workers: int) -> Gener
             raise failed
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Clock:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator as TypeGenerator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from queue import Queue
 from typing import IO, Any
 
 import cv2
@@ -23,6 +26,7 @@ from lipdub import crop
 from lipdub.faces import FaceDetector
 from lipdub.picture import Picture, YuvChunk, picture_of
 from lipdub.records import Face, FrameChunk, Span
+from lipdub.stages import spread
 
 ANALYSIS_VERSION = 1
 """Part of the analysis cache's keys. Raise it with every change here, in ``faces`` or in ``crop`` that gives a video another track."""
@@ -55,6 +59,8 @@ REFERENCE_HOLD = 0.8
 """A reference is kept until the head is this many bins away from its pose; half a bin would change it at every edge."""
 REFERENCE_OPENING = 0.08
 """References may be more open than the person's most closed one by this."""
+STRETCH_FRAMES, STRETCH_BYTES = 48, 48 * 2**20
+"""Several detectors take turns at about this many frames: four searches' worth, so that beginning anew costs little."""
 RETURN_RATIO = 1.5
 """Who was lost and comes back elsewhere in the shot has changed size by less than this."""
 
@@ -292,39 +298,112 @@ def pose_of(landmarks: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def analyse(
-    chunks: Iterable[FrameChunk | YuvChunk], detector: FaceDetector, *, size: int, on_frames: Callable[[int], None] | None = None
+    chunks: Iterable[FrameChunk | YuvChunk],
+    detector: FaceDetector,
+    *,
+    size: int,
+    on_frames: Callable[[int], None] | None = None,
+    more: Sequence[FaceDetector] = (),
 ) -> FaceTrack:
     """Follow all faces through `chunks`, choose one person and smooth: the ``FaceTrack`` of every frame.
 
-    size: side of the reference crops in px. on_frames: told how many frames each step took.
+    size: side of the reference crops in px. on_frames: told how many frames each step took. more: further detectors; the video is then
+    watched in stretches side by side, each of which begins with a search of its own, so that the landmarks differ by a fraction of a px.
     """
     store = ReferenceStore(size)
     try:
-        return _analyse(chunks, detector, store, on_frames)
+        return _analyse(_watched(chunks, [detector, *more]), store, on_frames)
     except BaseException:
         store.close()
         raise
 
 
-def _analyse(
-    chunks: Iterable[FrameChunk | YuvChunk], detector: FaceDetector, store: ReferenceStore, on_frames: Callable[[int], None] | None
-) -> FaceTrack:
+@dataclass(frozen=True, slots=True, repr=False)
+class _Stretch:
+    """Consecutive frames that one detector watches: their chunks, the number of each frame's shot, and, once it has, the faces."""
+
+    chunks: list[FrameChunk | YuvChunk]
+    shots: list[int]
+    faces: list[list[Face]] = field(default_factory=list)
+
+    def frames(self) -> Iterator[tuple[FrameChunk | YuvChunk, int]]:
+        """Every frame as its chunk and its place in it."""
+        return ((chunk, offset) for chunk in self.chunks for offset in range(len(chunk)))
+
+
+def _watched(chunks: Iterable[FrameChunk | YuvChunk], detectors: list[FaceDetector]) -> TypeGenerator[_Stretch, None, None]:
+    """The stretches of the video in order with the faces in them."""
+    if len(detectors) == 1:
+        shot = 0
+        for stretch in _stretches_of(chunks, frames=1):
+            _watch(stretch, detectors[0], shot)
+            shot = stretch.shots[-1]
+            yield stretch
+        return
+    idle: Queue[FaceDetector] = Queue()
+    for detector in detectors:
+        idle.put(detector)
+
+    def watch(stretch: _Stretch) -> _Stretch:
+        detector = idle.get()
+        try:
+            detector.reset()
+            _watch(stretch, detector, stretch.shots[0])
+        finally:
+            idle.put(detector)
+        return stretch
+
+    with closing(spread(watch, _stretches_of(chunks, frames=STRETCH_FRAMES), workers=len(detectors))) as stretches:
+        yield from stretches
+
+
+def _stretches_of(chunks: Iterable[FrameChunk | YuvChunk], *, frames: int) -> Iterator[_Stretch]:
+    """Whole chunks, gathered until they hold that many frames or take much memory, with the shots numbered."""
+    cutter = _Cutter()
+    held: list[FrameChunk | YuvChunk] = []
+    shots: list[int] = []
+    for chunk in chunks:
+        held.append(chunk)
+        for offset in range(len(chunk)):
+            cutter.is_cut(picture_of(chunk, offset))
+            shots.append(cutter.shot)
+        if len(shots) >= frames or sum(_bytes(one) for one in held) >= STRETCH_BYTES:
+            yield _Stretch(held, shots)
+            held, shots = [], []
+    if held:
+        yield _Stretch(held, shots)
+
+
+def _watch(stretch: _Stretch, detector: FaceDetector, shot: int) -> None:
+    """Find the faces of a stretch. shot: of the frame that the detector saw last."""
+    for (chunk, offset), here in zip(stretch.frames(), stretch.shots, strict=True):
+        if here != shot:
+            detector.reset()
+            shot = here
+        stretch.faces.append(detector.detect(picture_of(chunk, offset)))
+
+
+def _bytes(chunk: FrameChunk | YuvChunk) -> int:
+    return chunk.data.nbytes if isinstance(chunk, YuvChunk) else chunk.pixels.nbytes
+
+
+def _analyse(stretches: Iterable[_Stretch], store: ReferenceStore, on_frames: Callable[[int], None] | None) -> FaceTrack:
     rows, pts, shots = _Rows(_LIPS.stop), _Rows(1, np.int64), _Rows(1, np.int32)
     candidates: dict[tuple[int, int], tuple[float, int]] = {}  # (track, yaw bin) -> (opening, number in the store)
-    follower, cutter = _Follower(), _Cutter()
-    time_base, shorter_side = Fraction(1, 25), 1
-    for chunk in chunks:
-        time_base = chunk.time_base
-        for offset in range(len(chunk)):
+    follower = _Follower()
+    time_base, shorter_side, shot = Fraction(1, 25), 1, 0
+    for stretch in stretches:
+        for (chunk, offset), here, faces in zip(stretch.frames(), stretch.shots, stretch.faces, strict=True):
+            time_base = chunk.time_base
             picture = picture_of(chunk, offset)
             shorter_side = min(picture.height, picture.width)
-            if cutter.is_cut(picture):
-                detector.reset()
+            if here != shot:
                 follower.reset()
+                shot = here
             pts.add(chunk.pts[offset])
-            shots.add(cutter.shot)
-            for face in detector.detect(picture):
-                number = follower.track_of(face, cutter.shot)
+            shots.add(shot)
+            for face in faces:
+                number = follower.track_of(face, shot)
                 row = _describe(chunk.index + offset, number, face)
                 rows.add(row)
                 key = (number, round(row[_YAW] / REFERENCE_BIN_DEG))
@@ -343,7 +422,7 @@ def _analyse(
                         store.replace(best[1], taken.pixels[0])
                         candidates[key] = (float(row[_OPENING]), best[1])
         if on_frames is not None:
-            on_frames(len(chunk))
+            on_frames(len(stretch.shots))
     return _assemble(rows.array(), pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, store, candidates)
 
 

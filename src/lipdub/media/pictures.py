@@ -23,7 +23,7 @@ from lipdub.records import ColorTags, FrameChunk, VideoInfo
 
 _MAX_FRAMES = 16
 CHUNK_BYTES = 64 * 2**20
-PLANES_BYTES = 24 * 2**20
+PLANES_BYTES = 12 * 2**20
 """Planes wait in queues between stages that overlap, so their chunks are smaller."""
 
 
@@ -169,7 +169,7 @@ def read_span(path: Path, pts: NDArray[np.int64], first: int, end: int) -> Frame
 
 
 def read_span_planes(path: Path, pts: NDArray[np.int64], first: int, end: int) -> YuvChunk:
-    """The same frames in planes; at most as many as fit 24 MiB. Raises as `read_span`."""
+    """The same frames in planes; at most as many as fit 12 MiB. Raises as `read_span`."""
     return _span(path, pts, first, end, 2 * PLANES_BYTES, lambda frame, photo: ToPlanes(frame, path, photo=photo))
 
 

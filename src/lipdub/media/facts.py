@@ -1,0 +1,91 @@
+"""What FFmpeg there is on this machine, the program and the libraries inside PyAV, and what of it really encodes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import av.error
+import imageio_ffmpeg
+import numpy as np
+
+from lipdub.media import muxing
+
+_SIDE_PX = 256
+"""Hardware encoders refuse pictures that are much smaller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """An ffmpeg program. version: as it says itself, "" where it does not run. new_enough: lipdub can use it."""
+
+    path: str
+    version: str
+    new_enough: bool
+
+
+def programs() -> tuple[Program, ...]:
+    """The ffmpeg programs there are: the one on PATH, then the one that came with imageio-ffmpeg. The first that is new enough is used."""
+    paths = [shutil.which("ffmpeg")]
+    with suppress(RuntimeError):
+        paths.append(str(imageio_ffmpeg.get_ffmpeg_exe()))
+    return tuple(_described(path) for path in dict.fromkeys(paths) if path)
+
+
+def program_encodes(program: Program, codec: str) -> bool:
+    """Whether the program lists the encoder."""
+    try:
+        said = subprocess.run(
+            [program.path, "-hide_banner", "-encoders"], stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=20
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return re.search(rf"^ [A-Z.]{{6}} {re.escape(codec)} ".encode(), said, re.MULTILINE) is not None
+
+
+def versions() -> str:
+    """Versions of PyAV and of the FFmpeg libraries inside it."""
+    codec = ".".join(str(part) for part in av.library_versions["libavcodec"])
+    return f"PyAV {av.__version__}, libavcodec {codec}"
+
+
+def complaint_of_encoder(codec: str) -> str:
+    """Encode one picture, or a moment of silence, with an encoder inside PyAV; what went wrong in one line, or ""."""
+    try:
+        context = av.CodecContext.create(codec, "w")
+        packets = list(_encoded_sound(context) if isinstance(context, av.AudioCodecContext) else _encoded_picture(context))
+    except (av.error.FFmpegError, ValueError, TypeError, OSError) as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return "" if sum(packet.size for packet in packets) > 0 else "it gave no data"
+
+
+def _encoded_picture(context: av.CodecContext) -> list[Any]:
+    assert isinstance(context, av.VideoCodecContext)
+    context.width = context.height = _SIDE_PX
+    context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, 25), Fraction(25)
+    frame = av.VideoFrame.from_ndarray(np.full((_SIDE_PX * 3 // 2, _SIDE_PX), 128, np.uint8), format="yuv420p")
+    frame.pts, frame.time_base = 0, Fraction(1, 25)
+    return [*context.encode(frame), *context.encode(None)]
+
+
+def _encoded_sound(context: av.AudioCodecContext) -> list[Any]:
+    context.sample_rate, context.layout, context.format = 48000, "mono", "fltp"
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+    return [*context.encode(frame), *context.encode(None)]
+
+
+def _described(path: str) -> Program:
+    try:
+        said = subprocess.run([path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return Program(path, "", False)
+    match = re.match(rb"ffmpeg version (\S+)", said)
+    version = match[1].decode(errors="replace") if match else "of unknown version"
+    return Program(path, version, muxing._major_version(path) >= muxing._OLDEST_FFMPEG)
