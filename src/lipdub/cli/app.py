@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from lipdub import __version__
-from lipdub.cli import adapt, batch, evaluate, export, memory, prepare, sheet, sync, train
+from lipdub.cli import adapt, batch, bench, cache, doctor, evaluate, export, memory, prepare, sheet, sync, train
 from lipdub.cli.console import interrupted, say
 from lipdub.errors import LipdubError
 
@@ -30,6 +30,9 @@ app.command("batch", epilog=batch.EXAMPLES)(batch.batch)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("sheet", epilog=sheet.EXAMPLES)(sheet.sheet)
 app.command("memory", epilog=memory.EXAMPLES)(memory.memory)
+app.add_typer(cache.app, name="cache")
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("adapt", epilog=adapt.EXAMPLES)(adapt.adapt)
 app.command("prepare", epilog=prepare.EXAMPLES)(prepare.prepare)
 app.add_typer(train.app, name="train")

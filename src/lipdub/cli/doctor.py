@@ -1,0 +1,79 @@
+"""``lipdub doctor``: what this machine has, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lipdub.cli.console import errors, results, say
+
+if TYPE_CHECKING:
+    from lipdub.doctor import Finding
+
+EXAMPLES = """
+[bold]Examples[/bold]
+
+  lipdub doctor
+
+  lipdub doctor --no-dub
+
+  lipdub doctor --json > doctor.json
+"""
+
+_WORDS = {"green": "ok", "yellow": "note", "red": "bad"}
+_NAME_WIDTH = 24
+
+
+def doctor(
+    dub: Annotated[bool, typer.Option("--dub/--no-dub", help="End with a dub of ten seconds made for the purpose.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
+) -> None:
+    """Look at what lipdub needs on this machine, prove it by using it, and say what to do about each red line.
+
+    Exit code 1 if any line is red.
+    """
+    from lipdub.doctor import examine
+
+    found: list[Finding] = []
+    try:
+        with errors().status("looking", refresh_per_second=4) as status:
+            for finding in examine(dub=dub, on_look=lambda name: status.update(f"looking at: {name}")):
+                found.append(finding)
+                if not as_json:
+                    _show(finding)
+    except KeyboardInterrupt:
+        say("stopped")
+        raise typer.Exit(130) from None
+    bad = [finding.name for finding in found if finding.colour == "red"]
+    if as_json:
+        from lipdub import __version__
+
+        content = {"lipdub": __version__, "works": not bad, "findings": [asdict(finding) for finding in found]}
+        typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
+    elif bad:
+        results().print(f"{len(bad)} of {len(found)} lines are red: {', '.join(dict.fromkeys(bad))}", style="red", markup=False)
+    else:
+        results().print("nothing is red: lipdub works here")
+    if bad:
+        raise typer.Exit(1)
+
+
+def _show(finding: Finding) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not results().is_terminal:  # one line each, whatever their length, for whoever reads a log
+        then = f" -> {finding.fix}" if finding.fix else ""
+        results().print(f"{_WORDS[finding.colour]:<5}{finding.name:<{_NAME_WIDTH}} {finding.what}{then}", markup=False, soft_wrap=True)
+        return
+    line = Table.grid(padding=(0, 1))
+    line.add_column(width=4)
+    line.add_column(width=_NAME_WIDTH)
+    line.add_column(overflow="fold")
+    line.add_row(Text(_WORDS[finding.colour], f"bold {finding.colour}"), Text(finding.name), Text(finding.what))
+    if finding.fix:
+        line.add_row("", "", Text(f"-> {finding.fix}", finding.colour))
+    results().print(line)

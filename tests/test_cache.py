@@ -1,0 +1,726 @@
+"""The analysis cache: it saves time or does nothing; it never gives back another track than was kept, and it never raises."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from contextlib import closing, contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lipdub import cache as cache_module
+from lipdub import crop
+from lipdub.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, analysis_key, default_cache, parse_size
+from lipdub.errors import LipdubError, UnreadableMedia
+from lipdub.tracks import DUBBED, LIPS, NO_FACE, FaceTrack, ReferenceStore, TrackDamaged
+
+ARRAYS = ("pts", "why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference")
+KEY, OTHER = "ab" * 20, "cd" * 20
+VIDEO = Path("films/talk.mp4")
+
+
+def made_track(
+    frames: int = 5, *, seed: int = 0, references: int = 2, size: int = 8, time_base: Fraction = Fraction(1001, 30000)
+) -> FaceTrack:
+    """A track of noise, every third frame passed through."""
+    rng = np.random.default_rng(seed)
+    why = np.where(np.arange(frames) % 3 == 2, NO_FACE, DUBBED).astype(np.uint8)
+    if references == 0:
+        why[:] = NO_FACE
+    store = ReferenceStore(size)
+    for _ in range(references):
+        store.add(rng.integers(0, 256, (size, size, 3), np.uint8))
+    return FaceTrack(
+        pts=np.cumsum(rng.integers(1, 2000, frames)).astype(np.int64) - 700,
+        time_base=time_base,
+        why=why,
+        shot=np.cumsum(rng.integers(0, 2, frames)).astype(np.int32),
+        similarity=rng.normal(size=(frames, 4)),
+        outline=rng.normal(size=(frames, len(crop.OUTLINE), 2)).astype(np.float16),
+        lips=rng.normal(size=(frames, len(LIPS), 2)).astype(np.float16),
+        opening=rng.random(frames).astype(np.float32),
+        pose=rng.normal(size=(frames, 2)).astype(np.float32),
+        strength=rng.random(frames).astype(np.float32),
+        reference=np.where(why == DUBBED, rng.integers(0, max(1, references), frames), -1).astype(np.int32),
+        references=store,
+    )
+
+
+def same(one: FaceTrack, other: FaceTrack) -> bool:
+    """Equal bit by bit: types, NaN payloads, signs of zero."""
+    for name in ARRAYS:
+        a, b = getattr(one, name), getattr(other, name)
+        if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
+            return False
+    if one.time_base != other.time_base or one.references.count != other.references.count:
+        return False
+    return all((one.references.get(i) == other.references.get(i)).all() for i in range(one.references.count))
+
+
+@contextmanager
+def kept(folder: Path, track: FaceTrack, key: str = KEY):
+    cache = AnalysisCache(folder, limit_bytes=10**9)
+    assert cache.keep(key, track, video=VIDEO)
+    yield cache
+
+
+def found(cache: AnalysisCache, key: str = KEY) -> FaceTrack:
+    track = cache.find(key)
+    assert track is not None
+    return track
+
+
+# ------------------------------------------------------------------------------------------------------- round trip
+
+
+@settings(max_examples=40)
+@given(
+    frames=st.integers(1, 40),
+    references=st.integers(0, 5),
+    size=st.integers(1, 24),
+    seed=st.integers(0, 2**32),
+    ticks=st.fractions(min_value=Fraction(1, 10**6), max_value=2, max_denominator=10**6),
+)
+def test_what_is_kept_is_found_bit_by_bit(frames, references, size, seed, ticks):
+    track = made_track(frames, seed=seed, references=references, size=size, time_base=ticks)
+    with tempfile.TemporaryDirectory() as folder, kept(Path(folder), track) as cache, closing(track.references):
+        again = found(cache)
+        with closing(again.references):
+            assert same(again, track)
+            assert again.spans() == track.spans()
+
+
+@settings(max_examples=40)
+@given(
+    values=hnp.arrays(np.float64, (3, 4), elements=st.floats(-1e300, 1e300, allow_subnormal=True).filter(lambda v: v != 0)),
+    halves=hnp.arrays(np.float16, (3, len(LIPS), 2), elements=st.floats(-60000, 60000, width=16)),
+)
+def test_extreme_numbers_survive(values, halves):
+    base = made_track(3)
+    rows = {name: getattr(base, name) for name in ARRAYS} | {"similarity": values, "lips": halves}
+    track = FaceTrack(**rows, time_base=base.time_base, references=base.references)
+    with tempfile.TemporaryDirectory() as folder, kept(Path(folder), track) as cache, closing(track.references):
+        again = found(cache)
+        with closing(again.references):
+            assert same(again, track)
+
+
+def test_a_track_larger_than_one_piece(tmp_path: Path):
+    track = made_track(30000, references=40, size=128)
+    with kept(tmp_path, track) as cache, closing(track.references):
+        again = found(cache)
+        with closing(again.references):
+            assert same(again, track)
+
+
+def test_numpy_reads_the_arrays_too(tmp_path: Path):
+    track = made_track(7)
+    with kept(tmp_path, track), closing(track.references), np.load(tmp_path / f"{KEY}.npz", allow_pickle=False) as data:
+        for name in ARRAYS:
+            assert (data[name] == getattr(track, name)).all()
+        assert data["references"].shape == (2, 8, 8, 3)
+
+
+def test_nothing_kept_is_nothing_found(tmp_path: Path):
+    cache = AnalysisCache(tmp_path / "not there", limit_bytes=1000)
+    assert cache.find(KEY) is None
+    assert cache.entries() == ()
+    assert cache.clear() == (0, 0)
+    assert cache.trim() == (0, 0)
+    assert not (tmp_path / "not there").exists()
+
+
+def test_a_key_is_no_path(tmp_path: Path):
+    cache = AnalysisCache(tmp_path, limit_bytes=1000)
+    for key in ("", "../" + "a" * 37, "A" * 40, "a" * 41, "/etc/passwd"):
+        with pytest.raises(ValueError, match="40 hex digits"):
+            cache.find(key)
+
+
+# ---------------------------------------------------------------------------------------------------- damage, foreign
+
+
+@pytest.fixture(scope="module")
+def whole() -> bytes:
+    """The bytes of one entry."""
+    with tempfile.TemporaryDirectory() as folder:
+        track = made_track(6)
+        with kept(Path(folder), track), closing(track.references):
+            return (Path(folder) / f"{KEY}.npz").read_bytes()
+
+
+def finds(folder: Path, content: bytes) -> FaceTrack | None:
+    (folder / f"{KEY}.npz").write_bytes(content)
+    return AnalysisCache(folder, limit_bytes=10**9).find(KEY)
+
+
+def is_miss_or_the_same(folder: Path, content: bytes, whole: bytes) -> bool:
+    track = finds(folder, content)
+    if track is None:
+        return True
+    with closing(track.references):
+        reference = finds(folder, whole)
+        with closing(reference.references):
+            return same(track, reference)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_changed_byte_anywhere_never_changes_the_track(whole, tmp_path, data):
+    """Bytes that nobody reads (a date in the archive) may change; what comes out is the track that was kept, or nothing."""
+    at = data.draw(st.integers(0, len(whole) - 1))
+    other = bytearray(whole)
+    other[at] ^= data.draw(st.integers(1, 255))
+    assert is_miss_or_the_same(tmp_path, bytes(other), whole)
+
+
+def test_a_changed_byte_in_every_array_is_a_miss(whole, tmp_path):
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        for info in archive.infolist():
+            at = info.header_offset + 30 + len(info.filename) + 20 + info.compress_size // 2
+            other = bytearray(whole)
+            other[at] ^= 0xFF
+            assert finds(tmp_path, bytes(other)) is None, info.filename
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_torn_entry_is_a_miss(whole, tmp_path, data):
+    assert finds(tmp_path, whole[: data.draw(st.integers(0, len(whole) - 1))]) is None
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_hole_of_zeros_never_changes_the_track(whole, tmp_path, data):
+    """What a crash of the machine leaves of a file that was renamed before its pages were written."""
+    first = data.draw(st.integers(0, len(whole) - 2))
+    end = data.draw(st.integers(first + 1, len(whole)))
+    assert is_miss_or_the_same(tmp_path, whole[:first] + bytes(end - first) + whole[end:], whole)
+
+
+def test_foreign_files_are_misses(tmp_path):
+    rows = io.BytesIO()
+    np.savez(rows, pts=np.arange(3))
+    pickled = io.BytesIO()
+    np.savez(pickled, pts=np.array([print, 1], dtype=object))
+    for content in (b"", b"PK\x03\x04", b"\0" * 5000, b"not an archive" * 100, rows.getvalue(), pickled.getvalue()):
+        assert finds(tmp_path, content) is None
+
+
+def rebuilt(whole: bytes, changes: dict[str, bytes]) -> bytes:
+    """The entry with other members, its checksums right."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, changes.get(name, old.read(name)))
+    return out.getvalue()
+
+
+def npy(array: np.ndarray, *, allow_pickle: bool = False) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=allow_pickle)
+    return out.getvalue()
+
+
+def test_nothing_is_unpickled(whole, tmp_path):
+    """An entry whose array is a pickle that would run code is a miss, and the code does not run."""
+    witness = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(witness), "w"))
+
+    for name in (*ARRAYS, "time_base", "references"):
+        content = npy(np.array([Evil()] * 6, dtype=object), allow_pickle=True)
+        assert finds(tmp_path, rebuilt(whole, {f"{name}.npy": content})) is None
+        assert not witness.exists()
+
+
+ROWS6 = {
+    "time_base": [np.array([1, 0]), np.array([-1, 25]), np.array([0, 25]), np.array([1.0, 25.0]), np.array([1, 2, 3])],
+    "pts": [np.zeros(6, np.int64), np.arange(6)[::-1].copy(), np.arange(5), np.ones(6), np.arange(6, dtype=np.int32), np.ones((6, 1), int)],
+    "why": [np.full(6, 9, np.uint8), np.full(6, DUBBED, np.uint8), np.zeros(6, np.int64)],
+    "shot": [np.arange(6, dtype=np.int32)[::-1].copy(), np.full(6, -1, np.int32)],
+    "similarity": [np.zeros((6, 4)), np.full((6, 4), np.nan), np.full((6, 4), np.inf), np.ones((6, 5)), np.ones((4, 6)).T],
+    "outline": [np.full((6, len(crop.OUTLINE), 2), np.nan, np.float16), np.zeros((6, 1, 2), np.float16)],
+    "lips": [np.full((6, 40, 2), np.inf, np.float16)],
+    "opening": [np.full(6, np.nan, np.float32)],
+    "pose": [np.full((6, 2), np.nan, np.float32), np.zeros((6, 3), np.float32)],
+    "strength": [np.full(6, 1.5, np.float32), np.full(6, -0.5, np.float32), np.full(6, np.nan, np.float32)],
+    "reference": [np.full(6, 2, np.int32), np.full(6, -2, np.int32), np.full(6, -1, np.int32), np.full(6, 2**31 - 1, np.int32)],
+    "references": [
+        np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 9, 3), np.uint8), np.zeros((2, 8, 8, 4), np.uint8),
+        np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 0, 0, 3), np.uint8), np.zeros(7, np.uint8),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROWS6)
+def test_values_that_make_no_sense_are_a_miss(whole, tmp_path, name):
+    for array in ROWS6[name]:
+        content = rebuilt(whole, {f"{name}.npy": npy(array)})
+        assert finds(tmp_path, content) is None, array
+        with pytest.raises(TrackDamaged, match="no whole face track"):
+            FaceTrack.load(io.BytesIO(content))
+
+
+def test_an_array_that_claims_to_be_huge_is_a_miss(whole, tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (10**15,)})
+    assert finds(tmp_path, rebuilt(whole, {"pts.npy": header.getvalue() + bytes(800)})) is None
+    longer = npy(np.arange(6)) + b"more"
+    assert finds(tmp_path, rebuilt(whole, {"pts.npy": longer})) is None
+
+
+def test_an_entry_under_another_name_is_a_miss(whole, tmp_path):
+    (tmp_path / f"{OTHER}.npz").write_bytes(whole)
+    assert AnalysisCache(tmp_path, limit_bytes=10**9).find(OTHER) is None
+
+
+def test_a_damaged_entry_is_listed_and_replaced(tmp_path):
+    track = made_track(4)
+    with kept(tmp_path, track) as cache, closing(track.references):
+        (tmp_path / f"{KEY}.npz").write_bytes(b"broken")
+        (entry,) = cache.entries()
+        assert (entry.source, entry.frames, entry.bytes) == ("", 0, 6)
+        assert cache.keep(KEY, track, video=VIDEO)
+        assert cache.entries()[0].source == "talk.mp4"
+        found(cache).references.close()
+
+
+def test_a_loaded_track_that_is_refused_leaves_no_file_open(whole, tmp_path, monkeypatch):
+    closed = []
+    original = ReferenceStore.close
+    monkeypatch.setattr(ReferenceStore, "close", lambda self: (closed.append(self), original(self))[1])
+    assert finds(tmp_path, rebuilt(whole, {"reference.npy": npy(np.full(6, 7, np.int32))})) is None
+    assert len(closed) == 1
+
+
+# ------------------------------------------------------------------------------------------------------- size, listing
+
+
+def size_of_one(tmp_path: Path) -> int:
+    track = made_track(50)
+    with kept(tmp_path / "measure", track) as cache, closing(track.references):
+        return cache.entries()[0].bytes
+
+
+def test_entries_say_what_is_kept(tmp_path):
+    track = made_track(12)
+    with kept(tmp_path, track) as cache, closing(track.references):
+        (entry,) = cache.entries()
+        assert (entry.key, entry.source, entry.frames) == (KEY, "talk.mp4", 12)
+        assert entry.bytes == (tmp_path / f"{KEY}.npz").stat().st_size
+        assert abs(entry.used_s - time.time()) < 60
+        assert (tmp_path / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55")
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.tuples(st.sampled_from(["keep", "find"]), st.integers(0, 7)), min_size=1, max_size=25), fits=st.integers(1, 5))
+def test_the_limit_holds_and_what_was_used_last_stays(tmp_path_factory, steps, fits):
+    """Against a plain model: a list of keys ordered by use, cut to what fits."""
+    folder = tmp_path_factory.mktemp("lru")
+    one = size_of_one(folder)
+    cache = AnalysisCache(folder / "cache", limit_bytes=fits * (one + 40))
+    clock, model = 1_000_000_000, []
+    with closing((track := made_track(50)).references):
+        for what, number in steps:
+            key = f"{number:040x}"
+            clock += 10
+            if what == "keep":
+                assert cache.keep(key, track, video=VIDEO)
+                model = [k for k in model if k != key][-(fits - 1) :] if fits > 1 else []
+                model.append(key)
+            else:
+                track_found = cache.find(key)
+                assert (track_found is not None) == (key in model)
+                if track_found is not None:
+                    track_found.references.close()
+                    model = [*(k for k in model if k != key), key]
+            if key in model:  # the system's clock is too coarse to tell the steps of this test apart
+                os.utime(cache.folder / f"{key}.npz", (clock, clock))
+            assert [entry.key for entry in cache.entries()] == model[::-1]
+            assert sum(entry.bytes for entry in cache.entries()) <= cache.limit_bytes
+
+
+def test_a_hit_counts_as_use(tmp_path):
+    track = made_track(4)
+    with kept(tmp_path, track) as cache, closing(track.references):
+        os.utime(tmp_path / f"{KEY}.npz", (5, 5))
+        found(cache).references.close()
+        assert cache.entries()[0].used_s > 1000
+
+
+def test_a_track_above_the_limit_is_not_kept(tmp_path):
+    track = made_track(50)
+    cache = AnalysisCache(tmp_path, limit_bytes=100)
+    with closing(track.references):
+        assert not cache.keep(KEY, track, video=VIDEO)
+    assert [p.name for p in tmp_path.iterdir()] == []
+
+
+def test_clear_takes_all_or_what_is_old_and_nothing_else(tmp_path):
+    track = made_track(4)
+    mine = [tmp_path / name for name in ("notes.npz", "film.mp4", f"{KEY}.npz.bak", f"{'A' * 40}.npz")]
+    for path in mine:
+        path.write_bytes(b"mine")
+    (tmp_path / ("e" * 40 + ".npz")).mkdir()
+    with kept(tmp_path, track) as cache, closing(track.references):
+        assert cache.keep(OTHER, track, video=VIDEO)
+        os.utime(tmp_path / f"{KEY}.npz", (1000, 1000))
+        size = (tmp_path / f"{KEY}.npz").stat().st_size
+        assert cache.clear(older_than_s=3600) == (1, size)
+        assert [entry.key for entry in cache.entries()] == [OTHER]
+        assert cache.clear() == (1, size)
+        assert cache.entries() == ()
+    assert all(path.read_bytes() == b"mine" for path in mine)
+
+
+def test_abandoned_temporary_files_go_and_young_ones_stay(tmp_path):
+    old, young = (tmp_path / f".{KEY}.{'0' * 11}{i}.lipdub-part" for i in range(2))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1000, 1000))
+    AnalysisCache(tmp_path, limit_bytes=10**9).trim()
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+# ------------------------------------------------------------------------------------------------------------- sharing
+
+
+def _keep_and_find(folder: str, seed: int, times: int) -> int:
+    """In another process: keep and find one key many times; how often something else than the track came out."""
+    cache, wrong = AnalysisCache(Path(folder), limit_bytes=10**9), 0
+    track = made_track(60, seed=0)
+    for _ in range(times):
+        cache.keep(KEY, track, video=VIDEO)
+        again = cache.find(KEY)
+        wrong += again is None or not same(again, track)
+        if again is not None:
+            again.references.close()
+    track.references.close()
+    return wrong
+
+
+def test_two_processes_may_write_the_same_key(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        assert pool.starmap(_keep_and_find, [(str(tmp_path), seed, 25) for seed in (1, 2)]) == [0, 0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["CACHEDIR.TAG", f"{KEY}.npz"]
+
+
+def test_an_entry_that_is_trimmed_while_it_is_read_is_read_whole(tmp_path):
+    """Two threads that look, one that throws away and one that keeps: a find gives the whole track or nothing."""
+    track, stop, bad = made_track(200), threading.Event(), []
+    cache = AnalysisCache(tmp_path, limit_bytes=10**9)
+
+    def look() -> None:
+        while not stop.is_set():
+            again = cache.find(KEY)
+            if again is not None:
+                if not same(again, reference):
+                    bad.append(again)
+                again.references.close()
+
+    reference = made_track(200)
+    readers = [threading.Thread(target=look) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(40):
+            assert cache.keep(KEY, track, video=VIDEO)
+            cache.clear()
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert bad == []
+    track.references.close()
+    reference.references.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there; trimming passes it over")
+def test_trimming_does_not_disturb_an_open_entry(tmp_path):
+    track = made_track(20)
+    with kept(tmp_path, track) as cache, closing(track.references):
+        with open(tmp_path / f"{KEY}.npz", "rb") as file:
+            assert cache.clear()[0] == 1
+            again = FaceTrack.load(file)
+        with closing(again.references):
+            assert same(again, track)
+
+
+# ---------------------------------------------------------------------------------------------- folders that refuse
+
+
+def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    cache = AnalysisCache(tmp_path / "file" / "cache", limit_bytes=10**9)
+    track = made_track(3)
+    with closing(track.references):
+        assert cache.keep(KEY, track, video=VIDEO) is False
+    assert cache.find(KEY) is None
+    assert cache.entries() == ()
+
+
+def test_a_read_only_folder_is_read_and_not_written(tmp_path, monkeypatch):
+    """The tests may run as root, whom permissions do not stop: the system's refusals are played."""
+    track = made_track(3)
+    with kept(tmp_path, track) as cache, closing(track.references):
+
+        def refuse(*args, **more):
+            raise PermissionError(13, "Permission denied")
+
+        for name in ("utime", "replace"):
+            monkeypatch.setattr(cache_module.os, name, refuse)
+        found(cache).references.close()
+        assert cache.keep(OTHER, track, video=VIDEO) is False
+        assert [entry.key for entry in cache.entries()] == [KEY]
+        assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_a_full_disk_stops_nothing_and_leaves_nothing(tmp_path, monkeypatch):
+    track = made_track(3)
+
+    def full(self, file):
+        file.write(b"PK half a track")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FaceTrack, "save", full)
+    with closing(track.references):
+        assert AnalysisCache(tmp_path, limit_bytes=10**9).keep(KEY, track, video=VIDEO) is False
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_last_room_on_the_disk_is_left_to_the_dub(tmp_path, monkeypatch):
+    track = made_track(3)
+    usage = cache_module.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda folder: usage._replace(free=10 * 2**20))
+    with closing(track.references):
+        assert AnalysisCache(tmp_path, limit_bytes=10**9).keep(KEY, track, video=VIDEO) is False
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_keep_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(self, file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FaceTrack, "save", interrupted)
+    track = made_track(3)
+    with closing(track.references), pytest.raises(KeyboardInterrupt):
+        AnalysisCache(tmp_path, limit_bytes=10**9).keep(KEY, track, video=VIDEO)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ----------------------------------------------------------------------------------------------------------------- keys
+
+
+@pytest.fixture
+def film(tmp_path) -> Path:
+    """A file that was last changed an hour ago."""
+    path = tmp_path / "film.mp4"
+    path.write_bytes(b"frames" * 1000)
+    return path
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """Files count as settled at once: no test can put an inode's own time back."""
+    monkeypatch.setattr(cache_module, "SETTLED_S", -5.0)
+
+
+def reads(monkeypatch) -> list[Path]:
+    """A list that grows with every file that is hashed."""
+    hashed: list[Path] = []
+    original = cache_module._digest
+    monkeypatch.setattr(cache_module, "_digest", lambda video: (hashed.append(video), original(video))[1])
+    return hashed
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(one=st.binary(max_size=300), other=st.binary(max_size=300))
+def test_the_key_is_of_the_content(tmp_path, one, other):
+    (tmp_path / "a.mp4").write_bytes(one)
+    (tmp_path / "b.mp4").write_bytes(other)
+    keys = [analysis_key(tmp_path / name, size_px=96) for name in ("a.mp4", "b.mp4")]
+    assert (keys[0] == keys[1]) == (one == other)
+
+
+def test_the_key_changes_with_everything_that_changes_the_analysis(film, monkeypatch):
+    keys = {analysis_key(film, size_px=96), analysis_key(film, size_px=128)}
+    monkeypatch.setattr(cache_module, "ANALYSIS_VERSION", 999)
+    keys.add(analysis_key(film, size_px=96))
+    for package in ("mediapipe", "av"):
+        version = cache_module.importlib.metadata.version
+        monkeypatch.setattr(cache_module.importlib.metadata, "version", lambda name, p=package, v=version: "0.0" if name == p else v(name))
+        keys.add(analysis_key(film, size_px=96))
+    other_ending = film.with_suffix(".jpg")
+    other_ending.write_bytes(film.read_bytes())
+    keys.add(analysis_key(other_ending, size_px=96))
+    assert len(keys) == 6
+    assert all(len(key) == 40 for key in keys)
+
+
+def test_a_copy_under_another_name_has_the_same_key(film, tmp_path):
+    copy = tmp_path / "Ünïcødé copy.MP4"
+    copy.write_bytes(film.read_bytes())
+    assert analysis_key(copy, size_px=96) == analysis_key(film, size_px=96)
+
+
+def test_a_file_is_hashed_once(film, tmp_path, monkeypatch, settled):
+    hashed = reads(monkeypatch)
+    keys = {analysis_key(film, size_px=96, cache=AnalysisCache(tmp_path / "cache", limit_bytes=0)) for _ in range(3)}
+    assert len(keys) == 1
+    assert hashed == [film]
+    assert keys == {analysis_key(film, size_px=96)}
+
+
+def test_a_file_changed_just_now_is_hashed_again(film, tmp_path, monkeypatch):
+    hashed = reads(monkeypatch)
+    for _ in range(2):
+        analysis_key(film, size_px=96, cache=AnalysisCache(tmp_path / "cache", limit_bytes=0))
+    assert len(hashed) == 2
+    assert not (tmp_path / "cache").exists()
+
+
+def test_other_content_of_the_same_size_and_time_is_another_key(film, tmp_path, settled):
+    """A tool that writes a file anew and puts its time back cannot put back the inode's own."""
+    cache = AnalysisCache(tmp_path / "cache", limit_bytes=0)
+    facts = film.stat()
+    before = analysis_key(film, size_px=96, cache=cache)
+    time.sleep(0.02)  # a tick of the file system's clock
+    film.write_bytes(b"FRAMES" * 1000)
+    os.utime(film, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert (film.stat().st_size, film.stat().st_mtime_ns) == (facts.st_size, facts.st_mtime_ns)
+    assert analysis_key(film, size_px=96, cache=cache) != before
+
+
+def test_another_file_moved_into_the_place_is_another_key(film, tmp_path, settled):
+    cache = AnalysisCache(tmp_path / "cache", limit_bytes=0)
+    before = analysis_key(film, size_px=96, cache=cache)
+    other = tmp_path / "other"
+    other.write_bytes(b"FRAMES" * 1000)
+    os.utime(other, ns=(film.stat().st_atime_ns, film.stat().st_mtime_ns))
+    os.replace(other, film)
+    assert analysis_key(film, size_px=96, cache=cache) != before
+
+
+def test_damaged_memories_of_hashes_are_not_believed(film, tmp_path, monkeypatch, settled):
+    cache = AnalysisCache(tmp_path / "cache", limit_bytes=0)
+    right = analysis_key(film, size_px=96, cache=cache)
+    (memory,) = (tmp_path / "cache" / "digests").iterdir()
+    good = json.loads(memory.read_text())
+    hashed = reads(monkeypatch)
+    bad = [
+        b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 60000,
+        json.dumps(good | {"digest": "short"}).encode(), json.dumps(good | {"digest": 5}).encode(), b'{"digest": "00"}',
+        json.dumps(good | {"facts": good["facts"] | {"size": 1}, "digest": "0" * 64}).encode(),
+    ]  # fmt: skip
+    for content in bad:
+        memory.write_bytes(content)
+        assert analysis_key(film, size_px=96, cache=cache) == right, content
+    assert len(hashed) == len(bad)
+
+
+def test_memories_of_hashes_do_not_grow_without_end(tmp_path, monkeypatch, settled):
+    monkeypatch.setattr(cache_module, "MOST_DIGESTS", 3)
+    cache = AnalysisCache(tmp_path / "cache", limit_bytes=0)
+    for number in range(6):
+        (tmp_path / f"{number}.mp4").write_bytes(bytes([number]))
+        analysis_key(tmp_path / f"{number}.mp4", size_px=96, cache=cache)
+    cache.trim()
+    assert len(list((tmp_path / "cache" / "digests").iterdir())) == 3
+    cache.clear()
+    assert list((tmp_path / "cache" / "digests").iterdir()) == []
+
+
+def test_a_video_that_changes_before_it_is_kept_is_not_kept(film, tmp_path):
+    cache = AnalysisCache(tmp_path / "cache", limit_bytes=10**9)
+    key = analysis_key(film, size_px=8, cache=cache)
+    track = made_track(3)
+    with closing(track.references):
+        film.write_bytes(b"other frames")
+        assert not cache.keep(key, track, video=film)
+        assert cache.keep(analysis_key(film, size_px=8, cache=cache), track, video=film)
+
+
+def test_what_cannot_be_hashed_is_said_in_one_line(tmp_path):
+    for path in (tmp_path, tmp_path / "missing.mp4", Path("nul\0byte"), Path(os.devnull)):
+        with pytest.raises(UnreadableMedia) as caught:
+            analysis_key(path, size_px=96)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names that are no text")
+def test_a_name_that_is_no_text(tmp_path, settled):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/film\xff.mp4"))
+    path.write_bytes(b"frames")
+    cache = AnalysisCache(tmp_path / "cache", limit_bytes=10**9)
+    key = analysis_key(path, size_px=8, cache=cache)
+    assert analysis_key(path, size_px=8, cache=cache) == key
+    track = made_track(3)
+    with closing(track.references):
+        assert cache.keep(key, track, video=path)
+    (entry,) = cache.entries()
+    assert entry.source == "film\\xff.mp4"
+
+
+# ------------------------------------------------------------------------------------------------------------- settings
+
+
+def test_where_the_cache_lies(tmp_path, monkeypatch):
+    monkeypatch.delenv("LIPDUB_CACHE_LIMIT", raising=False)
+    monkeypatch.delenv("LIPDUB_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    default = default_cache()
+    assert default is not None
+    assert default.limit_bytes == DEFAULT_LIMIT_BYTES
+    if sys.platform == "linux":
+        assert default.folder == tmp_path / "lipdub" / "analysis"
+    monkeypatch.setenv("LIPDUB_CACHE", str(tmp_path / "here"))
+    monkeypatch.setenv("LIPDUB_CACHE_LIMIT", "5GB")
+    named = default_cache()
+    assert named is not None
+    assert (named.folder, named.limit_bytes) == (tmp_path / "here", 5 * 10**9)
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("value", ["", "off", "OFF", " "])
+def test_no_cache(monkeypatch, value):
+    monkeypatch.setenv("LIPDUB_CACHE", value)
+    assert default_cache() is None
+
+
+def test_a_limit_of_nothing_is_no_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("LIPDUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("LIPDUB_CACHE_LIMIT", "0")
+    assert default_cache() is None
+
+
+def test_a_limit_that_is_no_size_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("LIPDUB_CACHE", str(tmp_path))
+    for value in ("much", "-5GB", "5 apples", "1e9", "GB", "9" * 400, "5iB"):
+        monkeypatch.setenv("LIPDUB_CACHE_LIMIT", value)
+        with pytest.raises(LipdubError, match="no size"):
+            default_cache()
+
+
+@given(number=st.integers(0, 10**6), unit=st.sampled_from(["", "k", "M", "g", "T"]), i=st.booleans(), b=st.booleans(), gap=st.booleans())
+def test_sizes(number, unit, i, b, gap):
+    if i and not unit:
+        return
+    text = f"{number}{' ' * gap}{unit}{'i' * i}{'B' * b}"
+    assert parse_size(text) == number * (1024 if i else 1000) ** ["", "k", "m", "g", "t"].index(unit.lower())
