@@ -10,10 +10,17 @@ NAMES = {
     "bilabials": "do the lips close at p, b and m",
     "ablations": "what does each loss bring, and how many slots (trains; needs lipdub[train])",
     "silence": "does digital silence close the mouth",
+    "landmarks": "does looking at a small picture, and going on from the frame before, cost accuracy",
     "outside": "are the pixels outside the mask left as they were",
-    "memory-growth": "does peak memory stay the same when the video gets longer",
+    "memory-growth": "does peak memory stay the same when the video gets longer, and below 1 GiB",
     "end-to-end": "do whole videos, as users have them, come out whole",
     "speed": "frames per second end to end, and where the time goes",
+    "scale": "end to end and per stage: sizes, lengths, cores, first and second dub",
+    "wav2lip-shaped": "beside a baseline in the shape of Wav2Lip (needs lipdub[train])",
+    "profile": "where the time of a dub goes; two profiles side by side",
+    "ort": "ONNX Runtime's settings on the generator: threads, spinning, batches, graph level, precision",
+    "gpu": "this card's roofline, the generator's share of it, and end to end with all cores",
+    "results": "RESULTS.md and its plots from the JSON files of the others",
 }
 
 
@@ -24,7 +31,7 @@ def main(arguments: list[str]) -> int:
         for name, what in NAMES.items():
             print(f"  {name:<14} {what}", file=sys.stderr)
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    # Imported only when asked for: memory-growth must stay small itself, or it would measure its own size.
+    # Imported only when asked for: PyTorch, mediapipe and the plots take seconds.
     code: int = import_module(f"benchmarks.{arguments[0].replace('-', '_')}").main(arguments[1:])
     return code
 
