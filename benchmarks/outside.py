@@ -83,7 +83,7 @@ def measure_video(options: Options, video: Path) -> dict[str, Any]:
     dubbed, coded = options.out / f"{video.stem}.mp4", options.out / f"{video.stem}.codec.mp4"
     dub(video, options.speech, dubbed, model=options.model, fit="video", crf=options.crf, threads=options.threads, force=True)
     cut_pictures(video, coded, 0, 2**31, crf=options.crf, preset=DEFAULT_PRESET)
-    with MediapipeDetector() as detector, closing(media.read_frames(video)) as frames:
+    with MediapipeDetector() as detector, closing(media.read_planes(video)) as frames:
         track = analyse(frames, detector, size=spec.size)
     by_dub, by_codec = OutsideError(), OutsideError()
     total = 0

@@ -27,7 +27,7 @@ from lipdub.evaluate.openings import Openings
 from lipdub.evaluate.outside import GROW_PX, OutsideError, outside_mask
 from lipdub.evaluate.scoring import public_crop
 from lipdub.evaluate.watch import same_file, side_by_side, tracked
-from lipdub.records import CropSpec
+from lipdub.records import CropSpec, FrameChunk
 from lipdub.tracks import DUBBED, FaceTrack, ReferenceStore
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -265,8 +265,8 @@ def test_changes_by_the_paste_alone_leave_the_outside_alone():
     assert math.isnan(OutsideError().rgb_db())
 
 
-def _chunk(frame: NDArray[np.uint8]) -> media.FrameChunk:
-    return media.FrameChunk(0, frame[None], np.zeros(1, np.int64), Fraction(1, 25))
+def _chunk(frame: NDArray[np.uint8]) -> FrameChunk:
+    return FrameChunk(0, frame[None], np.zeros(1, np.int64), Fraction(1, 25))
 
 
 # ----------------------------------------------------------------------------------------------------------------- sync

@@ -31,6 +31,7 @@ from lipdub.evaluate import page, scoring, watch, whole_set
 from lipdub.evaluate.one_dub import evaluate_dub
 from lipdub.evaluate.scoring import Judges, Known, score
 from lipdub.evaluate.whole_set import ClipResult, SetOptions, Task
+from lipdub.picture import Picture, as_picture
 from lipdub.records import CropSpec, Face, MelSpec
 
 SIDE, FRAMES, RATE = 128, 80, 16000
@@ -57,7 +58,9 @@ class BrightMouths:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
+    def detect(self, picture: Picture | NDArray[np.uint8]) -> list[Face]:
+        seen = as_picture(picture)
+        pixels = seen.rgb(0, 0, seen.width, seen.height)
         if pixels.mean() < 8:
             return []
         x, y = _mouth()

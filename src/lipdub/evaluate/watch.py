@@ -25,7 +25,7 @@ from lipdub.faces import FaceDetector, MediapipeDetector
 from lipdub.records import Face, FrameChunk
 from lipdub.tracks import LIPS, NO_FACE, FaceTrack, analyse, opening_of, repeat_still
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 SMALLEST_REFERENCE_PX = 16
 """Side of reference crops that nobody looks at."""
 CHUNK_BYTES = 16 * 2**20
