@@ -287,7 +287,7 @@ def _drawn(pieces: Iterator[_Piece], generator: Generator, clock: Clock) -> Type
     waiting: list[_Piece] = []
     for piece in pieces:
         waiting.append(piece)
-        full = sum(len(one.crops) for one in waiting) >= getattr(generator, "batch", 16)
+        full = sum(len(one.crops) for one in waiting) >= generator.batch
         if full or sum(one.frames.data.nbytes for one in waiting) >= GATHERED_BYTES:
             yield from _draw(waiting, generator, clock)
             waiting = []
