@@ -14,6 +14,7 @@ NAMES = {
     "outside": "are the pixels outside the mask left as they were",
     "memory-growth": "does peak memory stay the same when the video gets longer, and below 1 GiB",
     "end-to-end": "do whole videos, as users have them, come out whole",
+    "resume": "does a batch that is killed again and again write every output exactly once",
     "speed": "frames per second end to end, and where the time goes",
     "scale": "end to end and per stage: sizes, lengths, cores, first and second dub",
     "wav2lip-shaped": "beside a baseline in the shape of Wav2Lip (needs lipdub[train])",

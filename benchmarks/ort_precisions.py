@@ -21,10 +21,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from benchmarks.onnx_cost import with_plain_weights
 from lipdub.runtime import in_half_precision
 
-PRECISIONS: Final = ("float32", "float16", "int8-dynamic", "int8-static", "int8-static-inner", "int8-static-s8s8")
+PRECISIONS: Final = ("float32", "float16", "int8-dynamic", "int8-static", "int8-static-noflow", "int8-static-inner", "int8-static-s8s8")
 """float32: as shipped. float16: arithmetic, where there are kernels. int8-dynamic: weights int8, activations as they come (U8U8).
-int8-static: weights int8 per channel, activations uint8 from calibration on crops (QDQ, U8S8), all Conv. int8-static-inner: but for the
-first and the last convolutions, where the picture's own levels pass. int8-static-s8s8: activations int8, too."""
+int8-static: weights int8 per channel, activations uint8 from calibration on crops (QDQ, U8S8), all Conv. int8-static-noflow: all but the
+one that says where pixels of the reference go, since an offset that is rounded moves them. int8-static-inner: nor the one that takes the
+pictures and the one that gives them. int8-static-s8s8: as int8-static, activations int8, too."""
 _CALIBRATION_BATCH: Final = 4
 
 Feeds = dict[str, NDArray[np.float32]]
@@ -64,14 +65,17 @@ def write_in_precision(source: Path, out: Path, precision: str, feeds: Feeds) ->
         quantize_static(
             str(ready), str(out), _Crops(feeds), quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"], per_channel=True,
             activation_type=QuantType.QInt8 if precision.endswith("s8s8") else QuantType.QUInt8, weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax, nodes_to_exclude=_outer(ready) if precision.endswith("inner") else [],
+            calibrate_method=CalibrationMethod.MinMax, nodes_to_exclude=_left_out(ready, precision),
         )  # fmt: skip
 
 
-def _outer(path: Path) -> list[str]:
-    """Names of the convolutions next to the pictures: those that few of the others come before, or behind."""
-    convolutions = [node for node in onnx.load(str(path)).graph.node if node.op_type == "Conv"]
-    return [node.name for node in (*convolutions[:2], *convolutions[-3:])]
+def _left_out(path: Path, precision: str) -> list[str]:
+    """Names of the convolutions that stay float32."""
+    names = [node.name for node in onnx.load(str(path)).graph.node if node.op_type == "Conv"]
+    flow = [name for name in names if "flow" in name]
+    if precision.endswith("noflow"):
+        return flow
+    return [names[0], *flow, *(name for name in names if "picture" in name)] if precision.endswith("inner") else []
 
 
 def _sorted(model: Any) -> Any:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-from fakes import rewrite_spec, write_fake_bundle
+from fakes import Draws, fake_spec, rewrite_spec, write_fake_bundle
 from numpy.typing import NDArray
 
 from lipdub import bundle
 from lipdub.errors import BundleInvalid, BundleNotFound
-from lipdub.generators import GENERATORS, Generator, Recall, open_generator
-from lipdub.generators.memory import BATCH_SIZE
+from lipdub.generators import GENERATORS, Generator, Recall, device_graph, memory, open_generator
+from lipdub.generators.drawing import ConvertedByHost, ConvertedOnDevice
+from lipdub.generators.memory import MemoryGenerator, on_device, smooth_pictures
+from lipdub.records import CropSpec
+from lipdub.runtime import CPU, CUDA, TENSORRT, Tuning, buffers, gpu, opening
 
-COUNTS = (0, 1, 16, 17, 33)
+COUNTS = (0, 1, 8, 9, 33)
 Y0, Y1, X0, X1 = DRAWN = (16, 32, 4, 28)
 
 
@@ -134,6 +141,7 @@ def test_arrays_of_another_kind_are_refused(generator: Generator) -> None:
 def test_it_says_what_it_is(generator: Generator) -> None:
     assert generator.spec.backend in GENERATORS
     assert generator.provider == "CPUExecutionProvider"
+    assert 1 <= generator.batch <= 64
 
 
 # ---- the fake is fit for purpose: sound reaches pixels
@@ -215,21 +223,273 @@ def test_windows_that_are_no_numbers_recall_nothing(tmp_path: Path) -> None:
 
 
 def test_a_batch_is_never_larger_than_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lipdub.runtime import Session
-
     sizes: list[int] = []
-    run = Session.run
+    run = buffers.Buffers.run
 
-    def watched(self: Session, feeds: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        sizes.append(len(next(iter(feeds.values()))))
-        return run(self, feeds)
+    def watched(self: buffers.Buffers) -> None:
+        sizes.append(len(next(iter(self.inputs.values()))))
+        run(self)
 
-    monkeypatch.setattr(Session, "run", watched)
+    monkeypatch.setattr(buffers.Buffers, "run", watched)
     write_fake_bundle(tmp_path)
     generator = open_generator(str(tmp_path), device="cpu")
-    generator.recall(some_windows(generator, 33))
+    generator.recall(some_windows(generator, 2 * generator.batch + 1))
     generator.draw(*[some_crops(generator, 0)] * 2, some_features(generator, 0))
-    assert sizes == [BATCH_SIZE, BATCH_SIZE, 1]
+    assert sum(sizes) == 2 * generator.batch + 1
+    assert len(sizes) == 3
+    assert max(sizes) <= generator.batch
+    assert max(sizes) - min(sizes) <= 2  # no rest of a single row, which would cost more than a row among others
+
+
+def test_recall_and_draw_run_at_the_same_time_from_other_threads(tmp_path: Path) -> None:
+    write_fake_bundle(tmp_path)
+    generator = open_generator(str(tmp_path), device="cpu", threads=1)
+    windows, crops, features = some_windows(generator, 40), some_crops(generator, 40), some_features(generator, 40)
+    recalled, drawn = generator.recall(windows), generator.draw(crops, crops, features)
+    with ThreadPoolExecutor(4) as pool:
+        recalls = [pool.submit(generator.recall, windows) for _ in range(10)]
+        draws = [pool.submit(generator.draw, crops, crops, features) for _ in range(10)]
+        for recall in recalls:
+            np.testing.assert_array_equal(recall.result().lip_feature, recalled.lip_feature)
+        for draw in draws:
+            np.testing.assert_array_equal(draw.result(), drawn)
+
+
+# ---- pictures into the network and out of it
+
+
+def plainly_to_network(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def plainly_from_network(pictures: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint((pictures + 1.0).clip(0.0, 2.0) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+class Scripted:
+    """A session that keeps what it is given, and draws what it is told."""
+
+    path = Path("scripted.onnx")
+
+    def __init__(self, spec: bundle.BundleSpec, faces: NDArray[np.float32]) -> None:
+        names = bundle.tensors(bundle.GENERATOR_GRAPH, spec).inputs
+        self.inputs = {name: np.zeros((len(faces), *shape[1:]), np.float32) for name, shape in names.items()}  # type: ignore[arg-type]
+        self.faces = faces
+
+    def stream(self, count: int, *, fill: Any, collect: Any) -> None:
+        fill(slice(0, count), self.inputs)
+        collect(slice(0, count), {bundle.FACE: self.faces})
+
+
+def awkward_values(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Every half level, its neighbours in float32, values far outside, zeros of both signs."""
+    halves = ((np.arange(-2, 514) / 2) / 127.5 - 1.0).astype(np.float32)
+    special = np.array([0.0, -0.0, 1e30, -1e30, 3e38, 1e-40, 1.0, -1.0], np.float32)
+    values = np.concatenate([halves, np.nextafter(halves, np.float32(9)), np.nextafter(halves, np.float32(-9)), special])
+    return rng.permutation(np.resize(values, int(np.prod(shape)))).reshape(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("masked_from", [10, 24])
+def test_conversion_is_that_of_the_plain_reference_bit_for_bit(masked_from: int) -> None:
+    spec, rng = fake_spec(masked_from=masked_from, drawn=DRAWN), np.random.default_rng(3)
+    targets, references = rng.integers(0, 256, (2, 9, 32, 32, 3), dtype=np.uint8)
+    features = rng.normal(size=(9, spec.lip_channels)).astype(np.float32)
+    faces = awkward_values(rng, (9, 3, Y1 - Y0, X1 - X0))
+    session = Scripted(spec, faces.copy())
+    drawn = ConvertedByHost(session, spec.crop).draw(targets, references, features)  # type: ignore[arg-type]
+    expected = plainly_to_network(targets)
+    expected[:, :, masked_from:] = 0.0
+    for got, wanted in ((session.inputs[bundle.TARGET], expected), (session.inputs[bundle.REFERENCE], plainly_to_network(references))):
+        assert got.tobytes() == wanted.tobytes()
+    np.testing.assert_array_equal(session.inputs[bundle.LIP_FEATURE], features)
+    whole = targets.copy()
+    whole[:, Y0:Y1, X0:X1] = plainly_from_network(faces)
+    np.testing.assert_array_equal(drawn, whole)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_pixel_that_is_no_number_is_enough_to_refuse(bad: float) -> None:
+    spec = fake_spec(drawn=DRAWN)
+    faces = np.zeros((2, 3, Y1 - Y0, X1 - X0), np.float32)
+    faces[1, 2, 3, 4] = bad
+    crops = np.zeros((2, 32, 32, 3), np.uint8)
+    with pytest.raises(BundleInvalid, match="drew no picture"):
+        ConvertedByHost(Scripted(spec, faces), spec.crop).draw(crops, crops, np.zeros((2, 4), np.float32))  # type: ignore[arg-type]
+
+
+# ---- the way of a GPU, walked by the CPU
+
+
+@pytest.mark.parametrize("draws", ["reference", "target"])
+@pytest.mark.parametrize("masked_from", [10, 24, 31])
+def test_a_graph_that_converts_itself_draws_the_same(tmp_path: Path, draws: Draws, masked_from: int) -> None:
+    spec = write_fake_bundle(tmp_path, drawn=(8, 32, 4, 28), masked_from=masked_from, draws=draws)
+    generator = open_generator(str(tmp_path), device="cpu")
+    targets, references, features = some_crops(generator, 19), some_crops(generator, 19, 1), some_features(generator, 19)
+    drawing = on_device(tmp_path, spec, device="cpu", half=False)
+    np.testing.assert_array_equal(drawing.draw(targets, references, features), generator.draw(targets, references, features))
+
+
+def test_a_graph_that_converts_itself_rounds_and_clips_as_the_host_does(tmp_path: Path) -> None:
+    spec = write_fake_bundle(tmp_path)
+    generator = open_generator(str(tmp_path), device="cpu")
+    grey = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 32, 32, 3))
+    features = at_rest(generator, 256)
+    features[:, 0] = np.linspace(-1.1, 1.1, 256)
+    drawing = on_device(tmp_path, spec, device="cpu", half=False)
+    np.testing.assert_array_equal(drawing.draw(grey, grey, features), generator.draw(grey, grey, features))
+
+
+@pytest.mark.parametrize("float16", [False, True])
+def test_half_precision_arithmetic_draws_within_a_level(tmp_path: Path, float16: bool) -> None:
+    spec = write_fake_bundle(tmp_path, float16=float16)
+    generator = open_generator(str(tmp_path), device="cpu")
+    crops, references, features = some_crops(generator, 9), some_crops(generator, 9, 1), some_features(generator, 9)
+    drawing = on_device(tmp_path, spec, device="cpu", half=True)
+    difference = drawing.draw(crops, references, features).astype(int) - generator.draw(crops, references, features)
+    assert np.abs(difference).max() <= 1
+    rewritten = onnx.load_model_from_string(device_graph.rewritten((tmp_path / bundle.GENERATOR_GRAPH).read_bytes(), spec, half=True))
+    kinds = {value.name: value.data_type for value in rewritten.graph.initializer}
+    assert kinds["pick_half" if float16 else "pick"] == onnx.TensorProto.FLOAT16
+    half_way = {node.input[0] for node in rewritten.graph.node if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT}
+    assert "pick_half" not in half_way
+    assert kinds["levels_half"] == onnx.TensorProto.FLOAT  # the conversions keep every level apart
+
+
+def test_a_graph_that_converts_itself_still_tells_of_pictures_that_are_no_numbers(tmp_path: Path) -> None:
+    spec = write_fake_bundle(tmp_path, draws="nan")
+    drawing = on_device(tmp_path, spec, device="cpu", half=False)
+    crops = np.zeros((3, 32, 32, 3), np.uint8)
+    with pytest.raises(BundleInvalid, match="drew no picture"):
+        drawing.draw(crops, crops, np.zeros((3, 4), np.float32))
+
+
+def test_a_graph_that_cannot_be_rewritten_is_refused() -> None:
+    with pytest.raises(BundleInvalid, match="generator graph of fake cannot be rewritten"):
+        device_graph.rewritten(b"no graph at all" * 20, fake_spec(), half=False)
+
+
+@pytest.fixture
+def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine whose CUDA loads; what it is given is done by the CPU."""
+
+    class Gpu:
+        def __init__(self, real: Any, provider: str) -> None:
+            self.real = real
+            self.provider = provider
+
+        def get_providers(self) -> list[str]:
+            return [self.provider, CPU]
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.real, name)
+
+    def open_gpu(graph: bytes, provider: str, threads: int | None, inputs: Any, tuning: Tuning) -> tuple[Any, str]:
+        return Gpu(gpu.built(graph, CPU, threads, tuning, inputs), provider), ""
+
+    monkeypatch.delenv("LIPDUB_TENSORRT", raising=False)
+    monkeypatch.setattr(opening, "open_gpu", open_gpu)
+    monkeypatch.setattr(buffers, "_DEVICES", {CUDA: "cpu", TENSORRT: "cpu"})
+    monkeypatch.setattr(buffers, "_cuda_runtime", lambda: None)
+    return monkeypatch
+
+
+def drawn_alike(generator: Generator, folder: Path, count: int = 300) -> int:
+    """Largest difference to the CPU, in grey levels."""
+    plain = open_generator(str(folder), device="cpu")
+    crops, references, features = some_crops(plain, count), some_crops(plain, count, 1), some_features(plain, count)
+    difference = generator.draw(crops, references, features).astype(int) - plain.draw(crops, references, features)
+    windows = some_windows(plain, count)
+    np.testing.assert_allclose(generator.recall(windows).lip_feature, plain.recall(windows).lip_feature, atol=1e-5)
+    return int(np.abs(difference).max())
+
+
+def test_a_gpu_draws_in_float16_with_pictures_as_uint8(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
+    write_fake_bundle(tmp_path)
+    generator = open_generator(str(tmp_path), device="cuda")
+    assert isinstance(generator, MemoryGenerator)
+    assert isinstance(generator._drawing, ConvertedOnDevice)
+    assert (generator.provider, generator.precision, generator.notes) == (CUDA, "float16", ())
+    assert generator.batch == 256
+    assert drawn_alike(generator, tmp_path) <= 1
+
+
+def test_a_graph_that_float16_does_not_suit_stays_float32(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
+    write_fake_bundle(tmp_path)
+    differences = iter((memory.HALF_TOLERANCE_LEVELS + 0.1, 0.0))
+    gpu_machine.setattr(memory, "_difference_levels", lambda one, other, spec: next(differences))
+    generator = open_generator(str(tmp_path), device="cuda")
+    assert isinstance(generator, MemoryGenerator)
+    assert isinstance(generator._drawing, ConvertedOnDevice)
+    assert generator.precision == "float32"
+    assert [note.startswith("float16: drawn pictures differ by") for note in generator.notes] == [True]
+    assert drawn_alike(generator, tmp_path) == 0
+
+
+def test_a_gpu_without_the_package_onnx_converts_by_the_cpu_and_says_so(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
+    write_fake_bundle(tmp_path)
+    gpu_machine.setattr(importlib.util, "find_spec", lambda name: None)
+    generator = open_generator(str(tmp_path), device="cuda")
+    assert isinstance(generator, MemoryGenerator)
+    assert isinstance(generator._drawing, ConvertedByHost)
+    assert generator.precision == "float32"
+    assert "lipdub[cuda]" in generator.notes[0]
+    assert drawn_alike(generator, tmp_path) == 0
+
+
+def test_a_network_that_draws_no_numbers_opens_on_a_gpu_and_is_refused_when_it_draws(
+    tmp_path: Path, gpu_machine: pytest.MonkeyPatch
+) -> None:
+    write_fake_bundle(tmp_path, draws="nan")
+    generator = open_generator(str(tmp_path), device="cuda")
+    crops = some_crops(generator, 1)
+    with pytest.raises(BundleInvalid, match="drew no picture"):
+        generator.draw(crops, crops, some_features(generator, 1))
+
+
+def test_tensorrt_draws_where_the_environment_asks_for_it(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
+    write_fake_bundle(tmp_path)
+    gpu_machine.setenv("LIPDUB_TENSORRT", "1")
+    generator = open_generator(str(tmp_path), device="cuda")
+    assert isinstance(generator, MemoryGenerator)
+    assert (generator.provider, generator.precision) == (TENSORRT, "float16")
+    assert generator._memory.provider == CUDA  # its engine would take minutes to build, and it is asked once per second of speech
+    assert drawn_alike(generator, tmp_path) == 0
+
+
+def test_tensorrt_that_draws_otherwise_is_not_used(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
+    write_fake_bundle(tmp_path)
+    gpu_machine.setenv("LIPDUB_TENSORRT", "1")
+    differences = iter((memory.HALF_TOLERANCE_LEVELS + 0.1, 0.0))
+    gpu_machine.setattr(memory, "_difference_levels", lambda one, other, spec: next(differences))
+    generator = open_generator(str(tmp_path), device="cuda")
+    assert isinstance(generator, MemoryGenerator)
+    assert (generator.provider, generator.precision) == (CUDA, "float16")
+    assert [note.startswith("TensorRT: drawn pictures differ by") for note in generator.notes] == [True]
+
+
+def test_the_shipped_generator_draws_on_both_ways_alike() -> None:
+    """The operators of the real network survive the rewriting, not only those of the fake."""
+    folder = bundle.resolve("base")
+    spec = bundle.load_spec(folder)
+    generator = open_generator("base", device="cpu", threads=1)
+    pictures = smooth_pictures(spec.crop, 3)
+    features = np.tile(np.asarray(spec.rest_feature, np.float32), (3, 1))
+    drawn = generator.draw(pictures, pictures[::-1], features)
+    one, other = (
+        on_device(folder, spec, device="cpu", threads=1, half=half).draw(pictures, pictures[::-1], features) for half in (False, True)
+    )
+    np.testing.assert_array_equal(one, drawn)
+    difference = np.abs(other.astype(int) - drawn)
+    assert 0 < difference.max() <= 6
+    assert difference.mean() < memory.HALF_TOLERANCE_LEVELS
+
+
+def test_smooth_pictures_are_smooth() -> None:
+    pictures = smooth_pictures(CropSpec(size=64, drawn=(32, 64, 8, 56), masked_from=32), 2).astype(int)
+    assert np.abs(np.diff(pictures, axis=1)).max() < 12
+    assert pictures.std() > 20
+    assert (pictures[0] != pictures[1]).any()
 
 
 # ---- opening

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import os
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +20,11 @@ import pytest
 from fakes import write_fake_bundle
 from onnx import TensorProto, helper, numpy_helper
 
-from lipdub import bundle, runtime
+from lipdub import bundle
 from lipdub.bundle import GraphTensors
 from lipdub.errors import BundleInvalid, LipdubError, ModelError, ProviderUnavailable
 from lipdub.records import Device
-from lipdub.runtime import CPU, CUDA, Session, open_session
+from lipdub.runtime import CPU, CUDA, TENSORRT, DeviceMemoryFull, Session, Tuning, buffers, gpu, open_session, ort_words, tensorrt_wanted
 
 
 @pytest.fixture
@@ -35,11 +41,18 @@ def memory(folder: Path) -> GraphTensors:
 @pytest.fixture(autouse=True)
 def forget_preloading() -> Iterator[None]:
     yield
-    runtime._preload_cuda.cache_clear()
+    gpu._preload_cuda.cache_clear()
+    gpu._preload_tensorrt.cache_clear()
 
 
-def opened(path: Path, tensors: GraphTensors, device: Device = "cpu", threads: int | None = None) -> Session:
-    return open_session(path, device=device, threads=threads, inputs=tensors.inputs, outputs=tensors.outputs)
+def opened(
+    path: Path,
+    tensors: GraphTensors,
+    device: Device = "cpu",
+    threads: int | None = None,
+    tuning: Tuning = Tuning(),  # noqa: B008
+) -> Session:
+    return open_session(path, device=device, threads=threads, inputs=tensors.inputs, outputs=tensors.outputs, tuning=tuning)
 
 
 def mel(count: int) -> dict[str, Any]:
@@ -88,6 +101,113 @@ def test_an_input_that_does_not_fit_is_one_line(folder: Path, memory: GraphTenso
     with pytest.raises(ModelError, match=r"memory\.onnx failed on CPUExecutionProvider") as caught:
         session.run({"mel": np.zeros((1, 1, 80, 15), np.float32)})
     assert "\n" not in str(caught.value)
+
+
+def streamed(session: Session, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """`rows` through the identity graph."""
+    out = np.full_like(rows, np.nan)
+
+    def fill(at: slice, inputs: Any) -> None:
+        inputs["a"][...] = rows[at]
+
+    def collect(at: slice, outputs: Any) -> None:
+        out[at] = outputs["b"]
+        outputs["b"][...] = -1.0  # the arrays are the caller's until the next batch
+
+    session.stream(len(rows), fill=fill, collect=collect)
+    return out
+
+
+def numbered(count: int) -> np.ndarray[Any, Any]:
+    return np.arange(count * 3, dtype=np.float32).reshape(count, 3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 40, 41])
+def test_streamed_rows_come_back_in_order(tmp_path: Path, count: int) -> None:
+    save_identity(tmp_path / "a.onnx", ["B", 3])
+    session = opened(tmp_path / "a.onnx", IDENTITY, tuning=Tuning(batch=8))
+    for rows in (numbered(count), numbered(3), numbered(count) + 1.0):
+        np.testing.assert_array_equal(streamed(session, rows), rows)
+
+
+def test_a_stream_binds_each_batch_size_once_and_allocates_nothing_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    real = buffers.Buffers.__init__
+
+    def watched(self: Any, session: Any, inputs: Any, outputs: Any, size: int, *rest: Any) -> None:
+        made.append(size)
+        real(self, session, inputs, outputs, size, *rest)
+
+    monkeypatch.setattr(buffers.Buffers, "__init__", watched)
+    save_identity(tmp_path / "a.onnx", ["B", 3])
+    session = opened(tmp_path / "a.onnx", IDENTITY, tuning=Tuning(batch=8))
+    for _ in range(3):
+        streamed(session, numbered(19))
+    assert made == [7, 5]
+    lane = session._lanes[0]
+    assert np.shares_memory(lane.buffers(7).inputs["a"], lane.buffers(5).inputs["a"])
+    assert not np.shares_memory(lane.buffers(7).inputs["a"], lane.buffers(7).outputs["b"])
+
+
+def test_two_threads_may_stream_through_one_session(tmp_path: Path) -> None:
+    save_identity(tmp_path / "a.onnx", ["B", 3])
+    session = opened(tmp_path / "a.onnx", IDENTITY, tuning=Tuning(batch=2))
+    rows = [numbered(200) + 1000.0 * number for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for got, expected in zip(pool.map(lambda one: streamed(session, one), rows), rows, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_an_error_of_the_caller_leaves_the_session_usable(tmp_path: Path) -> None:
+    save_identity(tmp_path / "a.onnx", ["B", 3])
+    session = opened(tmp_path / "a.onnx", IDENTITY, tuning=Tuning(batch=2))
+
+    def refuse(at: slice, arrays: Any) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        session.stream(4, fill=refuse, collect=refuse)
+    np.testing.assert_array_equal(streamed(session, numbered(5)), numbered(5))
+
+
+# ---- tuning
+
+
+def test_the_tuning_really_reaches_onnxruntime(folder: Path, memory: GraphTensors) -> None:
+    default: Any = opened(folder / "memory.onnx", memory)
+    options = default._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    assert options.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
+    assert options.enable_cpu_mem_arena
+    other: Any = opened(
+        folder / "memory.onnx", memory,
+        tuning=Tuning(spin=True, graph_level="basic", arena=False, flush_denormals=True, dynamic_block_base=4, batch=5),
+    )  # fmt: skip
+    options = other._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert options.get_session_config_entry("session.set_denormal_as_zero") == "1"
+    assert options.get_session_config_entry("session.dynamic_block_base") == "4"
+    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    assert not options.enable_cpu_mem_arena
+    assert other.batch == other.appetite == 5
+
+
+@pytest.mark.parametrize("change", [{"graph_level": "most"}, {"batch": 0}, {"lanes": 0}, {"dynamic_block_base": -1}, {"conv_search": ""}])
+def test_a_tuning_checks_itself(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(change))}"):
+        Tuning(**change)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot bind a process to cores")
+def test_no_more_threads_than_the_process_may_use(folder: Path, memory: GraphTensors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5, 6})
+    session: Any = opened(folder / "memory.onnx", memory)
+    assert session._session.get_session_options().intra_op_num_threads == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    session = opened(folder / "memory.onnx", memory)
+    assert session._session.get_session_options().intra_op_num_threads == 0
 
 
 # ---- graphs that are refused
@@ -158,6 +278,9 @@ def test_an_output_may_leave_a_size_open_but_not_give_another(tmp_path: Path) ->
     session = opened(tmp_path / "a.onnx", IDENTITY)
     with pytest.raises(BundleInvalid, match=r"a\.onnx gave b of shape \(2, 6\), not \(2, 3\)"):
         session.run({"a": np.ones((2, 3), np.float32)})
+    with pytest.raises(BundleInvalid, match=r"a\.onnx gave an output of another shape than expected") as caught:
+        streamed(session, numbered(2))
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_in_a_second_file_are_refused(tmp_path: Path) -> None:
@@ -194,16 +317,30 @@ def test_cuda_that_does_not_load_is_an_error(folder: Path, memory: GraphTensors,
 
 
 class FakeSession:
-    """Stands in for ``ort.InferenceSession`` on a machine whose CUDA loads, refuses, falls back or breaks when run."""
+    """Stands in for ``ort.InferenceSession`` on a machine whose GPU loads, refuses, falls back, breaks when run or is too small.
+
+    The work is done by the CPU, the bookkeeping is that of a GPU: lanes, staged copies, batch sizes. behaviour: of the providers
+    in `of`. rows: batches that were run. fits: rows that its memory holds.
+    """
 
     behaviour = "loads"
+    of: tuple[str, ...] = (CUDA, TENSORRT)
+    fits = 1_000_000
+    rows: list[int] = []  # noqa: RUF012
 
-    def __init__(self, graph: bytes, *, sess_options: object, providers: list[str], enable_fallback: int) -> None:
+    def __init__(self, graph: bytes, *, sess_options: object, providers: list[Any], enable_fallback: int) -> None:
         assert enable_fallback == 0
-        if providers[0] == CUDA and self.behaviour == "refuses":
+        self.given = {one[0]: one[1] for one in providers if not isinstance(one, str)}
+        names = [one if isinstance(one, str) else one[0] for one in providers]
+        self.behaviour = type(self).behaviour if names[0] in self.of else "loads"
+        if self.behaviour == "refuses":
             raise RuntimeError("CUDA failure 100:\nno CUDA-capable device is detected")
+        if self.behaviour == "full":
+            raise RuntimeError("x" * 400 + " CUDA failure 2: out of memory ; GPU=0")
+        if self.behaviour == "old driver":
+            raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version")
         self.real = REAL(graph, sess_options=sess_options, providers=[CPU])
-        self.providers = [CPU] if self.behaviour == "falls back" else providers
+        self.providers = names[1:] if self.behaviour == "falls back" else names
 
     def get_providers(self) -> list[str]:
         return self.providers
@@ -214,10 +351,23 @@ class FakeSession:
     def get_outputs(self) -> Any:
         return self.real.get_outputs()
 
+    def get_provider_graph_assignment_info(self) -> Any:
+        return [SimpleNamespace(ep_name=CPU if self.behaviour == "takes nothing" else self.providers[0])]
+
     def run(self, names: list[str] | None, feeds: dict[str, Any]) -> Any:
-        if self.behaviour == "breaks" and self.providers[0] == CUDA:
+        if self.behaviour == "breaks":
             raise RuntimeError("CUDNN_STATUS_NOT_INITIALIZED")
         return self.real.run(names, feeds)
+
+    def io_binding(self) -> Any:
+        return self.real.io_binding()
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        size = binding._bound_outputs["b"].shape()[0]
+        if size > self.fits:
+            raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 99")
+        self.rows.append(size)
+        self.real.run_with_iobinding(binding)
 
 
 REAL = ort.InferenceSession
@@ -225,10 +375,13 @@ REAL = ort.InferenceSession
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An onnxruntime with CUDA compiled in whose libraries load, and `FakeSession` for a session."""
-    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    """An onnxruntime with CUDA and TensorRT compiled in, a driver and libraries that load, and `FakeSession` for a session."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
     monkeypatch.setattr(ort, "InferenceSession", FakeSession)
+    monkeypatch.setattr(gpu, "_no_driver", lambda: "")
+    monkeypatch.setattr(buffers, "_DEVICES", {CPU: "cpu", CUDA: "cpu", TENSORRT: "cpu"})
+    monkeypatch.setattr(FakeSession, "rows", [])
     return monkeypatch
 
 
@@ -236,7 +389,17 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_cuda_that_loads_is_used(folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch, device: Device) -> None:
     session = opened(folder / "memory.onnx", memory, device)
     assert session.provider == CUDA
+    assert session.notes == ()
     assert session.run(mel(2))["address"].shape == (2, 8)
+
+
+def test_cuda_is_told_how_to_work(folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch) -> None:
+    session: Any = opened(folder / "memory.onnx", memory, "cuda", tuning=Tuning(conv_search="EXHAUSTIVE", nhwc=True))
+    given = session._session.given[CUDA]
+    assert given["cudnn_conv_algo_search"] == "EXHAUSTIVE"
+    assert given["prefer_nhwc"] == "1"
+    assert given["do_copy_in_default_stream"] == "1"
+    assert given["arena_extend_strategy"] == "kSameAsRequested"
 
 
 def test_cpu_asked_for_is_cpu_also_where_cuda_loads(folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch) -> None:
@@ -246,36 +409,224 @@ def test_cpu_asked_for_is_cpu_also_where_cuda_loads(folder: Path, memory: GraphT
 @pytest.mark.parametrize(
     ("behaviour", "reason"),
     [
-        ("refuses", "CUDA failure 100: no CUDA-capable device is detected; check the driver with nvidia-smi"),
-        ("falls back", "no usable GPU or driver; check with nvidia-smi"),
+        ("refuses", "CUDA did not load: CUDA failure 100: no CUDA-capable device is detected; check the driver with nvidia-smi"),
+        ("falls back", "CUDA did not load: no usable GPU; check the driver with nvidia-smi, or use --device cpu"),
         ("breaks", "CUDNN_STATUS_NOT_INITIALIZED"),
+        ("full", "stop what else uses the GPU .nvidia-smi lists it., or use --device cpu"),
+        ("old driver", "update the NVIDIA driver to one for CUDA"),
+        ("takes nothing", "it took no node of this graph"),
     ],
 )
 def test_cuda_counts_only_after_it_has_run(
     folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch, behaviour: str, reason: str
 ) -> None:
     machine.setattr(FakeSession, "behaviour", behaviour)
-    assert opened(folder / "memory.onnx", memory, "auto").provider == CPU
-    with pytest.raises(ProviderUnavailable, match=reason):
+    session = opened(folder / "memory.onnx", memory, "auto")
+    assert session.provider == CPU
+    assert len(session.notes) == 1
+    with pytest.raises(ProviderUnavailable, match=reason) as caught:
         opened(folder / "memory.onnx", memory, "cuda")
+    assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("library", "reason"),
+    [
+        ("libcublas.so.13", r"a library of the CUDA runtime is missing \(Failed to load libcublas\.so\.13: no such file\)"),
+        ("libcudnn.so.9", r"cuDNN 9 is missing \(Failed to load libcudnn\.so\.9: no such file\)"),
+    ],
+)
 def test_a_library_that_is_missing_is_named(
-    folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], library: str, reason: str
 ) -> None:
     """ORT prints what it could not load; it reaches the user in the error, and nowhere else."""
     machine.setattr(FakeSession, "behaviour", "falls back")
-    machine.setattr(ort, "preload_dlls", lambda: sys.stdout.write("Failed to load libcublas.so.13: no such file\nPlease follow\n"))
-    with pytest.raises(ProviderUnavailable, match=r"Failed to load libcublas\.so\.13: no such file; pip install"):
+    machine.setattr(ort, "preload_dlls", lambda: sys.stdout.write(f"Failed to load {library}: no such file\nPlease follow\n"))
+    with pytest.raises(ProviderUnavailable, match=rf'{reason}; pip install "lipdub\[cuda\]", or use --device cpu'):
         opened(folder / "memory.onnx", memory, "cuda")
     assert capsys.readouterr().out == ""
 
 
+def test_a_complaint_about_a_library_that_is_not_needed_is_no_reason(
+    folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch
+) -> None:
+    machine.setattr(ort, "preload_dlls", lambda: sys.stdout.write("Failed to load libnvrtc.so.13: no such file\n"))
+    assert opened(folder / "memory.onnx", memory, "cuda").provider == CUDA
+
+
 def test_an_onnxruntime_without_cuda_says_what_to_install(folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch) -> None:
     machine.setattr(ort, "get_available_providers", lambda: [CPU])
+    machine.setattr(sys, "platform", "linux")
+    machine.setattr(gpu, "_installed", lambda package: package == "onnxruntime")
     assert opened(folder / "memory.onnx", memory, "auto").provider == CPU
-    with pytest.raises(ProviderUnavailable, match="install onnxruntime-gpu in place of onnxruntime"):
+    with pytest.raises(ProviderUnavailable, match=r'pip uninstall -y onnxruntime, then pip install "lipdub\[cuda\]"'):
         opened(folder / "memory.onnx", memory, "cuda")
+    machine.setattr(gpu, "_installed", lambda package: True)
+    with pytest.raises(ProviderUnavailable, match="both installed and overwrite each other"):
+        opened(folder / "memory.onnx", memory, "cuda")
+    machine.setattr(sys, "platform", "darwin")
+    with pytest.raises(ProviderUnavailable, match="macOS has none; use --device cpu"):
+        opened(folder / "memory.onnx", memory, "cuda")
+
+
+def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str, *rest: Any) -> Any:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert "there is no NVIDIA driver" in gpu._no_driver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, *rest: None)
+    assert gpu._no_driver() == ""
+
+
+# ---- the way of a GPU, walked by the CPU
+
+
+def on_gpu(path: Path, machine: pytest.MonkeyPatch, tuning: Tuning) -> Session:
+    save_identity(path, ["B", 3])
+    return opened(path, IDENTITY, "cuda", tuning=tuning)
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 9, 61])
+def test_lanes_keep_the_order(tmp_path: Path, machine: pytest.MonkeyPatch, count: int) -> None:
+    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=8, lanes=3))
+    assert (session.batch, session.appetite) == (8, 24)
+    for rows in (numbered(count), numbered(count) + 1.0):
+        np.testing.assert_array_equal(streamed(session, rows), rows)
+
+
+def test_a_gpu_meets_few_batch_sizes(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+    """For each new one cuDNN looks for its convolutions anew."""
+    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=12))
+    for count in range(1, 30):
+        streamed(session, numbered(count))
+    assert set(FakeSession.rows) == {1, 2, 4, 8, 12}
+
+
+def test_batches_are_on_their_way_together(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+    """The second batch is handed over before the first has ended; with one lane that would wait for ever."""
+    meeting = threading.Barrier(2, timeout=10)
+    real = FakeSession.run_with_iobinding
+
+    def together(self: FakeSession, binding: Any) -> None:
+        meeting.wait()
+        real(self, binding)
+
+    machine.setattr(FakeSession, "run_with_iobinding", together)
+    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=4))
+    np.testing.assert_array_equal(streamed(session, numbered(16)), numbered(16))
+
+
+def test_a_batch_that_memory_does_not_hold_is_made_smaller_once(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(FakeSession, "fits", 5)
+    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=16))
+    np.testing.assert_array_equal(streamed(session, numbered(50)), numbered(50))
+    assert session.batch == 4
+    assert max(FakeSession.rows) == 4
+    machine.setattr(FakeSession, "fits", 2)
+    with pytest.raises(DeviceMemoryFull, match=r"needs more memory than CUDAExecutionProvider has left .*nvidia-smi.*--device cpu"):
+        streamed(session, numbered(50))
+    machine.setattr(FakeSession, "fits", 5)
+    np.testing.assert_array_equal(streamed(session, numbered(50)), numbered(50))
+
+
+def test_memory_that_runs_out_midway_loses_and_repeats_no_row(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=8))
+    collected: list[int] = []
+
+    def fill(at: slice, inputs: Any) -> None:
+        inputs["a"][...] = numbered(60)[at]
+
+    def collect(at: slice, outputs: Any) -> None:
+        np.testing.assert_array_equal(outputs["b"], numbered(60)[at])
+        collected.extend(range(at.start, at.stop))
+        if len(collected) == 24:
+            machine.setattr(FakeSession, "fits", 3)
+
+    session.stream(60, fill=fill, collect=collect)
+    assert collected == list(range(60))
+    assert session.batch == 2
+
+
+class FakeCudaRuntime:
+    """Counts what is page-locked. refuses: as under a limit on locked memory."""
+
+    def __init__(self, refuses: bool = False) -> None:
+        self.refuses = refuses
+        self.locked: dict[int, int] = {}
+        self.errors_cleared = 0
+
+    def cudaHostRegister(self, pointer: Any, size: Any, flags: Any) -> int:
+        if self.refuses:
+            return 2
+        self.locked[pointer.value] = size.value
+        return 0
+
+    def cudaHostUnregister(self, pointer: Any) -> int:
+        return 0 if self.locked.pop(pointer.value, None) else 1
+
+    def cudaGetLastError(self) -> int:
+        self.errors_cleared += 1
+        return 0
+
+
+def test_host_memory_is_page_locked_while_it_is_used(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+    cudart = FakeCudaRuntime()
+    machine.setattr(buffers, "_cuda_runtime", lambda: cudart)
+    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=8, lanes=1))
+    streamed(session, numbered(8))
+    assert sorted(cudart.locked.values()) == [8 * 3 * 4, 8 * 3 * 4]
+    del session
+    gc.collect()
+    assert cudart.locked == {}
+
+
+def test_memory_that_cannot_be_locked_is_used_as_it_is(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+    cudart = FakeCudaRuntime(refuses=True)
+    machine.setattr(buffers, "_cuda_runtime", lambda: cudart)
+    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=8, lanes=1))
+    np.testing.assert_array_equal(streamed(session, numbered(9)), numbered(9))
+    assert cudart.errors_cleared > 0
+
+
+# ---- TensorRT
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("1", True), (" ON ", True), ("0", False), ("", False), (None, False)])
+def test_tensorrt_is_asked_for_by_the_environment(monkeypatch: pytest.MonkeyPatch, value: str | None, wanted: bool) -> None:
+    monkeypatch.delenv("LIPDUB_TENSORRT", raising=False)
+    if value is not None:
+        monkeypatch.setenv("LIPDUB_TENSORRT", value)
+    assert tensorrt_wanted() is wanted
+
+
+def test_tensorrt_stands_in_front_of_cuda_and_keeps_its_engines(
+    folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine.setenv("LIPDUB_CACHE", str(tmp_path / "cache"))
+    session: Any = opened(folder / "memory.onnx", memory, "cuda", tuning=Tuning(tensorrt=True, batch=32))
+    assert session.provider == TENSORRT
+    assert list(session._session.given) == [TENSORRT, CUDA]
+    given = session._session.given[TENSORRT]
+    assert given["trt_engine_cache_path"] == str(tmp_path / "cache" / "tensorrt")
+    assert (tmp_path / "cache" / "tensorrt").is_dir()
+    assert given["trt_profile_min_shapes"] == "mel:1x1x80x16"
+    assert given["trt_profile_max_shapes"] == "mel:32x1x80x16"
+    machine.setenv("LIPDUB_CACHE", "off")
+    session = opened(folder / "memory.onnx", memory, "cuda", tuning=Tuning(tensorrt=True))
+    assert "trt_engine_cache_path" not in session._session.given[TENSORRT]
+
+
+@pytest.mark.parametrize("behaviour", ["refuses", "falls back", "breaks", "takes nothing"])
+def test_tensorrt_that_does_not_load_is_told(folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch, behaviour: str) -> None:
+    machine.setenv("LIPDUB_CACHE", "off")
+    machine.setattr(FakeSession, "behaviour", behaviour)
+    machine.setattr(FakeSession, "of", (TENSORRT,))
+    session = opened(folder / "memory.onnx", memory, "auto", tuning=Tuning(tensorrt=True))
+    assert session.provider == CUDA
+    assert [note.startswith("TensorRT did not load: ") for note in session.notes] == [True]
+    with pytest.raises(ProviderUnavailable, match=r"TensorRT did not load: .*or unset LIPDUB_TENSORRT"):
+        opened(folder / "memory.onnx", memory, "cuda", tuning=Tuning(tensorrt=True))
 
 
 def test_every_onnxruntime_error_is_mapped() -> None:
@@ -283,5 +634,5 @@ def test_every_onnxruntime_error_is_mapped() -> None:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     for name in ("Fail", "InvalidGraph", "InvalidProtobuf", "InvalidArgument", "NoSuchFile", "RuntimeException", "EPFail"):
-        assert getattr(state, name) in runtime._ORT_ERRORS
-    assert not any(issubclass(LipdubError, kind) for kind in runtime._ORT_ERRORS)
+        assert getattr(state, name) in ort_words.ORT_ERRORS
+    assert not any(issubclass(LipdubError, kind) for kind in ort_words.ORT_ERRORS)

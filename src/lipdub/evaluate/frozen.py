@@ -28,6 +28,11 @@ class FrozenMouth:
         """No network runs."""
         return "none"
 
+    @property
+    def batch(self) -> int:
+        """Nothing is gained by many at once."""
+        return 8
+
     def recall(self, windows: NDArray[np.float32]) -> Recall:
         """The same for all sounds: every slot alike, and no lip feature; see `lipdub.generators.Generator`."""
         address = np.full((len(windows), self._spec.slots), 1 / self._spec.slots, np.float32)

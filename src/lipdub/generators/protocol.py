@@ -41,7 +41,8 @@ class Recall:
 class Generator(Protocol):
     """A model that is ready to run. Order is kept, inputs are not changed, and the same input gets the same answer twice.
 
-    All normalisation lives in the backend: callers see log-mel windows as `lipdub.mel` makes them, and uint8 RGB.
+    Threads: `draw` may be called from any thread, `recall` from another at the same time; two calls of one of them wait for each
+    other. All normalisation lives in the backend: callers see log-mel windows as `lipdub.mel` makes them, and uint8 RGB.
     """
 
     @property
@@ -52,6 +53,11 @@ class Generator(Protocol):
     @property
     def provider(self) -> str:
         """ONNX Runtime's name of the device that draws, e.g. ``CPUExecutionProvider``."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Crops that this backend likes to get in one call of `draw`: as many as keep its device busy. Any number is drawn."""
         ...
 
     def recall(self, windows: NDArray[np.float32]) -> Recall:

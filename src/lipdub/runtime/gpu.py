@@ -1,0 +1,153 @@
+"""Sessions on a GPU, proved by a run; and where there is none, why, with what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime as ort
+
+from lipdub.runtime.ort_words import KINDS, ORT_ERRORS, TENSORRT, Array, OrtSession, Shapes, out_of_memory, shortened
+from lipdub.runtime.session import FREE_THE_GPU
+from lipdub.runtime.tuning import TENSORRT_VARIABLE, Tuning, built
+
+_FATAL: Final = 4
+_WARNING: Final = 2
+_INSTALL: Final = 'pip install "lipdub[cuda]"'
+
+
+def open_gpu(graph: bytes, provider: str, threads: int | None, inputs: Shapes, tuning: Tuning) -> tuple[OrtSession | None, str]:
+    """An ORT session on that provider that has run once on zeros; or None, and why not with what to do about it."""
+    missing = _not_compiled_in(provider) or _no_driver()
+    if missing:
+        return None, missing
+    complaint = _preload_cuda()
+    if provider == TENSORRT:
+        _preload_tensorrt()
+    why = ""
+    try:
+        with _quiet():
+            session = built(graph, provider, threads, tuning, inputs)
+            if session.get_providers()[0] == provider:
+                session.run(None, _zeros(session, inputs))
+                if _works_on(session, provider):
+                    return session, ""
+                why = "it took no node of this graph"
+    except ORT_ERRORS as error:
+        why = str(error)
+    return None, _reason(provider, why, complaint)
+
+
+def _zeros(session: OrtSession, inputs: Shapes) -> dict[str, Array]:
+    """One row for the graph; what does not fit it fails when it is run."""
+    kinds = {tensor.name: KINDS.get(tensor.type, np.float32) for tensor in session.get_inputs()}
+    return {
+        name: np.zeros([axis if isinstance(axis, int) else 1 for axis in shape], kinds.get(name, np.float32))
+        for name, shape in inputs.items()
+    }
+
+
+def _works_on(session: OrtSession, provider: str) -> bool:
+    """Whether ORT gave that provider any part of the graph. Older releases do not say; what ran is then taken for it."""
+    assignment = getattr(session, "get_provider_graph_assignment_info", None)
+    return assignment is None or any(part.ep_name == provider for part in assignment())
+
+
+def _reason(provider: str, why: str, complaint: str) -> str:
+    """Why a GPU provider is not used, and the fix. why: ORT's words, if it said any. complaint: the library that did not load."""
+    short = shortened(why)
+    if provider == TENSORRT:
+        return (
+            f"TensorRT did not load: {short or complaint or 'its libraries were not found'}; pip install the tensorrt release that this "
+            f"onnxruntime names on its TensorRT page, or unset {TENSORRT_VARIABLE}"
+        )
+    if out_of_memory(why):
+        return f"CUDA did not load: {short}; {FREE_THE_GPU}, or use --device cpu"
+    if "cudnn" in complaint.lower():
+        return f"CUDA did not load: cuDNN 9 is missing ({complaint}); {_INSTALL}, or use --device cpu"
+    if complaint:
+        return f"CUDA did not load: a library of the CUDA runtime is missing ({complaint}); {_INSTALL}, or use --device cpu"
+    if any(sign in why.lower() for sign in ("driver version is insufficient", "cuda failure 35", "no kernel image")):
+        return f"CUDA did not load: {short}; update the NVIDIA driver to one for CUDA {ort.cuda_version or '12'}, or use --device cpu"
+    return f"CUDA did not load: {short or 'no usable GPU'}; check the driver with nvidia-smi, or use --device cpu"
+
+
+def _not_compiled_in(provider: str) -> str:
+    """Why the installed onnxruntime cannot have that provider, with the fix; or ''."""
+    if provider in ort.get_available_providers():
+        return ""
+    what = "TensorRT" if provider == TENSORRT else "CUDA"
+    if sys.platform == "darwin":
+        return f"{what} did not load: macOS has none; use --device cpu"
+    if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
+        return (
+            f"{what} did not load: onnxruntime and onnxruntime-gpu are both installed and overwrite each other; pip uninstall -y "
+            f"onnxruntime onnxruntime-gpu, then {_INSTALL}, or use --device cpu"
+        )
+    return f"{what} did not load: this onnxruntime was built without it; pip uninstall -y onnxruntime, then {_INSTALL}, or use --device cpu"
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _no_driver() -> str:
+    """That no NVIDIA driver is installed, with the fix; or ''."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return (
+            f"CUDA did not load: there is no NVIDIA driver ({name} not found); install it until nvidia-smi lists the GPU (a container "
+            "is started with --gpus all), or use --device cpu"
+        )
+    return ""
+
+
+@functools.cache
+def _preload_cuda() -> str:
+    """Load the CUDA libraries that pip installed, once. What went wrong in a few words, or ''.
+
+    ORT prints here, where only the CLI may: so its words are caught, and kept for the error message.
+    """
+    if not hasattr(ort, "preload_dlls"):
+        return ""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ort.preload_dlls()
+    return next((shortened(line) for line in said.getvalue().splitlines() if line.startswith("Failed to load")), "")
+
+
+@functools.cache
+def _preload_tensorrt() -> None:
+    """Load the TensorRT libraries that pip installed, once; ORT finds them only where the system looks for libraries."""
+    spec = importlib.util.find_spec("tensorrt_libs")
+    for folder in spec.submodule_search_locations or [] if spec is not None else []:
+        for library in sorted((*Path(folder).glob("libnvinfer.so.*"), *Path(folder).glob("libnvonnxparser.so.*"))):
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence ORT's own logger, which tells of a provider that does not load on stderr; ORT's default level afterwards."""
+    ort.set_default_logger_severity(_FATAL)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(_WARNING)
