@@ -70,7 +70,7 @@ bundle: $(VENV)/.dev  ## train a bundle from clips: TRAIN=, VAL=, OUT= (hours; g
 	$(BIN)/lipdub train reader $(call on,reader) --steps $(call scaled,2500)
 	$(BIN)/lipdub train memory $(call on,memory) --steps $(call scaled,1200) --balance 0.45 $(if $(SPEECH),--speech $(SPEECH))
 	$(BIN)/lipdub train generator $(call on,generator) --memory $(RUNS)/memory/best.pt --reader $(RUNS)/reader/best.pt \
-		--expert $(RUNS)/expert/best.pt --steps $(call scaled,20000) --audio-visual-from $(call scaled,8000)
+		--expert $(RUNS)/expert/best.pt --steps $(call scaled,20000) --weight audio_visual_from=$(call scaled,8000)
 	$(BIN)/lipdub export-onnx $(RUNS)/generator/latest.pt -o $(OUT) --half --smoothing-s 0.045 --force
 	$(BIN)/lipdub evaluate --set $(VAL) --model $(OUT) -o $(RUNS)/scorecard
 

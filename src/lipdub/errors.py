@@ -13,6 +13,8 @@
     │   └── ProviderUnavailable  the asked-for device did not really load
     ├── NoFaceFound              nobody to dub in the whole video, or (``--strict``) in one frame
     ├── ManifestError            a batch manifest that cannot be run
+    ├── StorageFailed            a file in the cloud that cannot be looked at, fetched or put
+    ├── ClusterFailed            a cluster that cannot be reached, or that lacks what the rows ask for
     ├── PhonemesError            an alignment that cannot be read, or no synthesiser where speech is to be made
     └── TrainingError            training data, checkpoints and export
         ├── TrainingDataError    too little or unusable prepared data
@@ -81,6 +83,14 @@ class ManifestError(LipdubError):
     def __init__(self, message: str, problems: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.problems = problems
+
+
+class StorageFailed(LipdubError):
+    """A file at a URL cannot be looked at, fetched or put."""
+
+
+class ClusterFailed(LipdubError):
+    """A cluster cannot be reached, or it lacks what the rows of a batch ask for."""
 
 
 class PhonemesError(LipdubError):

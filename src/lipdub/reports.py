@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lipdub import media
 from lipdub.errors import EncodingFailed, OutputRefused
@@ -36,14 +37,24 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
+def content_of(report: DubReport) -> dict[str, Any]:
+    """What stands in the JSON file of a report."""
+    return {**asdict(report), "frames_per_s": round(report.frames_per_s, 2)}
+
+
 def write_report(report: DubReport, path: Path) -> None:
     """Write the report as JSON to `path`, whole or not at all. Raises EncodingFailed."""
-    content = {**asdict(report), "frames_per_s": round(report.frames_per_s, 2)}
+    write_content(content_of(report), path)
+
+
+def write_content(content: Mapping[str, Any], path: Path) -> None:
+    """Write what `content_of` gave to `path`, whole or not at all. Raises EncodingFailed."""
     try:
         with media.part_file(path) as part:
             part.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
             os.replace(part, path)
     except OSError as error:
+        why = error.strerror or error
         raise EncodingFailed(
-            f"'{report.output}' was written, but not the report '{path}': {error.strerror or error}; check the free space and the folder"
+            f"'{content['output']}' was written, but not the report '{path}': {why}; check the free space and the folder"
         ) from error

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipdub.cli.console import progress, results, say
+from lipdub.cli.batch_view import BatchView, clock_s, name_of
+from lipdub.cli.console import results, say
 from lipdub.cli.sync import DeviceChoice, FitChoice, PresetChoice, SilenceChoice
-from lipdub.errors import ManifestError
+from lipdub.errors import LipdubError, ManifestError
 
 if TYPE_CHECKING:
-    from lipdub.batch import Row, RowResult
-    from lipdub.pipeline import OnProgress
+    from collections.abc import Sequence
+
+    from lipdub.batch import Manifest, Options, Pool, State, Step
 
 EXAMPLES = """
 [bold]Examples[/bold]
 
-  lipdub batch manifest.csv
+  lipdub batch manifest.csv --dry-run
 
-  lipdub batch manifest.csv --crf 20 --force
+  lipdub batch manifest.csv --jobs 4 --retry 1
+
+  lipdub batch manifest.jsonl --ray auto
 
 [bold]A manifest[/bold]
 
@@ -32,94 +35,152 @@ EXAMPLES = """
 
   talk.mp4,french.wav,talk_fr.mp4,speech,talk_fr.json
 
-Further columns: model, device, silence, crf, preset, threads, strict, force. Paths start from the manifest's folder.
+Further columns: model, device, silence, crf, preset, threads, strict, force. Paths start from the manifest's folder; URLs such as
+s3://bucket/talk.mp4 are taken, too. As JSON lines (.jsonl), one object a line with the same names.
+
+[bold]Stopped, killed, switched off?[/bold]
+
+Run the same command again: what is finished and unchanged is not done again. The state is in MANIFEST.state.jsonl.
 """
 
 
 def batch(
     manifest: Annotated[
-        Path, typer.Argument(help="CSV file in UTF-8 with the columns video, speech, output and, if wanted, options of sync.")
+        Path, typer.Argument(help="CSV (UTF-8) or JSON lines with the columns video, speech, output and, if wanted, options of sync.")
     ],
     model: Annotated[str, typer.Option(help="For rows that leave it empty. Model bundle: a name (base) or a folder.")] = "base",
     device: Annotated[DeviceChoice, typer.Option(help="For rows that leave it empty; see sync.")] = DeviceChoice.auto,
     fit: Annotated[FitChoice, typer.Option(help="For rows that leave it empty; see sync.")] = FitChoice.longest,
     silence: Annotated[SilenceChoice, typer.Option(help="For rows that leave it empty; see sync.")] = SilenceChoice.close,
-    crf: Annotated[int, typer.Option(min=0, max=51, help="For rows that leave it empty; see sync.")] = 14,
-    preset: Annotated[PresetChoice, typer.Option(help="For rows that leave it empty; see sync.")] = PresetChoice.medium,
-    threads: Annotated[int | None, typer.Option(min=1, help="For rows that leave it empty; see sync.")] = None,
+    crf: Annotated[int, typer.Option(min=0, max=51, help="For rows that leave it empty; see sync.")] = 12,
+    preset: Annotated[PresetChoice, typer.Option(help="For rows that leave it empty; see sync.")] = PresetChoice.veryfast,
+    threads: Annotated[int | None, typer.Option(min=1, help="For rows that leave it empty. Left away, --jobs share the cores out.")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Rows with a frame that cannot be dubbed fail, unless they say strict=false.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace outputs that exist, unless their row says force=false.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace outputs that are not of this batch, unless their row says force=false.")
+    ] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=1024, help="Rows at once on this machine.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run the rows on a Ray cluster: auto, local, or ray://HOST:10001. Needs lipdub[ray]."),
+    ] = None,
+    retry: Annotated[int, typer.Option(min=0, max=100, help="Try a failed row again, so many times, where that may help.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Do all rows again, finished ones, too.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Pass over rows whose output is there but not of this batch, instead of refusing.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and about how long it would take; write nothing.")
+    ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Look for the faces anew in every row, and keep nothing of it; see lipdub cache.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table; failing rows are named all the same.")] = False,
 ) -> None:
-    """Dub all rows of MANIFEST, one after the other. All rows are checked before the first one starts.
+    """Dub all rows of MANIFEST. All are checked before the first one starts; what is finished and unchanged is not done again.
 
     A row that fails is named and passed over; the exit code is 1 then.
     """
-    from lipdub.batch import Options, read_manifest, run
+    if ray is not None and jobs > 1:
+        raise typer.BadParameter("--jobs is for this machine; with --ray the cluster says how many rows run at once")
+    from lipdub.batch import Options, State, batch_lock, lock_path, make_plan, run
+    from lipdub.cache import default_cache
 
     defaults = Options(
         model=model, device=device.value, fit=fit.value, silence=silence.value, crf=crf, preset=preset.value,
         threads=threads, strict=strict, force=force,
     )  # fmt: skip
+    cache = not no_cache and default_cache() is not None
+    # Without a lock, a dry run may look at a batch that is running; without a file, there is nothing to lock.
+    with nullcontext() if dry_run or not manifest.is_file() else batch_lock(manifest):
+        state = State(manifest)
+        if state.damaged and not quiet:
+            say(f"note: {state.damaged} lines of {state.path.name} cannot be read; their rows are judged by the other lines")
+        checked = _checked(manifest, defaults, state, skip_existing)
+        plan = make_plan(checked, state, restart=restart, skip_existing=skip_existing)
+        if dry_run:
+            _show_plan(plan, checked, jobs=jobs if ray is None else None, cache=cache)
+            return
+        view = BatchView(plan, quiet=quiet)
+        try:
+            pool = _pool(ray, jobs, plan)
+            with view.shown():
+                run(plan, pool, state, retry=retry, cache=cache, lock=lock_path(manifest).absolute(), watch=view)
+        except KeyboardInterrupt:
+            view.summarise()
+            left = view.left_rows()
+            say(f"stopped; {left} rows are left and what was written is kept. Run the same command again to go on")
+            raise typer.Exit(130) from None
+        view.summarise()
+    if not all(result.ok for _, result in view.results):
+        raise typer.Exit(1)
+
+
+def _checked(manifest: Path, defaults: Options, state: State, skip_existing: bool) -> Manifest:
+    """The manifest, with every problem said on its own line before the error."""
+    from lipdub.batch import check_manifest
+
     try:
-        rows = read_manifest(manifest, defaults)
+        return check_manifest(manifest, defaults, owned=lambda place, now: state.wrote(place, now) is not None, keep_existing=skip_existing)
     except ManifestError as error:
         if len(error.problems) > 1:  # a single one is in the error's own line
             for problem in error.problems:
                 say(problem)
         raise
-    done: list[RowResult] = []
-
-    @contextmanager
-    def on_row(row: Row) -> Iterator[OnProgress]:
-        if not quiet:
-            say(f"row {len(done) + 1} of {len(rows)}: {row.output}")
-        with progress(quiet=quiet) as tell:
-            yield tell
-
-    def on_result(result: RowResult) -> None:
-        done.append(result)
-        if not result.ok:
-            say(f"line {result.row.line} failed: {result.why}")
-
-    try:
-        run(rows, on_row=on_row, on_result=on_result)
-    except KeyboardInterrupt:
-        _finish(done, len(rows), quiet)
-        say(f"stopped in line {rows[len(done)].line if len(done) < len(rows) else rows[-1].line}; what was written before is kept")
-        raise typer.Exit(130) from None
-    _finish(done, len(rows), quiet)
-    if not all(result.ok for result in done):
-        raise typer.Exit(1)
 
 
-def _finish(done: Sequence[RowResult], count: int, quiet: bool) -> None:
-    """One table: what became of each row."""
+def _pool(ray: str | None, jobs: int, plan: Sequence[Step]) -> Pool:
+    from lipdub.batch import Workers
+
+    if ray is None:
+        return Workers(jobs)
+    from lipdub.batch.cluster import RayPool
+
+    return RayPool(ray, devices={step.row.options.device for step in plan if step.to_do})
+
+
+WORDS = {
+    "dub": "to dub",
+    "redo": "to dub again",
+    "report": "report to write",
+    "keep": "done and unchanged",
+    "skip": "skipped",
+}
+
+
+def _show_plan(plan: Sequence[Step], manifest: Manifest, *, jobs: int | None, cache: bool) -> None:
+    """What a run would do, row by row but for those that are done, and an estimate of the time."""
     from rich.table import Table
     from rich.text import Text
 
-    if quiet:
-        return
-    table = Table(title=f"{sum(result.ok for result in done)} of {count} rows dubbed", title_justify="left")
+    table = Table(title=f"plan for {manifest.path}; nothing was written", title_justify="left")
     table.add_column("line", justify="right")
     table.add_column("output", overflow="fold")
-    table.add_column("frames", justify="right")
-    table.add_column("seconds", justify="right")
-    table.add_column("result", overflow="fold")
-    for result in done:
-        frames = "-" if result.report is None else str(result.report.frames)
-        what = Text(_what(result), "" if result.ok else "red")
-        table.add_row(str(result.row.line), Text(str(result.row.output)), frames, f"{result.wall_s:.1f}", what)
-    results().print(table)
+    table.add_column("plan")
+    table.add_column("why", overflow="fold")
+    shown = [step for step in plan if step.action != "keep"]
+    for step in shown:
+        table.add_row(str(step.row.line), Text(name_of(step)), WORDS[step.action], Text(step.why))
+    if shown:
+        results().print(table)
+    counts = {action: sum(step.action == action for step in plan) for action in WORDS}
+    results().print(", ".join(f"{count} {WORDS[action]}" for action, count in counts.items() if count), markup=False)
+    to_do = [step for step in plan if step.to_do]
+    if not to_do:
+        return
+    from lipdub.batch.estimate import estimate
 
-
-def _what(result: RowResult) -> str:
-    """What became of a row, in a few words."""
-    if result.report is None or not result.ok:
-        return f"failed: {result.why}"
-    if result.report.dubbed == 0:
-        return "no frame could be dubbed; the output shows the source untouched"
-    passed = result.report.passed_through
-    return f"dubbed, {passed} frames passed through" if passed else "dubbed"
+    try:
+        found = estimate(to_do, cache=cache)
+    except LipdubError as error:
+        results().print(f"no estimate of the time: {error}", markup=False, soft_wrap=True)
+        return
+    shared = "shared by the cluster" if jobs is None else f"about {clock_s(found.work_s / jobs)} with {jobs} at once"
+    guessed = f"; {found.unknown} rows taken as the average of the others" if found.unknown else ""
+    line = (
+        f"estimate: {clock_s(found.work_s)} of work for {clock_s(found.output_s)} of output, {shared}. Measured on the first "
+        f"{found.tried_s:.1f} s of line {found.line}, scaled by pixels and length{guessed}"
+    )
+    results().print(line, markup=False, soft_wrap=True)

@@ -38,11 +38,12 @@ class MemoryGenerator:
         self._threads = threads
         # TensorRT builds engines for minutes: worth it for the graph that draws, not for the one that is asked once for each window.
         plain, drawing = replace(tuning, tensorrt=False), replace(tuning, tensorrt=tuning.tensorrt or runtime.tensorrt_wanted())
-        self._memory = self._open(bundle.MEMORY_GRAPH, device, plain)
-        session = self._open(bundle.GENERATOR_GRAPH, device, drawing)
+        # The memory's graph is small: a second thread spends more on meeting the first than it saves.
+        self._memory = self._open(bundle.MEMORY_GRAPH, device, plain, threads=1)
+        session = self._open(bundle.GENERATOR_GRAPH, device, drawing, threads=threads)
         self._notes = session.notes
         if session.provider == runtime.TENSORRT and not self._draws_alike(session):
-            session = self._open(bundle.GENERATOR_GRAPH, device, plain)
+            session = self._open(bundle.GENERATOR_GRAPH, device, plain, threads=threads)
         self._drawing: Drawing = ConvertedByHost(session, spec.crop)
         self._precision = "float16" if session.provider == runtime.TENSORRT else "float32"
         if session.provider == runtime.CUDA:
@@ -102,16 +103,16 @@ class MemoryGenerator:
         _expect("lip_features", lip_features, np.float32, (count, self._spec.lip_channels))
         return self._drawing.draw(targets, references, lip_features)
 
-    def _open(self, graph: str, device: Device, tuning: Tuning) -> Session:
+    def _open(self, graph: str, device: Device, tuning: Tuning, *, threads: int | None) -> Session:
         expected = bundle.tensors(graph, self._spec)
         return open_session(
-            self._folder / graph, device=device, threads=self._threads, inputs=expected.inputs, outputs=expected.outputs, tuning=tuning
+            self._folder / graph, device=device, threads=threads, inputs=expected.inputs, outputs=expected.outputs, tuning=tuning
         )
 
     def _draws_alike(self, session: Session) -> bool:
         """Whether TensorRT, whose float16 is its own, draws what the CPU draws; else a note says that it does not."""
         try:
-            on_cpu = ConvertedByHost(self._open(bundle.GENERATOR_GRAPH, "cpu", TUNING), self._spec.crop)
+            on_cpu = ConvertedByHost(self._open(bundle.GENERATOR_GRAPH, "cpu", TUNING, threads=self._threads), self._spec.crop)
             difference = _difference_levels(on_cpu, ConvertedByHost(session, self._spec.crop), self._spec)
         except ModelError as error:
             self._notes += (f"TensorRT: {error}",)

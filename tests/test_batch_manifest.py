@@ -1,51 +1,29 @@
-"""Manifests: everything that is wrong is found before a frame is touched; a row that fails does not stop the others."""
+"""Manifests, CSV and JSON lines: everything that is wrong is found before a frame is touched."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
 import pickle
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import pytest
-from drawn import draw_video, sine, write_wav
-from fakes import write_fake_bundle
+from batch_jobs import make_job, manifest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lipdub import batch, bundle, media, pipeline
-from lipdub.batch import Options, Row, dub_row, read_manifest, run
-from lipdub.errors import EncodingFailed, ManifestError, NoFaceFound
-from lipdub.records import DubReport
-from lipdub.reports import write_report
-
-PORTRAIT = Path(__file__).parent.parent / "examples" / "portrait.mp4"
+from lipdub import batch, bundle, pipeline
+from lipdub.batch import Options, Row, check_manifest, read_manifest
+from lipdub.errors import ManifestError
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with two videos, a sound and a bundle; the working directory is another one, and no bundle comes with lipdub."""
-    here = tmp_path / "job"
-    here.mkdir()
-    draw_video(here / "talk.mp4", frames=3)
-    draw_video(here / "other.mp4", frames=3)
-    write_wav(here / "speech.wav", sine(0.2))
-    write_fake_bundle(tmp_path / "shelf" / "base")
-    write_fake_bundle(here / "mine")
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    monkeypatch.setattr(bundle, "_shelves", lambda: (tmp_path / "shelf",))
-    return here
-
-
-def manifest(folder: Path, *lines: str, head: str = "video,speech,output") -> Path:
-    path = folder / "manifest.csv"
-    path.write_text("\n".join((head, *lines)) + "\n", encoding="utf-8")
-    return path
+    return make_job(tmp_path, monkeypatch)
 
 
 def problems_of(path: Path, defaults: Options | None = None) -> tuple[str, ...]:
@@ -56,33 +34,8 @@ def problems_of(path: Path, defaults: Options | None = None) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def a_report(row_output: Path, **changes: Any) -> DubReport:
-    report = DubReport(
-        video="v", speech="s", output=str(row_output), model="fake", provider="cpu", fit="longest", silence="close", frames=8,
-        dubbed=8, passed_through=0, spans=(), silent_frames=0, video_s=0.3, speech_s=0.2, output_s=0.3, wall_s=0.5, stage_s={},
-        version="0",
-    )  # fmt: skip
-    return replace(report, **changes)
-
-
-@pytest.fixture
-def dubs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """In place of the real dub: notes its calls, writes a file, and fails for videos called ``bad*``."""
-    calls: list[dict[str, Any]] = []
-
-    def dub(video: Path, speech: Path, out: Path, **options: Any) -> DubReport:
-        calls.append({"video": video, "speech": speech, "out": out, **options})
-        if options["on_progress"] is not None:
-            options["on_progress"]("finding faces", 1, 1)
-        if video.name.startswith("stop"):
-            raise KeyboardInterrupt
-        if video.name.startswith("bad"):
-            raise NoFaceFound(f"no face in\n'{video}'; lipdub needs one")
-        out.write_bytes(b"dubbed")
-        return a_report(out)
-
-    monkeypatch.setattr(pipeline, "dub", dub)
-    return calls
+def json_lines(folder: Path, *objects: object) -> Path:
+    return manifest(folder, *(json.dumps(value) for value in objects), head="", name="manifest.jsonl")
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -93,7 +46,7 @@ def test_options_are_those_of_dub_with_its_defaults():
         name: parameter.default
         for name, parameter in inspect.signature(pipeline.dub).parameters.items()
         # What only another program can hand over is no option of a row.
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("on_progress", "generator", "track")
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("on_progress", "generator", "track", "cache")
     }
     assert asdict(Options()) == wanted
 
@@ -102,12 +55,14 @@ def test_every_option_of_sync_is_a_column_and_its_choices_are_the_same():
     from lipdub.cli import batch as command
     from lipdub.cli import sync
 
-    assert set(inspect.signature(sync.sync).parameters) - {"quiet"} == {field.name for field in fields(Row)} - {
+    not_of_a_row = {"quiet", "no_cache"}
+    assert set(inspect.signature(sync.sync).parameters) - not_of_a_row == {field.name for field in fields(Row)} - {
         "line",
         "options",
     } | set(asdict(Options()))
     assert tuple(choice.value for choice in sync.PresetChoice) == batch.PRESETS
-    assert {*asdict(Options()), "manifest", "quiet"} == set(inspect.signature(command.batch).parameters)
+    of_the_batch = {"manifest", "quiet", "jobs", "ray", "retry", "restart", "skip_existing", "dry_run", "no_cache"}
+    assert {*asdict(Options()), *of_the_batch} == set(inspect.signature(command.batch).parameters)
     for name, value in asdict(Options()).items():
         default = inspect.signature(command.batch).parameters[name].default
         assert getattr(default, "value", default) == value
@@ -373,154 +328,117 @@ def test_an_altered_bundle_is_found_before_the_first_row(folder):
     assert "altered" in problem
 
 
-# ---------------------------------------------------------------------------------------------------------- running
+@pytest.mark.parametrize("name", ["manifest.csv.state.jsonl", ".manifest.csv.lock"])
+def test_the_batchs_own_files_are_no_outputs(folder, name):
+    (problem,) = problems_of(manifest(folder, f"talk.mp4,speech.wav,o.mp4,{name}", head="video,speech,output,report"))
+    assert "line 2: report" in problem
 
 
-def test_a_failing_row_is_passed_over(folder, dubs):
-    rows = [Row(line, folder / f"{name}.mp4", folder / "s.wav", folder / f"{name}_out.mp4") for line, name in enumerate("abc", 2)]
-    rows[1] = replace(rows[1], video=folder / "bad.mp4", options=Options(crf=30))
-    told: list[str] = []
+# ------------------------------------------------------------------------------------------------------- JSON lines
 
-    @contextmanager
-    def on_row(row: Row) -> Iterator[Any]:
-        told.append(f"start {row.line}")
-        yield lambda stage, done, total: told.append(stage)
-        told.append("end")
-
-    results = run(rows, on_row=on_row, on_result=lambda result: told.append(str(result.ok)))
-    assert [result.ok for result in results] == [True, False, True]
-    assert results[1].why == f"no face in '{folder / 'bad.mp4'}'; lipdub needs one"
-    assert results[1].report is None
-    assert results[0].report == a_report(rows[0].output)
-    assert results[0].row == rows[0]
-    assert (folder / "c_out.mp4").is_file()
-    assert [call["crf"] for call in dubs] == [14, 30, 14]
-    assert told == [step for n, ok in ((2, True), (3, False), (4, True)) for step in (f"start {n}", "finding faces", "end", str(ok))]
+ROW = {"video": "talk.mp4", "speech": "speech.wav", "output": "out.mp4"}
 
 
-def test_an_interruption_stops_the_batch_and_keeps_what_was_told(folder, dubs):
-    rows = [Row(2, folder / "a.mp4", folder / "s.wav", folder / "a_out.mp4"), Row(3, folder / "stop.mp4", folder / "s", folder / "o.mp4")]
-    told = []
-    with pytest.raises(KeyboardInterrupt):
-        run(rows, on_result=told.append)
-    assert [result.row.line for result in told] == [2]
-    assert (folder / "a_out.mp4").is_file()
+def test_json_lines_mean_what_the_table_means(folder):
+    one = json_lines(folder, ROW | {"crf": 23, "strict": True, "fit": "speech", "threads": None, "model": "mine", "report": "r.json"})
+    head = "video,speech,output,crf,strict,fit,threads,model,report"
+    other = manifest(folder, "talk.mp4,speech.wav,out.mp4,23,true,speech,,mine,r.json", head=head)
+    assert [row.options for row in read_manifest(one)] == [row.options for row in read_manifest(other)]
+    assert read_manifest(one)[0].report == folder / "r.json"
 
 
-def test_a_bug_is_no_failing_row(folder, monkeypatch):
-    def dub(*paths: Path, **options: Any) -> DubReport:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr(pipeline, "dub", dub)
-    with pytest.raises(ZeroDivisionError):
-        run([Row(2, folder / "a.mp4", folder / "s.wav", folder / "o.mp4")])
+def test_json_lines_are_counted_and_empty_ones_passed_over(folder):
+    path = manifest(folder, json.dumps(ROW), "", "  ", json.dumps(ROW | {"output": "b.mp4", "crf": 18.0}), head="", name="manifest.NDJSON")
+    assert [(row.line, row.options.crf) for row in read_manifest(path)] == [(1, Options().crf), (4, 18)]
 
 
-def test_a_report_is_written_if_asked_for(folder, dubs):
-    row = Row(2, folder / "a.mp4", folder / "s.wav", folder / "o.mp4", report=folder / "r.json")
-    assert dub_row(row).ok
-    content = json.loads((folder / "r.json").read_text(encoding="utf-8"))
-    assert content["frames"] == 8
-    assert content["frames_per_s"] == 16.0
-    assert not list(folder.glob(".*"))
+def test_json_lines_with_a_byte_order_mark_and_windows_line_ends(folder):
+    (folder / "manifest.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode() + b"\r\n")
+    assert len(read_manifest(folder / "manifest.jsonl")) == 1
 
 
-def test_a_report_that_cannot_be_written_fails_its_row(folder, dubs):
-    result = dub_row(Row(2, folder / "a.mp4", folder / "s.wav", folder / "o.mp4", report=folder / "none" / "r.json"))
-    assert not result.ok
-    assert result.report is not None
-    assert "was written, but not the report" in result.why
-    with pytest.raises(EncodingFailed):
-        write_report(result.report, folder / "mine")
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("{", "no JSON"),
+        ("[1]", "no JSON object"),
+        ("null", "no JSON object"),
+        ('"talk.mp4"', "no JSON object"),
+        ('{"video": NaN}', "NaN"),
+        ("[" * 100000, "no JSON"),
+        ('{"crf": ' + "9" * 5000 + "}", ""),
+        (json.dumps(ROW | {"colour": "red"}), "unknown key 'colour'"),
+        (json.dumps(ROW)[:-1] + ', "Video": "x"}', "key 'Video' is there twice"),
+        (json.dumps(ROW | {"video": None}), "no video"),
+        (json.dumps({"video": "talk.mp4", "output": "o.mp4"}), "no speech"),
+        (json.dumps(ROW | {"video": 5}), "video cannot be 5"),
+        (json.dumps(ROW | {"video": ["talk.mp4"]}), "video cannot be"),
+        (json.dumps(ROW | {"crf": True}), "crf cannot be true"),
+        (json.dumps(ROW | {"crf": 18.5}), "whole number"),
+        (json.dumps(ROW | {"crf": -1}), "from 0 to 51"),
+        (json.dumps(ROW | {"strict": 1.5}), "strict cannot be 1.5"),
+        (json.dumps(ROW | {"fit": "shortest"}), "longest, video, speech"),
+        (json.dumps(ROW | {"video": "ta\0lk.mp4"}), "NUL"),
+        (json.dumps(ROW | {"video": "none.mp4"}), "no such file"),
+    ],
+)
+def test_what_is_wrong_with_a_json_line_is_told_with_its_number(folder, line, word):
+    path = manifest(folder, json.dumps(ROW | {"output": "good.mp4"}), line, head="", name="manifest.jsonl")
+    problems = problems_of(path)
+    assert problems[0].startswith("line 2: ")
+    assert word in problems[0]
 
 
-def test_a_row_and_its_result_can_be_sent_to_another_process(folder, dubs):
-    result = dub_row(Row(2, folder / "a.mp4", folder / "s.wav", folder / "o.mp4"))
-    assert pickle.loads(pickle.dumps(result)) == result
+@pytest.mark.parametrize(("content", "word"), [(b"", "is empty"), (b"\n \n", "is empty"), (b"\xff\xfe", "UTF-8")])
+def test_a_file_that_holds_no_json_lines(folder, content, word):
+    (folder / "manifest.jsonl").write_bytes(content)
+    with pytest.raises(ManifestError, match=word):
+        read_manifest(folder / "manifest.jsonl")
 
 
-# ------------------------------------------------------------------------------------------------- the command line
+@given(st.binary(max_size=200), st.sampled_from(["manifest.csv", "manifest.jsonl"]))
+def test_no_bytes_make_anything_but_a_manifest_error(tmp_path_factory, content, name):
+    path = tmp_path_factory.mktemp("any") / name
+    path.write_bytes(content)
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    assert "\n" not in str(caught.value)
 
 
-def lipdub(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Run the real command line in this process; its exit code."""
-    from lipdub.cli import console
-    from lipdub.cli.app import main
-
-    console.results.cache_clear()
-    console.errors.cache_clear()
-    monkeypatch.setattr(sys, "argv", ["lipdub", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    console.results.cache_clear()
-    console.errors.cache_clear()
-    assert isinstance(left.value.code, int)
-    return left.value.code
+TEXT = st.one_of(st.sampled_from(["talk.mp4", "speech.wav", "o.mp4", "memory://b/x.mp4", "x://", "file://", "~", "."]), st.text())
+VALUE = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), TEXT, st.lists(TEXT, max_size=2))
 
 
-def test_every_problem_is_printed_on_its_line(folder, dubs, monkeypatch, capsys):
-    path = manifest(folder, "none.mp4,speech.wav,o.mp4", "talk.mp4,none.wav,p.mp4", "talk.mp4,speech.wav,q.mp4")
-    assert lipdub(monkeypatch, "batch", path) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert [line[:7] for line in err.splitlines()] == ["line 2:", "line 3:", "error: "]
-    assert dubs == []
+@given(st.lists(st.dictionaries(st.sampled_from(["video", "speech", "output", "report", "crf", "strict", "model"]), VALUE), max_size=3))
+def test_no_values_make_anything_but_rows_or_a_manifest_error(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("any")
+    path = json_lines(folder, *rows)
+    with contextlib.suppress(ManifestError):
+        state = batch.State(path)
+        batch.make_plan(check_manifest(path), state)
 
 
-def test_a_single_problem_is_one_line(folder, dubs, monkeypatch, capsys):
-    assert lipdub(monkeypatch, "batch", manifest(folder, "none.mp4,speech.wav,o.mp4")) == 1
-    assert len(capsys.readouterr().err.splitlines()) == 1
+# ------------------------------------------------------------------------------------------- outputs that are there
 
 
-def test_exit_codes_and_table(folder, dubs, monkeypatch, capsys):
-    (folder / "bad[red].mp4").write_bytes(b"x")
-    good = manifest(folder, "talk.mp4,speech.wav,o.mp4", "other.mp4,speech.wav,[red]p.mp4")
-    assert lipdub(monkeypatch, "batch", good, "--crf", "40", "--fit", "speech") == 0
-    assert "2 of 2 rows dubbed" in capsys.readouterr().out
-    assert [(call["crf"], call["fit"]) for call in dubs] == [(40, "speech")] * 2
-
-    mixed = manifest(folder, "bad[red].mp4,speech.wav,p.mp4", "talk.mp4,speech.wav,q.mp4")
-    assert lipdub(monkeypatch, "batch", mixed) == 1
-    out, err = capsys.readouterr()
-    assert "1 of 2 rows dubbed" in out
-    assert "line 2 failed: no face in" in err
-    assert "bad[red].mp4" in err
-    assert (folder / "q.mp4").is_file()
-
-    assert lipdub(monkeypatch, "batch", mixed, "--force", "--quiet") == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("line 2 failed: ")
-    assert len(err.splitlines()) == 1
+def test_an_output_of_this_batch_is_no_problem_and_one_of_another_is(folder):
+    for name in ("mine.mp4", "theirs.mp4"):
+        (folder / name).write_bytes(b"x")
+    path = manifest(folder, "talk.mp4,speech.wav,mine.mp4", "talk.mp4,speech.wav,theirs.mp4")
+    with pytest.raises(ManifestError) as caught:
+        check_manifest(path, owned=lambda place, now: place.name == "mine.mp4" and now.size == 1)
+    assert [problem[:7] for problem in caught.value.problems] == ["line 3:"]
+    assert len(check_manifest(path, keep_existing=True).rows) == 2
 
 
-def test_ctrl_c_keeps_what_is_done_and_says_so(folder, dubs, monkeypatch, capsys):
-    (folder / "stop.mp4").write_bytes(b"x")
-    path = manifest(folder, "talk.mp4,speech.wav,o.mp4", "stop.mp4,speech.wav,p.mp4", "talk.mp4,speech.wav,q.mp4")
-    assert lipdub(monkeypatch, "batch", path) == 130
-    out, err = capsys.readouterr()
-    assert "1 of 3 rows dubbed" in out
-    assert "stopped in line 3" in err
-    assert [file.name for file in sorted(folder.glob("?.mp4"))] == ["o.mp4"]
+def test_a_report_that_is_there_is_kept_with_its_output_only(folder):
+    (folder / "r.json").write_bytes(b"x")
+    path = manifest(folder, "talk.mp4,speech.wav,o.mp4,r.json", head="video,speech,output,report")
+    with pytest.raises(ManifestError, match=r"r\.json' exists already"):
+        check_manifest(path, keep_existing=True)
 
 
-def test_a_video_without_a_face_between_two_with_one(folder, monkeypatch, capsys):
-    """The whole chain, faces and all, on a few frames of the example."""
-    frames = media.read_frames(PORTRAIT)
-    pictures = list(next(frames).pixels[:6, ::2, ::2])
-    frames.close()
-    draw_video(folder / "face.mp4", pictures=pictures)
-    path = manifest(
-        folder,
-        "face.mp4,speech.wav,one.mp4,,one.json",
-        "talk.mp4,speech.wav,two.mp4,,two.json",
-        "face.mp4,speech.wav,three.mkv,speech,",
-        head="video,speech,output,fit,report",
-    )
-    assert lipdub(monkeypatch, "batch", path, "--preset", "ultrafast", "--device", "cpu", "--threads", "1") == 1
-    out, err = capsys.readouterr()
-    assert "2 of 3 rows dubbed" in out
-    assert "line 3 failed: no face in" in err
-    assert json.loads((folder / "one.json").read_text())["dubbed"] == 6
-    assert media.probe(folder / "three.mkv").has_audio
-    assert sorted(file.name for file in folder.iterdir() if file.name.startswith((".", "t"))) == ["talk.mp4", "three.mkv"]
+def test_what_was_looked_at_is_handed_on(folder):
+    found = check_manifest(manifest(folder, "talk.mp4,speech.wav,o.mp4")).found
+    assert found[folder / "o.mp4"] is None
+    assert found[folder / "talk.mp4"].size == (folder / "talk.mp4").stat().st_size

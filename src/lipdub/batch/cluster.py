@@ -1,0 +1,247 @@
+"""`RayPool`: rows as tasks of a Ray cluster, each with the processors and the GPU that it asks for. The only importer of ray.
+
+Files are reached by a path that all machines share, or by URL. A task whose process or machine dies is started again elsewhere by Ray
+itself; it looks first whether the attempt before it has finished the output (`row.work_on`), so nothing is written twice or by halves.
+Ray ends the tasks of a batch that was killed. The next batch waits for those whose lock it can see: on this machine, and on others where
+the manifest's folder is shared with locks.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from lipdub import __version__
+from lipdub.batch.local import STOPPING_S, Teller, attempt
+from lipdub.batch.lock import row_lock
+from lipdub.batch.loop import Event, Finished, Lost, Progress
+from lipdub.batch.row import Task, Work, dub_task
+from lipdub.batch.rows import Location, RowResult, one_line
+from lipdub.errors import ClusterFailed
+
+RAY_EXTRA: Final = 'pip install "lipdub[ray]"'
+SYSTEM_RETRIES: Final = 3
+"""How often Ray starts a task again whose process or machine has died."""
+TASK_CPUS: Final = 2
+"""Processors of a row that does not say how many threads it wants."""
+_LOOK_S: Final = 10.0
+_KNOCK_S: Final = 5.0
+_QUIET: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no report to Ray's makers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray asks for to stop warning about what it will do some day
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # paragraphs on standard output about each worker that died and is replaced
+}
+"""Set where the user has not set them."""
+_LOCAL_STORE_BYTES: Final = 128 * 2**20
+"""Rows travel as paths: next to nothing has to be kept between tasks."""
+
+
+class RayPool:
+    """A Ray cluster as a pool. A program that is connected already stays so."""
+
+    shares_cache = False
+
+    def __init__(self, address: str, *, devices: Iterable[str] = (), work: Work | None = None) -> None:
+        """Connect to the cluster at `address`: ``auto``, ``local`` (a new one on this machine), ``ray://host:10001``, ``host:6379``.
+
+        devices: that the rows will ask for. work: for tests.
+
+        Raises ClusterFailed: ray is not installed, the cluster cannot be reached, or it lacks a GPU that a row asks for.
+        """
+        self._ray = _ray()
+        self._ours = not self._ray.is_initialized()
+        if self._ours:
+            _connect(self._ray, address)
+        self._work = work or dub_task
+        self._task_of: dict[Any, int] = {}
+        self._board: Any = None
+        self._looked_s = 0.0
+        self._look()
+        if "cuda" in devices and not self._gpus:
+            self.stop()
+            raise ClusterFailed(f"rows ask for device cuda, but the cluster at '{address}' has no GPU; take --device auto, or add one")
+        ray = self._ray
+        self._do = ray.remote(max_retries=SYSTEM_RETRIES, retry_exceptions=False)(_do)
+        self._board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+
+    def free(self) -> int:
+        """How many more tasks the cluster is to have at hand: twice as many as it can run, so that none of its machines waits."""
+        if time.monotonic() - self._looked_s > _LOOK_S:
+            self._look()
+        return max(0, self._at_hand - len(self._task_of))
+
+    def start(self, task: Task) -> None:
+        """Submit the task."""
+        options = task.row.options
+        cpus = min(options.threads or TASK_CPUS, self._most_cpus)
+        gpus = 1 if options.device == "cuda" or (options.device == "auto" and self._gpus) else 0
+        row = replace(
+            task.row,
+            video=_everywhere(task.row.video),
+            speech=_everywhere(task.row.speech),
+            output=_everywhere(task.row.output),
+            report=None if task.row.report is None else _everywhere(task.row.report),
+            options=replace(options, threads=cpus, model=_model_everywhere(options.model)),
+        )
+        reference = self._do.options(num_cpus=cpus, num_gpus=gpus, name=f"lipdub line {task.row.line}").remote(
+            replace(task, row=row), self._work, self._board, __version__
+        )
+        self._task_of[reference] = task.number
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Progress and answers."""
+        ray = self._ray
+        references = list(self._task_of)
+        if references:
+            ray.wait(references, num_returns=1, timeout=timeout_s)
+            ended, _ = ray.wait(references, num_returns=len(references), timeout=0)
+            for reference in ended:
+                yield self._answer(reference)
+        # Progress is for those who look on: where its actor is gone, nothing else is.
+        with suppress(ray.exceptions.RayError):
+            for number, said in ray.get(self._board.take.remote(), timeout=2.0).items():
+                yield Progress(number, *said)
+
+    def stop(self) -> None:
+        """Cancel all tasks, politely first, and let go of the cluster."""
+        ray = self._ray
+        references = list(self._task_of)
+        self._task_of = {}
+        with suppress(ray.exceptions.RayError, ConnectionError):
+            for force in (False, True):
+                for reference in references:
+                    ray.cancel(reference, force=force)
+                if references:
+                    _, references = ray.wait(references, num_returns=len(references), timeout=STOPPING_S)
+            if self._board is not None and ray.is_initialized():
+                ray.kill(self._board)
+                self._board = None
+        if self._ours and ray.is_initialized():
+            with suppress(ray.exceptions.RayError, ConnectionError):
+                ray.shutdown()
+
+    def _answer(self, reference: Any) -> Event:
+        ray, number = self._ray, self._task_of.pop(reference)
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.WorkerCrashedError:
+            return Lost(number, f"the processes that Ray started for it died, {1 + SYSTEM_RETRIES} in all; look into Ray's logs")
+        except ray.exceptions.OutOfMemoryError:
+            return Lost(number, "there was not enough memory for it on the cluster; give the row more threads, so that fewer run at once")
+        except ray.exceptions.RayError as error:
+            return Lost(number, f"the cluster gave it up: {type(error).__name__}: {one_line(error)[:300]}")
+        except ImportError as error:
+            return Lost(number, f"lipdub is not installed alike on the cluster's machines: {one_line(error)[:200]}")
+        assert isinstance(result, RowResult)
+        return Finished(number, result)
+
+    def _look(self) -> None:
+        """What the cluster has now; it may grow."""
+        nodes = [node.get("Resources", {}) for node in self._ray.nodes() if node.get("Alive")]
+        self._most_cpus = max(1, *(int(node.get("CPU", 0)) for node in nodes), 1)
+        self._gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+        cpus = sum(int(node.get("CPU", 0)) for node in nodes)
+        at_once = cpus // min(TASK_CPUS, self._most_cpus)
+        self._at_hand = max(2, 2 * at_once)
+        self._looked_s = time.monotonic()
+
+
+def _do(task: Task, work: Work, board: Any, version: str) -> RowResult:
+    """On a machine of the cluster: the result of a task."""
+    if version != __version__:
+        why = f"{platform.node()} has lipdub {__version__}, this batch is of {version}; install the same version everywhere"
+        return RowResult(task.row, None, why, 0.0)
+    with row_lock(task.lock, task.number):
+        return attempt(task, work, Teller(lambda stage, done, total: _tell(board, task.number, stage, done, total)))
+
+
+def _tell(board: Any, number: int, stage: str, done: int, total: int | None) -> None:
+    board.tell.remote(number, stage, done, total)
+
+
+class _Board:
+    """An actor on which tasks write how far they are."""
+
+    def __init__(self) -> None:
+        self._said: dict[int, tuple[str, int, int | None]] = {}
+
+    def tell(self, number: int, stage: str, done: int, total: int | None) -> None:
+        """Note the progress of a row."""
+        self._said[number] = (stage, done, total)
+
+    def take(self) -> dict[int, tuple[str, int, int | None]]:
+        """What was noted since the last time."""
+        said, self._said = self._said, {}
+        return said
+
+
+def _ray() -> Any:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise ClusterFailed(f"--ray needs Ray; install it with: {RAY_EXTRA}") from error
+    return ray
+
+
+def _connect(ray: Any, address: str) -> None:
+    _knock(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    if address == "local":
+        options |= {"include_dashboard": False, "object_store_memory": _LOCAL_STORE_BYTES}
+    with _signals_kept():
+        try:
+            ray.init(address=address, **options)
+        except (OSError, ValueError, RuntimeError, TimeoutError) as error:
+            hint = "start one with 'ray start --head', or take --ray local" if address == "auto" else "check the address"
+            raise ClusterFailed(f"cannot reach a Ray cluster at '{address}': {one_line(error)[:200]}; {hint}") from error
+
+
+def _knock(address: str) -> None:
+    """Raise ClusterFailed where nobody listens at ``host:port``: Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterFailed(f"cannot reach a Ray cluster at '{address}': {error}; check the address, and that the cluster runs") from error
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it connects; here the command line has its own answer to it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept: dict[signal.Signals, Callable[..., Any] | int | None] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _everywhere(place: Location) -> Location:
+    """A path as all machines that share the storage can use it."""
+    return place.absolute() if isinstance(place, Path) else place
+
+
+def _model_everywhere(model: str) -> str:
+    """A bundle's name stays; its folder becomes absolute."""
+    from lipdub import bundle
+
+    folder = Path(model).expanduser()
+    return model if model in bundle.available() or not folder.is_dir() else str(folder.absolute())

@@ -1,0 +1,453 @@
+"""Manifests: a table of dubs, read and checked as a whole before the first frame is touched.
+
+CSV, the first line names the columns:
+
+    video,speech,output,fit,crf
+    talk.mp4,de.wav,talk_de.mp4,,
+    talk.mp4,fr.wav,talk_fr.mp4,speech,23
+
+JSON lines (``.jsonl``, ``.ndjson``), one object a line, with the same names:
+
+    {"video": "talk.mp4", "speech": "fr.wav", "output": "talk_fr.mp4", "fit": "speech", "crf": 23}
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, NoReturn, get_args
+
+from lipdub import bundle, media
+from lipdub.batch.lock import lock_path
+from lipdub.batch.rows import PRESETS, REQUIRED, Location, Options, Row, one_line
+from lipdub.batch.state import state_path
+from lipdub.batch.storage import Identity, check_place, identities, is_url, suffix_of
+from lipdub.errors import LipdubError, ManifestError, OutputRefused, UnreadableMedia
+from lipdub.records import Device, Fit, Silence
+from lipdub.reports import check_report
+
+JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
+Owned = Callable[[Location, Identity], bool]
+"""Whether the content that stands at a place was written by this very batch, so that it may be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A manifest that can be run. found: what stands at each place that its rows name, as the check has seen it."""
+
+    path: Path
+    rows: tuple[Row, ...]
+    found: dict[Location, Identity | None]
+
+
+def read_manifest(path: Path, defaults: Options | None = None) -> tuple[Row, ...]:
+    """The rows of the manifest at `path`, as `check_manifest` gives them where nothing was dubbed before. Raises ManifestError."""
+    return check_manifest(path, defaults).rows
+
+
+def check_manifest(path: Path, defaults: Options | None = None, *, owned: Owned | None = None, keep_existing: bool = False) -> Manifest:
+    """The rows of the manifest at `path`, after checking all of them; no frame is decoded for that.
+
+    CSV in UTF-8, the first line names the columns in any order, or JSON lines, judged by the file's ending: video, speech, output, and
+    any of ``Options`` and report. An empty cell, or null, takes its value from `defaults`. Relative paths, a model's too, start from the
+    manifest's folder; URLs are taken as they are. Empty lines are passed over.
+
+    An output or report that exists is an error, but for rows with `force` and for files that are `owned`. keep_existing: outputs that
+    exist are no error at all; the plan passes over their rows.
+
+    Raises:
+        ManifestError: the file cannot be read, or it has problems, which are all in ``.problems``.
+    """
+    problems = _Problems()
+    records = _json_records(path, problems) if path.suffix.lower() in JSON_SUFFIXES else _csv_records(path, problems)
+    models = _Models(path.parent)
+    drafts = [_draft(record, path.parent, defaults or Options(), models, problems) for record in records]
+    found = _look(drafts, problems)
+    for draft in drafts:
+        _check_files(draft, found, owned or (lambda place, now: False), keep_existing, problems)
+    _check_files_apart(path, drafts, problems)
+    problems.settle(path)
+    return Manifest(path, tuple(draft.row() for draft in drafts), found)
+
+
+@dataclass(slots=True)
+class _Problems:
+    """What is wrong, with its line of the manifest."""
+
+    found: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, line: int, text: str) -> None:
+        self.found.append((line, text))
+
+    @contextmanager
+    def on(self, line: int) -> Generator[None, None, None]:
+        """Note the error that the block ends with, and go on."""
+        try:
+            yield
+        except LipdubError as error:
+            self.add(line, one_line(error))
+        except OSError as error:  # a path that the system does not take: too long, a folder that may not be searched
+            self.add(line, f"cannot use '{error.filename}': {error.strerror or error}; check the path")
+
+    def settle(self, path: Path) -> None:
+        """Raise ManifestError if anything was found, in the order of the lines."""
+        lines = tuple(f"line {line}: {text}" for line, text in sorted(self.found, key=lambda problem: problem[0]))
+        if lines:
+            count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems, the first"
+            raise ManifestError(f"manifest '{path}' has {count}: {lines[0]} (nothing was dubbed; correct it and run again)", lines)
+
+
+@dataclass(slots=True)
+class _Models:
+    """Bundles that the manifest names, each looked at once."""
+
+    folder: Path
+    _why: dict[str, str] = field(default_factory=dict)
+
+    def find(self, cell: str) -> str:
+        """The model of a cell: the name of a bundle that came with lipdub, or a path from the manifest's folder."""
+        return cell if cell in bundle.available() else str(self.folder / os.path.expanduser(cell))
+
+    def check(self, model: str) -> None:
+        """Raise ManifestError unless `model` is a whole bundle."""
+        if model not in self._why:
+            self._why[model] = ""
+            try:
+                bundle.load_spec(bundle.resolve(model))
+            except LipdubError as error:
+                self._why[model] = one_line(error)
+        if self._why[model]:
+            raise ManifestError(self._why[model])
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """One row as the file has it: text by column, empty where nothing is given."""
+
+    line: int
+    given: dict[str, str]
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A row while it is being checked: what its cells hold, as far as they can be used."""
+
+    line: int
+    places: dict[str, Location] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
+
+    def row(self) -> Row:
+        video, speech, output = (self.places[column] for column in REQUIRED)
+        return Row(self.line, video, speech, output, self.options, self.places.get("report"))
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[None, None, None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"manifest '{path}' is not UTF-8 text; save it in UTF-8") from error
+    except OSError as error:
+        raise ManifestError(f"cannot read manifest '{path}': {error.strerror or error}; check the path") from error
+
+
+def _csv_records(path: Path, problems: _Problems) -> list[_Record]:
+    """The rows of a CSV file; what is wrong with its columns goes to `problems`. Raises ManifestError."""
+    lines = _csv_lines(path)
+    if not lines:
+        raise ManifestError(f"manifest '{path}' is empty; its first line must name the columns, at least {','.join(REQUIRED)}")
+    (head_line, head), *body = lines
+    columns = [name.strip().lower() for name in head]
+    _check_header(head_line, columns, problems)
+    if not body:
+        problems.add(head_line, "no row follows the column names; add one row for each dub")
+    found = []
+    for line, cells in body:
+        given: dict[str, str] = {}
+        if len(cells) != len(columns):
+            what = "leave none out" if len(cells) < len(columns) else "quote cells that hold a comma"
+            problems.add(line, f"{len(cells)} cells for {len(columns)} columns; {what}")
+            continue
+        for column, cell in zip(columns, cells, strict=True):
+            if column in _KNOWN:
+                given.setdefault(column, cell.strip())
+        found.append(_Record(line, given))
+    return found
+
+
+def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Lines of the file that hold anything, each as its number and its cells. Raises ManifestError."""
+    found: list[tuple[int, list[str]]] = []
+    line = 1
+    with _reading(path):
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                reader = csv.reader(file, strict=True)
+                for cells in reader:
+                    if any(cell.strip() for cell in cells):
+                        found.append((line, cells))
+                    line = reader.line_num + 1
+        except csv.Error as error:
+            raise ManifestError(f"manifest '{path}', line {line}: no CSV ({error}); check the quotes") from error
+    return found
+
+
+def _check_header(line: int, columns: Sequence[str], problems: _Problems) -> None:
+    if len(columns) == 1 and re.search(r"[;\t|]", columns[0]):
+        problems.add(line, "the columns are not separated by commas; save the manifest with commas")
+        return
+    for number, name in enumerate(columns, 1):
+        if not name:
+            problems.add(line, f"column {number} has no name; name it or remove it")
+    for name, count in Counter(name for name in columns if name).items():
+        if name not in _KNOWN:
+            problems.add(line, f"unknown column '{name}'; there are {', '.join(_KNOWN)}")
+        if count > 1:
+            problems.add(line, f"column '{name}' is there {count} times; keep one")
+    for name in REQUIRED:
+        if name not in columns:
+            problems.add(line, f"column '{name}' is missing; add it")
+
+
+def _json_records(path: Path, problems: _Problems) -> list[_Record]:
+    """The rows of a file of JSON lines; what is wrong with a line goes to `problems`. Raises ManifestError."""
+    with _reading(path):
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    if not any(line.strip() for line in lines):
+        raise ManifestError(f"manifest '{path}' is empty; write one JSON object a line, with at least {', '.join(REQUIRED)}")
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            with problems.on(number):
+                found.append(_Record(number, _json_cells(line)))
+    return found
+
+
+def _json_cells(line: str) -> dict[str, str]:
+    """One JSON object as cells: true, false and whole numbers as a table would hold them. Raises ManifestError."""
+    try:
+        pairs = json.loads(line, object_pairs_hook=_Pairs, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"no JSON ({one_line(error)}); write one object a line") from error
+    if not isinstance(pairs, _Pairs):
+        raise ManifestError('no JSON object; write one object a line: {"video": ..., "speech": ..., "output": ...}')
+    given: dict[str, str] = {}
+    for name, value in pairs:
+        column = name.strip().lower()
+        if column not in _KNOWN:
+            raise ManifestError(f"unknown key '{name}'; there are {', '.join(_KNOWN)}")
+        if column in given:
+            raise ManifestError(f"key '{name}' is there twice; keep one")
+        if value is None:
+            given[column] = ""
+        elif isinstance(value, str):
+            given[column] = value.strip()
+        elif isinstance(value, bool) and column in ("strict", "force"):
+            given[column] = str(value).lower()
+        elif isinstance(value, int | float) and not isinstance(value, bool) and column in ("crf", "threads"):
+            given[column] = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        else:
+            raise ManifestError(f"{column} cannot be {json.dumps(value, default=lambda _: '...')[:40]}; see lipdub sync --help")
+    return {column: "" for column in REQUIRED} | given
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object as it stands, with names that are there twice."""
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+# --------------------------------------------------------------------------------------------------------- checking
+
+
+def _draft(record: _Record, folder: Path, defaults: Options, models: _Models, problems: _Problems) -> _Draft:
+    """Check what one row's cells hold; files are looked at later."""
+    draft, given, line = _Draft(record.line), record.given, record.line
+    if any("\0" in cell for cell in given.values()):
+        problems.add(line, "a cell holds a NUL character; remove it")
+        return draft
+    for column in REQUIRED:
+        if given.get(column) == "":
+            problems.add(line, f"no {column}; fill in the cell")
+    for column in (*REQUIRED, "report"):
+        if given.get(column):
+            cell = given[column]
+            draft.places[column] = cell if is_url(cell) else folder / os.path.expanduser(cell)
+    chosen: dict[str, Any] = {}
+    for column, parse in _PARSERS.items():
+        if given.get(column):
+            with problems.on(line):
+                chosen[column] = parse(column, given[column])
+    if given.get("model"):
+        chosen["model"] = models.find(given["model"])
+    draft.options = replace(defaults, **chosen)
+    with problems.on(line):
+        models.check(draft.options.model)
+    return draft
+
+
+def _look(drafts: Sequence[_Draft], problems: _Problems) -> dict[Location, Identity | None]:
+    """What stands at all places that the rows name."""
+    looked = identities(place for draft in drafts for place in draft.places.values())
+    for draft in drafts:
+        for place in dict.fromkeys(draft.places.values()):
+            error = looked[place]
+            if isinstance(error, LipdubError):
+                problems.add(draft.line, one_line(error))
+    return {place: found for place, found in looked.items() if not isinstance(found, LipdubError)}
+
+
+def _check_files(draft: _Draft, found: dict[Location, Identity | None], owned: Owned, keep_existing: bool, problems: _Problems) -> None:
+    """Inputs are there, and the outputs can be written."""
+
+    def is_owned(place: Location) -> bool:
+        now = found[place]
+        return now is not None and owned(place, now)
+
+    inputs = [draft.places[column] for column in ("video", "speech") if column in draft.places]
+    for place in dict.fromkeys(inputs):
+        with problems.on(draft.line):
+            if place in found:
+                _check_input(place, found[place])
+    output, report = draft.places.get("output"), draft.places.get("report")
+    if output is not None and output in found:
+        force = draft.options.force or keep_existing or is_owned(output)
+        with problems.on(draft.line):
+            _check_output(output, inputs, found[output], force)
+    if report is not None and report in found:
+        kept = keep_existing and output is not None and found.get(output) is not None
+        force = draft.options.force or kept or is_owned(report)
+        with problems.on(draft.line):
+            _check_report(report, inputs, output, found[report], force)
+
+
+def _check_input(place: Location, found: Identity | None) -> None:
+    """Raise UnreadableMedia unless at `place` there is a file that holds something. What it holds shows when the row is dubbed."""
+    if found is None:
+        raise UnreadableMedia(f"cannot read '{place}': there is no such file; check the {'path' if isinstance(place, Path) else 'URL'}")
+    if isinstance(place, Path) and place.is_dir():
+        raise UnreadableMedia(f"cannot read '{place}': it is a folder; give a video, photo or sound file")
+    if found.size == 0 and (not isinstance(place, Path) or place.is_file()):
+        raise UnreadableMedia(f"cannot read '{place}': the file is empty; give a video, photo or sound file")
+    if isinstance(place, Path) and not os.access(place, os.R_OK):
+        raise UnreadableMedia(f"cannot read '{place}': no permission; change its permissions, or choose another file")
+
+
+def _check_output(output: Location, inputs: Sequence[Location], found: Identity | None, force: bool) -> None:
+    """Raise OutputRefused unless `output` can be written and none of `inputs` would be lost."""
+    if isinstance(output, Path):
+        media.check_output(output, inputs=[place for place in inputs if isinstance(place, Path)], force=force)
+        return
+    if suffix_of(output).lower() not in (".mp4", ".mov", ".mkv"):
+        raise OutputRefused(f"cannot write '{output}': lipdub writes .mp4, .mov and .mkv; give the output one of these endings")
+    if output in inputs:
+        raise OutputRefused(f"cannot write '{output}': it is an input; choose another name")
+    if found is not None and not force:
+        raise OutputRefused(f"'{output}' exists already; add --force to replace it, or choose another name")
+    check_place(output)
+
+
+def _check_report(report: Location, inputs: Sequence[Location], output: Location | None, found: Identity | None, force: bool) -> None:
+    """Raise OutputRefused unless the report can be written and nothing would be lost."""
+    if isinstance(report, Path):
+        paths = [place for place in inputs if isinstance(place, Path)]
+        check_report(report, inputs=paths, output=output if isinstance(output, Path) else None, force=force)
+        return
+    if report in inputs or report == output:
+        what = "the output" if report == output else "an input"
+        raise OutputRefused(f"cannot write the report '{report}': it is {what}; choose another name")
+    if found is not None and not force:
+        raise OutputRefused(f"report '{report}' exists already; add --force to replace it, or choose another name")
+    check_place(report)
+
+
+def _check_files_apart(manifest: Path, drafts: Sequence[_Draft], problems: _Problems) -> None:
+    """No file is written twice, and none is written that is read in another row."""
+    readers: dict[object, int] = {}
+    for draft in drafts:
+        for column in ("video", "speech"):
+            if column in draft.places:
+                with problems.on(draft.line):
+                    readers.setdefault(_same(draft.places[column]), draft.line)
+    own = {_same(state_path(manifest)): "the state", _same(lock_path(manifest)): "the lock", _same(manifest): "the manifest"}
+    writers: dict[object, int] = {}
+    for draft in drafts:
+        for column in ("output", "report"):
+            if column not in draft.places:
+                continue
+            place = draft.places[column]
+            file = _same(place)
+            if file in own:
+                problems.add(draft.line, f"{column} '{place}' is {own[file]}; choose another name")
+            # What a row would do to its own files, check_output and check_report have said.
+            if file in writers and writers[file] != draft.line:
+                problems.add(draft.line, f"{column} '{place}' is written by line {writers[file]}, too; choose another name")
+            writers.setdefault(file, draft.line)
+            if file in readers and readers[file] != draft.line:
+                problems.add(draft.line, f"{column} '{place}' is an input of line {readers[file]}; choose another name")
+
+
+def _same(place: Location) -> object:
+    """Equal for places that lead to the same file, however they are written."""
+    if isinstance(place, str):
+        return place
+    try:
+        found = place.stat()
+    except (OSError, ValueError):
+        return os.path.realpath(place)
+    return found.st_dev, found.st_ino
+
+
+# ------------------------------------------------------------------------------------------------------------ cells
+
+
+def _one_of(*choices: str) -> Callable[[str, str], str]:
+    def parse(column: str, cell: str) -> str:
+        if cell not in choices:
+            raise ManifestError(f"{column} must be one of {', '.join(choices)}, got '{cell}'")
+        return cell
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[str, str], int]:
+    def parse(column: str, cell: str) -> int:
+        if not re.fullmatch("[0-9]{1,6}", cell) or not low <= int(cell) <= high:
+            raise ManifestError(f"{column} must be a whole number from {low} to {high}, got '{cell}'")
+        return int(cell)
+
+    return parse
+
+
+def _truth(column: str, cell: str) -> bool:
+    if cell.lower() in ("true", "yes", "1"):
+        return True
+    if cell.lower() in ("false", "no", "0"):
+        return False
+    raise ManifestError(f"{column} must be true or false (or yes, no, 1, 0), got '{cell}'")
+
+
+_PARSERS: Final[dict[str, Callable[[str, str], object]]] = {
+    "device": _one_of(*get_args(Device)),
+    "fit": _one_of(*get_args(Fit)),
+    "silence": _one_of(*get_args(Silence)),
+    "crf": _whole(0, 51),
+    "preset": _one_of(*PRESETS),
+    "threads": _whole(1, 1024),
+    "strict": _truth,
+    "force": _truth,
+}
+"""Columns whose cells can be judged by themselves. A model and a report are paths from the manifest's folder."""
+_KNOWN: Final = (*REQUIRED, *_PARSERS, "model", "report")

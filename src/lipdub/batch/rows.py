@@ -1,0 +1,72 @@
+"""Records of a batch: what a row asks for, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from lipdub.records import Device, DubReport, Fit, Silence
+
+PRESETS: Final = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
+"""x264's presets, fastest first."""
+REQUIRED: Final = ("video", "speech", "output")
+"""Columns that a manifest must have, and cells that no row may leave empty."""
+
+Location = Path | str
+"""Where a file is: a path, or a URL as text (``s3://bucket/talk.mp4``), which ``storage`` fetches and puts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a row is dubbed: the options of ``lipdub.pipeline.dub`` with its defaults, one column of the manifest each."""
+
+    model: str = "base"
+    device: Device = "auto"
+    fit: Fit = "longest"
+    silence: Silence = "close"
+    crf: int = 12
+    preset: str = "veryfast"
+    threads: int | None = None
+    strict: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One dub: `line` of the manifest (the first one is 1), what to read, what to write. `report`: JSON file, None for none."""
+
+    line: int
+    video: Location
+    speech: Location
+    output: Location
+    options: Options = Options()
+    report: Location | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What became of a row.
+
+    report: of the dub, None where there was none. why: one line, empty where all went well. wall_s: seconds that the row took.
+    transient: the same row may well succeed when it is tried again (a full disk, a network, a worker that was killed). trace: where in
+    the code a bug showed, empty where it was none. recovered: the output was written by an attempt that could not say so any more.
+    """
+
+    row: Row
+    report: DubReport | None
+    why: str
+    wall_s: float
+    transient: bool = False
+    trace: str = ""
+    recovered: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that the row asks for was written."""
+        return not self.why
+
+
+def one_line(error: BaseException) -> str:
+    """The text of an error on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
