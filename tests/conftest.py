@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import numpy as np
@@ -18,6 +19,9 @@ def _seeded() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+# A shell without job control starts background jobs deaf to Ctrl-C; tests of interruptions need to hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests leave the user's analysis cache alone, and are not helped by it; those of the cache name a folder of their own.
 os.environ["LIPDUB_CACHE"] = "off"
 # Machines are shared: how long an example takes says nothing about the code.
