@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "lipdub"
 LEVELS = (
     {"errors"},
     {"records"},
-    {"picture", "stages"},
+    {"picture", "points", "stages"},
     {"media", "mel", "crop", "runtime", "bundle", "timeline", "phonemes", "fresh"},
     {"faces", "tracks", "generators", "reports", "expert"},
     {"cache", "trial"},

@@ -458,3 +458,33 @@ def test_cuts_are_numbered_and_detectors_forget_at_them(more: int, monkeypatch: 
     assert track.shot.tolist() == [k // 8 for k in range(24)]
     assert len(resets) >= 2
     track.references.close()
+
+
+# -------------------------------------------------------------------------------------------------------- long videos
+
+
+@given(seed=st.integers(0, 30), block=st.integers(1, 60))
+@settings(max_examples=15)
+def test_blocks_give_the_track_that_the_whole_gives(seed: int, block: int) -> None:
+    """Gaps, two people and a cut, smoothed as a whole and in blocks of a few frames."""
+    rng = np.random.default_rng(seed)
+    script = [
+        [face_at((200 + 60 * np.sin(k / 9), 220), height=150, opening=float(rng.uniform(0, 0.3)))] * int(rng.random() > 0.15)
+        + [face_at((420, 100), height=60)] * int(rng.random() > 0.5)
+        for k in range(90)
+    ]
+
+    def track() -> FaceTrack:
+        return analyse(chunks_of(90, lambda k: np.full((512, 512, 3), 40 if k < 55 else 210, np.uint8)), ScriptedDetector(script), size=16)
+
+    whole, kept = track(), tracks.BLOCK_FRAMES
+    tracks.BLOCK_FRAMES = block
+    try:
+        pieces = track()
+    finally:
+        tracks.BLOCK_FRAMES = kept
+    for name in ("why", "shot", "similarity", "outline", "lips", "opening", "strength", "reference"):
+        np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), atol=1e-3, err_msg=name)
+    assert (pieces.why == whole.why).all()
+    for one in (whole, pieces):
+        one.references.close()

@@ -13,7 +13,6 @@ from collections.abc import Generator as TypeGenerator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from queue import Queue
 from typing import IO, Any
@@ -25,10 +24,11 @@ from numpy.typing import NDArray
 from lipdub import crop
 from lipdub.faces import FaceDetector
 from lipdub.picture import Picture, YuvChunk, picture_of
+from lipdub.points import PointStore
 from lipdub.records import Face, FrameChunk, Span
 from lipdub.stages import spread
 
-ANALYSIS_VERSION = 1
+ANALYSIS_VERSION = 2
 """Part of the analysis cache's keys. Raise it with every change here, in ``faces`` or in ``crop`` that gives a video another track."""
 
 DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY = 0, 1, 2, 3
@@ -64,9 +64,14 @@ STRETCH_FRAMES, STRETCH_BYTES = 48, 48 * 2**20
 RETURN_RATIO = 1.5
 """Who was lost and comes back elsewhere in the shot has changed size by less than this."""
 
-_SIMILARITY, _HEIGHT, _YAW, _PITCH, _OPENING = slice(2, 6), 6, 7, 8, 9
-_OUTLINE = slice(10, 10 + 2 * len(crop.OUTLINE))
+_SIMILARITY, _HEIGHT, _YAW, _PITCH, _OPENING, _PLACE = slice(2, 6), 6, 7, 8, 9, 10
+"""Columns of what is kept in memory of each face: frame, track, and these; `_PLACE` is its number in the store of points."""
+_COLUMNS = _PLACE + 1
+_OUTLINE = slice(0, 2 * len(crop.OUTLINE))
 _LIPS = slice(_OUTLINE.stop, _OUTLINE.stop + 2 * len(LIPS))
+"""Columns of its points."""
+BLOCK_FRAMES = 4096
+"""Points are smoothed in blocks of this many frames."""
 
 
 class TrackDamaged(ValueError):
@@ -310,12 +315,14 @@ def analyse(
     size: side of the reference crops in px. on_frames: told how many frames each step took. more: further detectors; the video is then
     watched in stretches side by side, each of which begins with a search of its own, so that the landmarks differ by a fraction of a px.
     """
-    store = ReferenceStore(size)
+    store, points = ReferenceStore(size), PointStore(_LIPS.stop)
     try:
-        return _analyse(_watched(chunks, [detector, *more]), store, on_frames)
+        return _analyse(_watched(chunks, [detector, *more]), store, points, on_frames)
     except BaseException:
         store.close()
         raise
+    finally:
+        points.close()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -387,8 +394,10 @@ def _bytes(chunk: FrameChunk | YuvChunk) -> int:
     return chunk.data.nbytes if isinstance(chunk, YuvChunk) else chunk.pixels.nbytes
 
 
-def _analyse(stretches: Iterable[_Stretch], store: ReferenceStore, on_frames: Callable[[int], None] | None) -> FaceTrack:
-    rows, pts, shots = _Rows(_LIPS.stop), _Rows(1, np.int64), _Rows(1, np.int32)
+def _analyse(
+    stretches: Iterable[_Stretch], store: ReferenceStore, points: PointStore, on_frames: Callable[[int], None] | None
+) -> FaceTrack:
+    rows, pts, shots = _Rows(_COLUMNS), _Rows(1, np.int64), _Rows(1, np.int32)
     candidates: dict[tuple[int, int], tuple[float, int]] = {}  # (track, yaw bin) -> (opening, number in the store)
     follower = _Follower()
     time_base, shorter_side, shot = Fraction(1, 25), 1, 0
@@ -404,7 +413,8 @@ def _analyse(stretches: Iterable[_Stretch], store: ReferenceStore, on_frames: Ca
             shots.add(shot)
             for face in faces:
                 number = follower.track_of(face, shot)
-                row = _describe(chunk.index + offset, number, face)
+                row, shape = _describe(chunk.index + offset, number, face)
+                row[_PLACE] = points.add(shape)
                 rows.add(row)
                 key = (number, round(row[_YAW] / REFERENCE_BIN_DEG))
                 best = candidates.get(key)
@@ -413,7 +423,7 @@ def _analyse(stretches: Iterable[_Stretch], store: ReferenceStore, on_frames: Ca
                         chunk,
                         np.array([offset]),
                         row[None, _SIMILARITY],
-                        row[None, _OUTLINE].reshape(1, -1, 2).astype(np.float32),
+                        shape[None, _OUTLINE].reshape(1, -1, 2).astype(np.float32),
                         store.size,
                     )
                     if best is None:
@@ -423,7 +433,7 @@ def _analyse(stretches: Iterable[_Stretch], store: ReferenceStore, on_frames: Ca
                         candidates[key] = (float(row[_OPENING]), best[1])
         if on_frames is not None:
             on_frames(len(stretch.shots))
-    return _assemble(rows.array(), pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, store, candidates)
+    return _assemble(rows.array(), points, pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, store, candidates)
 
 
 def repeat_still(track: FaceTrack) -> FaceTrack:
@@ -492,22 +502,24 @@ class _Follower:
         return number
 
 
-def _describe(frame: int, track: int, face: Face) -> NDArray[np.float64]:
-    row = np.empty(_LIPS.stop)
+def _describe(frame: int, track: int, face: Face) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What is kept of a face in memory (`_PLACE` left open), and its points."""
+    row, shape = np.zeros(_COLUMNS), np.empty(_LIPS.stop)
     similarity = crop.fit_similarity(face.landmarks)
     row[0], row[1], row[_SIMILARITY] = frame, track, similarity
     row[_HEIGHT] = face.box[3] - face.box[1]
     row[_YAW], row[_PITCH] = pose_of(face.landmarks)
     row[_OPENING] = opening_of(face.landmarks)
-    row[_OUTLINE] = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity).ravel()
-    row[_LIPS] = crop.to_unit(face.landmarks[LIPS, :2], similarity).ravel()
-    return row
+    shape[_OUTLINE] = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity).ravel()
+    shape[_LIPS] = crop.to_unit(face.landmarks[LIPS, :2], similarity).ravel()
+    return row, shape
 
 
 def _assemble(
     rows: NDArray[np.float64],
-    pts: NDArray[np.float64],
-    shots: NDArray[np.float64],
+    points: PointStore,
+    pts: NDArray[np.int64],
+    shots: NDArray[np.int32],
     time_base: Fraction,
     shorter_side: int,
     store: ReferenceStore,
@@ -515,35 +527,43 @@ def _assemble(
 ) -> FaceTrack:
     count = len(pts)
     step_s = float(np.median(np.diff(pts))) * float(time_base) if count > 1 else 0.04
-    values = np.zeros((count, _LIPS.stop))
+    values = np.zeros((count, _COLUMNS))
     why = np.full(count, NO_FACE, np.uint8)
     reference = np.full(count, -1, np.int32)
+    outline = np.zeros((count, len(crop.OUTLINE), 2), np.float16)
+    lips = np.zeros((count, len(LIPS), 2), np.float16)
     smallest = float(np.clip(SMALLEST_SHARE * shorter_side, SMALLEST_PX, SMALL_ENOUGH_PX))
     for first, end in _runs(np.asarray(shots, np.int64)):
-        here = rows[(rows[:, 0] >= first) & (rows[:, 0] < end)]
+        low, high = np.searchsorted(rows[:, 0], [first, end])
+        here = rows[low:high]
         if len(here) == 0:
             continue
         person = _most_prominent(here)
         chosen = _with_returns(here, person)
-        present = _bridge(values, chosen, step_s)
+        present, between = _bridge(values, chosen, step_s)
         why[present] = DUBBED
-        shot_frames = present
-        why[shot_frames[values[shot_frames, _HEIGHT] < smallest]] = TOO_SMALL
-        turned = shot_frames[np.abs(values[shot_frames, _YAW]) > TURNED_DEG]
+        why[present[values[present, _HEIGHT] < smallest]] = TOO_SMALL
+        turned = present[np.abs(values[present, _YAW]) > TURNED_DEG]
         why[turned[why[turned] == DUBBED]] = TURNED_AWAY
-        dubbed = shot_frames[why[shot_frames] == DUBBED]
+        dubbed = present[why[present] == DUBBED]
         if len(dubbed):
             reference[dubbed] = _references_of(int(person), values[dubbed, _YAW], candidates)
         for start, stop in _stretches(present):
-            values[start:stop] = _smooth_stretch(values[start:stop], step_s)
+            smoothed = _smooth_similarity(values[start:stop, _SIMILARITY], step_s)
+            at = int(np.searchsorted(present, start))
+            for now, shape in _smooth_points(points, between[at : at + stop - start], values[start:stop, _SIMILARITY], smoothed, step_s):
+                where = slice(start + now, start + now + len(shape))
+                outline[where] = shape[:, _OUTLINE].reshape(len(shape), -1, 2)
+                lips[where] = shape[:, _LIPS].reshape(len(shape), -1, 2)
+            values[start:stop, _SIMILARITY] = smoothed
     return FaceTrack(
         pts=np.asarray(pts, np.int64),
         time_base=time_base,
         why=why,
         shot=np.asarray(shots, np.int32),
         similarity=values[:, _SIMILARITY].copy(),
-        outline=values[:, _OUTLINE].reshape(count, -1, 2).astype(np.float16),
-        lips=values[:, _LIPS].reshape(count, -1, 2).astype(np.float16),
+        outline=outline,
+        lips=lips,
         opening=values[:, _OPENING].astype(np.float32),
         pose=values[:, [_YAW, _PITCH]].astype(np.float32),
         strength=_strength(why, step_s),
@@ -570,30 +590,32 @@ def _with_returns(rows: NDArray[np.float64], person: float) -> NDArray[np.float6
     return mine[np.argsort(mine[:, 0])]
 
 
-def _bridge(values: NDArray[np.float64], chosen: NDArray[np.float64], step_s: float) -> NDArray[np.int64]:
-    """Write the chosen rows into `values`, interpolate short gaps, and give the frames that now have a face."""
+def _bridge(values: NDArray[np.float64], chosen: NDArray[np.float64], step_s: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Write the chosen rows into `values`, interpolate short gaps; give the frames that now have a face, (n,) in order, and for each of
+    them, (n, 3), the places of the two faces that it lies between and the share of the second one."""
     frames = chosen[:, 0].astype(np.int64)
     frames, unique = np.unique(frames, return_index=True)
     chosen = chosen[unique]
     values[frames] = chosen
     present = [frames]
+    between = [np.column_stack([chosen[:, _PLACE], chosen[:, _PLACE], np.zeros(len(chosen))])]
     longest = max(1, round(BRIDGE_S / step_s))
-    for before, (one, other) in enumerate(pairwise(frames)):
-        gap = int(other - one - 1)
-        if 0 < gap <= longest:
-            share = (np.arange(1, gap + 1) / (gap + 1))[:, None]
-            values[one + 1 : other] = (1 - share) * chosen[before] + share * chosen[before + 1]
-            present.append(np.arange(one + 1, other))
-    return np.sort(np.concatenate(present))
+    gaps = np.diff(frames) - 1
+    for before in np.flatnonzero((gaps > 0) & (gaps <= longest)):
+        gap, one, other = int(gaps[before]), chosen[before], chosen[before + 1]
+        share = (np.arange(1, gap + 1) / (gap + 1))[:, None]
+        values[frames[before] + 1 : frames[before + 1]] = (1 - share) * one + share * other
+        present.append(np.arange(frames[before] + 1, frames[before + 1]))
+        between.append(np.column_stack([np.full(gap, one[_PLACE]), np.full(gap, other[_PLACE]), share]))
+    joined = np.concatenate(present)
+    order = np.argsort(joined)
+    return joined[order], np.concatenate(between)[order]
 
 
-def _smooth_stretch(values: NDArray[np.float64], step_s: float) -> NDArray[np.float64]:
-    """Smooth alignment and outline of one unbroken stretch, and express lips and outline in the smoothed alignment."""
-    result = values.copy()
-    a, b = values[:, _SIMILARITY].T[:2]
-    # Smooth what is geometric: where the crop's centre lies, its scale, its angle.
-    to_frame = crop.unit_to_frame(values[:, _SIMILARITY])
-    centre = to_frame @ np.array([0.5, 0.5, 1.0])
+def _smooth_similarity(similarity: NDArray[np.float64], step_s: float) -> NDArray[np.float64]:
+    """The alignment (n, 4) of one unbroken stretch, smoothed in what is geometric: where the crop's centre lies, its scale, its angle."""
+    a, b = similarity.T[:2]
+    centre = crop.unit_to_frame(similarity) @ np.array([0.5, 0.5, 1.0])
     geometry = np.column_stack([centre, 0.5 * np.log(a * a + b * b), np.unwrap(np.arctan2(b, a))])
     geometry = smooth(geometry, SMOOTH_S / step_s, odd=True)
     scale, angle = np.exp(geometry[:, 2]), geometry[:, 3]
@@ -602,15 +624,28 @@ def _smooth_stretch(values: NDArray[np.float64], step_s: float) -> NDArray[np.fl
         [new[:, 0] * geometry[:, 0] - new[:, 1] * geometry[:, 1], new[:, 1] * geometry[:, 0] + new[:, 0] * geometry[:, 1]]
     )
     new[:, 2:] = 0.5 - rotated
-    result[:, _SIMILARITY] = new
-    for part in (_OUTLINE, _LIPS):
-        points = values[:, part].reshape(len(values), -1, 2)
-        in_frame = np.einsum("nij,npj->npi", to_frame[:, :, :2], points) + to_frame[:, None, :, 2]
+    return new
+
+
+def _smooth_points(
+    points: PointStore, between: NDArray[np.float64], similarity: NDArray[np.float64], smoothed: NDArray[np.float64], step_s: float
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Outline and lips of one unbroken stretch in its smoothed alignment, the outline smoothed, block by block: the first frame of each,
+    counted from the stretch's, and its points (n, _LIPS.stop). between: as ``_bridge`` has it."""
+    sigma = OUTLINE_SMOOTH_S / step_s
+    margin = int(np.ceil(3 * sigma))
+    for first in range(0, len(between), BLOCK_FRAMES):
+        end = min(len(between), first + BLOCK_FRAMES)
+        low, high = max(0, first - margin), min(len(between), end + margin)
+        places, share = between[low:high, :2].astype(np.int64), between[low:high, 2:]
+        shape = (1 - share) * points.rows(places[:, 0]) + share * points.rows(places[:, 1])
+        to_frame = crop.unit_to_frame(similarity[low:high])
+        new = smoothed[low:high]
         matrix = np.stack([np.stack([new[:, 0], -new[:, 1]], 1), np.stack([new[:, 1], new[:, 0]], 1)], 1)
-        again = np.einsum("nij,npj->npi", matrix, in_frame) + new[:, None, 2:]
-        result[:, part] = again.reshape(len(values), -1)
-    result[:, _OUTLINE] = smooth(result[:, _OUTLINE], OUTLINE_SMOOTH_S / step_s, odd=False)
-    return result
+        in_frame = np.einsum("nij,npj->npi", to_frame[:, :, :2], shape.reshape(len(shape), -1, 2)) + to_frame[:, None, :, 2]
+        shape = (np.einsum("nij,npj->npi", matrix, in_frame) + new[:, None, 2:]).reshape(len(shape), -1)
+        shape[:, _OUTLINE] = smooth(shape[:, _OUTLINE], sigma, odd=False)
+        yield first, shape[first - low : len(shape) - (high - end)]
 
 
 def smooth(values: NDArray[np.float64], sigma: float, *, odd: bool) -> NDArray[np.float64]:
