@@ -28,6 +28,7 @@ from lipdub.generators.memory import MemoryGenerator
 from lipdub.mel import cut_windows
 from lipdub.runtime import Tuning
 
+HEADS: Final = ("setting", "threads", "batch", "crops/s", "wall ms", "CPU ms", "paced ms", "PSNR dB", "max", "peak MiB", "runs as")
 CROPS: Final = Path("../prepared/val")
 CALIBRATION_ROWS: Final = 64
 HELD_OUT_ROWS: Final = 64
@@ -71,8 +72,8 @@ def main(arguments: list[str]) -> int:
             common.CONSOLE.print(f"{len(rows)}/{len(tasks)} {rows[-1]['setting']}, {rows[-1]['threads']} threads: {_said(rows[-1])}")
     common.table(
         f"model {options.model} on {options.device}, {usable_cores()} cores",
-        ["setting", "threads", "batch", "crops/s", "wall ms", "CPU ms", "paced ms", "PSNR dB", "max", "peak MiB", "runs as"],
-        [_columns(row) for row in rows],
+        HEADS,
+        [columns(row) for row in rows],
     )
     common.write_json(options.json, record("ort", arguments, rows, model=options.model, device=options.device))
     return 0
@@ -230,7 +231,8 @@ def _said(row: dict[str, Any]) -> str:
     return row["why"] if "why" in row else f"{row['crops_per_s']:.1f} crops/s"
 
 
-def _columns(row: dict[str, Any]) -> list[Any]:
+def columns(row: dict[str, Any]) -> list[Any]:
+    """One measured row as the table shows it."""
     if "why" in row:
         return [row["setting"], row["threads"], *["-"] * 8, row["why"][:60]]
     return [

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import memory_growth, plots, profile
+from benchmarks import landmarks, memory_growth, ort, plots, profile
 from benchmarks.footage import LINES
 
 FOLDER = Path("benchmarks/results")
@@ -402,11 +402,49 @@ def gpu_section(results: list[Result], plot: _Plots) -> list[str]:
     return parts
 
 
+def ort_section(results: list[Result], plot: _Plots) -> list[str]:
+    """ONNX Runtime's settings, one change at a time."""
+    parts: list[str] = []
+    for result in results:
+        parts += made_by(result, f"model {result.record['model']} on {result.record['device']}")
+        parts += markdown(ort.HEADS, [ort.columns(row) for row in result.rows])
+    return parts
+
+
+def landmarks_section(results: list[Result], plot: _Plots) -> list[str]:
+    """What small windows and tracking cost in accuracy."""
+    parts: list[str] = []
+    for result in results:
+        parts += made_by(result, f"{result.record['frames']} frames each of {', '.join(result.record['videos'])}")
+        parts += markdown(
+            ["", "moved, median %", "moved, 99th %", "opening r", "found", "shake", "CPU ms a frame"],
+            [
+                [row["way"], *(f"{row[key]:.2f}" for key in ("moved", "moved_99", "opening_r", "found", "shake", "ms_per_frame"))]
+                for row in result.rows
+            ],
+        )
+        parts += ["", *(landmarks.__doc__ or "").strip().split("\n\n")[-1:]]
+    return parts
+
+
+def resume_section(results: list[Result], plot: _Plots) -> list[str]:
+    """Batches that were killed and went on."""
+    parts: list[str] = []
+    for result in results:
+        parts += made_by(result, f"{result.record['figures']['rows']} rows, {len(result.rows)} kills")
+        parts += markdown(["", ""], [[name, value] for name, value in result.record["figures"].items()])
+        parts += ["", *markdown(list(result.rows[0]), [list(row.values()) for row in result.rows])]
+    return parts
+
+
 SECTIONS: dict[str, tuple[str, Callable[[list[Result], _Plots], list[str]]]] = {
     "wav2lip-shaped": ("Beside a baseline in the shape of Wav2Lip", baseline_section),
     "scale": ("Sizes, lengths, cores, first and second dub", scale_section),
     "profile": ("Where time goes", profile_section),
     "memory-growth": ("Memory", memory_section),
+    "ort": ("ONNX Runtime's settings", ort_section),
+    "landmarks": ("Landmarks on small pictures, tracked", landmarks_section),
+    "resume": ("Batches killed at random moments", resume_section),
     "gpu": ("GPU", gpu_section),
 }
 

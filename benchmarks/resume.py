@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import common
+from benchmarks.record import record
 from lipdub import media
 from lipdub.batch import Entry, State, state_path
 from lipdub.records import FrameChunk
@@ -135,7 +136,7 @@ def main(arguments: list[str]) -> int:
         watcher.stop()
         watching.join()
     watcher.look()
-    return _report(options, folder, manifest, watcher, kills, last, wall_s)
+    return _report(options, arguments, folder, manifest, watcher, kills, last, wall_s)
 
 
 def _run(command: list[str], folder: Path, manifest: Path, rows: int, count: int, machines: Machines | None) -> list[dict[str, Any]]:
@@ -189,6 +190,7 @@ def _last_run(command: list[str]) -> dict[str, Any]:
 
 def _report(
     options: argparse.Namespace,
+    arguments: list[str],
     folder: Path,
     manifest: Path,
     watcher: Watcher,
@@ -220,7 +222,7 @@ def _report(
         "seconds in all": wall_s,
     }
     common.table("every output exactly once?" + (" (Ray, two machines)" if options.ray else ""), ("", ""), list(figures.items()))
-    common.write_json(options.json, {"kills": kills, "figures": figures})
+    common.write_json(options.json, record("resume", arguments, kills, figures=figures))
     good = verdicts["right"] == options.rows and not twice and not strays and states == {"done": options.rows} and last["code"] == 0
     common.CONSOLE.print("[bold]right[/bold]" if good else "[bold red]NOT right[/bold red]")
     return 0 if good else 1

@@ -127,7 +127,8 @@ class ToPlanes:
         """The planes of a frame as they are stored."""
         if self._through_rgb:
             frame = rgb_to_yuv(self._reformatter, self._by_rgb(frame), self._matrix, self._range)
-        elif frame.format.name not in _PLANAR or (frame.width, frame.height) != self._stored:
+        # Pictures that are stored bottom-up have planes that run backwards.
+        elif frame.format.name not in _PLANAR or (frame.width, frame.height) != self._stored or frame.planes[0].line_size < 0:
             frame = self._reformatter.reformat(
                 frame,
                 width=self._stored[0],
