@@ -253,6 +253,18 @@ def test_an_attempt_finds_what_a_killed_one_has_finished(folder, dubs):
     assert dubs[1]["force"]
 
 
+def test_an_attempt_takes_away_what_a_killed_one_left_unfinished(folder, dubs):
+    """On a cluster nobody else does: its lost worker is replaced without a word, and then the batch itself may be killed."""
+    row = Row(2, folder / "a.mp4", folder / "a.wav", folder / "out.mp4")
+    left = [folder / ".out.0123456789ab.lipdub-part.mp4", folder / "..out.0123456789ab.lipdub-part.ba9876543210.lipdub-part.mp4"]
+    others = [folder / ".other.0123456789ab.lipdub-part.mp4", folder / ".out.mp4"]
+    for path in (*left, *others):
+        path.write_bytes(b"unfinished")
+    work_on(Task(0, row, (None, None), False, None), dub_task, lambda *said: None)
+    assert [path.name for path in left if path.exists()] == []
+    assert all(path.exists() for path in others)
+
+
 def test_a_bug_is_the_rows_failure_and_keeps_its_trace(folder):
     def work(task, tell):
         raise ZeroDivisionError("by\nnothing")

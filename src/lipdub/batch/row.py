@@ -51,7 +51,12 @@ def dub_task(task: Task, on_progress: OnProgress) -> RowResult:
 
 
 def work_on(task: Task, work: Work, on_progress: OnProgress) -> RowResult:
-    """The result of a task, unless an earlier attempt has written all its row asks for and could not say so any more."""
+    """The result of a task, unless an earlier attempt has written all its row asks for and could not say so any more.
+
+    What an attempt that was killed has left unfinished goes first: a cluster replaces a lost worker without a word, and by the time that
+    the batch looks again, the row is done.
+    """
+    storage.sweep(place for place in (task.row.output, task.row.report) if place is not None)
     earlier = found_finished(task)
     if earlier is not None and earlier.ok:
         return earlier
