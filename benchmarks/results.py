@@ -18,6 +18,7 @@ from benchmarks.footage import LINES
 
 FOLDER = Path("benchmarks/results")
 OUT = Path("benchmarks/RESULTS.md")
+TARGET_HZ = 25.0
 DUBS = {"cold": "first", "warm": "second"}
 Rows = list[dict[str, Any]]
 
@@ -145,7 +146,9 @@ def targets(results: list[Result]) -> list[list[str]]:
 
     scale = [(row, result) for result in results if result.record["benchmark"] == "scale" for row in result.rows]
     on_cpu = [(row, result) for row, result in scale if row["size"] == "720p" and row["threads"] == 2 and "CPU" in row["provider"]]
-    add("720p on two cores, first dub, x real time", 1.5, [(row["times_real_time"], r) for row, r in on_cpu if row["state"] == "cold"])
+    # The target is of 25 frames/s; what a video of 30 frames/s reaches is held against the same 37.5 frames/s.
+    first = [(row["frames_per_s"] / TARGET_HZ, result) for row, result in on_cpu if row["state"] == "cold"]
+    add(f"720p on two cores, first dub, x real time at {TARGET_HZ:g} frames/s", 1.5, first)
     again = [
         (ratio, result)
         for result in results
