@@ -312,9 +312,7 @@ def test_a_torn_journal_costs_at_most_its_last_line(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("torn")
     path = folder / "m.csv"
     state = State(path)
-    entries = [
-        Entry(f"{number:032x}", "done", number, f"o{number}.mp4", files={f"o{number}.mp4": Identity(1, "2")}) for number in range(4)
-    ]
+    entries = [Entry(f"{number:032x}", "done", number, f"o{number}.mp4", files={f"o{number}.mp4": Identity(1, "2")}) for number in range(4)]
     state.begin(entries[:2])
     state.record(*entries[2:])
     state.close()
