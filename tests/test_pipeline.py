@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,11 @@ from numpy.typing import NDArray
 from lipdub import crop, media, pipeline
 from lipdub.cache import AnalysisCache
 from lipdub.errors import LipdubError, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
+from lipdub.generators import open_generator
+from lipdub.picture import YuvChunk, YuvColor
 from lipdub.pipeline import dub
-from lipdub.records import DubReport
+from lipdub.records import Crops, DubReport
+from lipdub.stages import Clock
 from lipdub.tracks import WHY
 
 FRAMES, SIDE, RATE = 25, 256, 16000
@@ -480,3 +483,27 @@ def test_a_video_of_one_size_and_another_than_even_is_dubbed_whole(house: Path, 
     report = dubbed(house, tmp_path / "out.mp4", video=str(tmp_path / "odd.mp4"))
     assert report.dubbed >= 9
     assert frames_of(tmp_path / "out.mp4").shape[1:3] == (SIDE, SIDE - 2)
+
+
+def test_frames_without_a_face_do_not_pile_up_before_the_generator(house: Path) -> None:
+    """They have nothing to draw, so a batch that counted crops would never fill."""
+    held: list[int] = []
+    generator = open_generator(str(house / "fake"), device="cpu", threads=1)
+    color, size = YuvColor(0.2126, 0.0722, False), 32
+
+    def pieces() -> Iterator[pipeline._Piece]:
+        for first in range(0, 400, 4):
+            data = np.zeros((4, 64 * 64 * 3 // 2), np.uint8)
+            frames = YuvChunk(first, data, 64, 64, color, np.arange(first, first + 4), Fraction(1, 25))
+            none = Crops(
+                np.empty((0, size, size, 3), np.uint8), np.empty((0, 2, 3)), np.empty(0, np.int64), np.empty((0, 9, 2), np.float32)
+            )
+            held.append(first + 4)
+            yield pipeline._Piece(
+                frames, 0, none, none.pixels, np.empty((0, generator.spec.lip_channels), np.float32), np.empty(0, np.float32)
+            )
+
+    for piece, mouths in pipeline._drawn(pieces(), generator, Clock()):
+        assert len(mouths) == 0
+        assert held[-1] - piece.frames.index <= generator.batch + 4
+    assert held[-1] == 400

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -488,3 +490,23 @@ def test_blocks_give_the_track_that_the_whole_gives(seed: int, block: int) -> No
     assert (pieces.why == whole.why).all()
     for one in (whole, pieces):
         one.references.close()
+
+
+def test_no_thread_looks_through_a_detector_once_the_analysis_was_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detectors are closed next; a thread that still looked through one would crash the process."""
+    monkeypatch.setattr(tracks, "STRETCH_FRAMES", 4)
+
+    class Slow(ScriptedDetector):
+        def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
+            time.sleep(0.005)
+            return super().detect(pixels)
+
+    def stop(frames: int) -> None:
+        raise KeyboardInterrupt
+
+    detectors = [Slow([[FACE]] * 400) for _ in range(3)]
+    with pytest.raises(KeyboardInterrupt) as held:
+        analyse(chunks_of(400, grey), detectors[0], size=16, more=detectors[1:], on_frames=stop)
+    # The exception, and with it every frame of the call, is still held.
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("lipdub-stage")] == []
+    assert held is not None

@@ -287,7 +287,8 @@ def _drawn(pieces: Iterator[_Piece], generator: Generator, clock: Clock) -> Type
     waiting: list[_Piece] = []
     for piece in pieces:
         waiting.append(piece)
-        full = sum(len(one.crops) for one in waiting) >= generator.batch
+        # Frames count, not crops: a stretch without a face has nothing to draw, and must not pile up.
+        full = sum(len(one.frames) for one in waiting) >= generator.batch
         if full or sum(one.frames.data.nbytes for one in waiting) >= GATHERED_BYTES:
             yield from _draw(waiting, generator, clock)
             waiting = []

@@ -317,7 +317,9 @@ def analyse(
     """
     store, points = ReferenceStore(size), PointStore(_LIPS.stop)
     try:
-        return _analyse(_watched(chunks, [detector, *more]), store, points, on_frames)
+        # However it ends, no thread looks through a detector any more when this returns.
+        with closing(_watched(chunks, [detector, *more])) as stretches:
+            return _analyse(stretches, store, points, on_frames)
     except BaseException:
         store.close()
         raise

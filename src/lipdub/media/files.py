@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, overload
 
 import av
 import av.error
@@ -116,3 +117,22 @@ def origin_of_s(container: InputContainer) -> Fraction:
     ]
     first = min(starts, default=Fraction(0))
     return first if container.format.name in BROADCAST or first < 0 or first > 1 else Fraction(0)
+
+
+@overload
+def decoded(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]: ...
+@overload
+def decoded(container: InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]: ...
+def decoded(container: InputContainer, stream: av.VideoStream | av.AudioStream) -> Iterator[Any]:
+    """The frames of `stream` that decode, in order of display; damaged packets are left out, a cut-off file ends early."""
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, av.error.FFmpegError):
+            return
+        try:
+            frames = packet.decode()
+        except av.error.FFmpegError:
+            continue
+        yield from frames

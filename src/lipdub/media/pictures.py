@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lipdub.errors import UnreadableMedia
 from lipdub.media.clock import NO_PTS, FrameClock, shown_until_s
 from lipdub.media.converting import Chunk, Converter, ToPlanes, ToRgb
-from lipdub.media.files import is_photo_format, opened, origin_of_s, video_stream
+from lipdub.media.files import decoded, is_photo_format, opened, origin_of_s, video_stream
 from lipdub.media.turning import quarter_turns
 from lipdub.picture import YuvChunk
 from lipdub.records import ColorTags, FrameChunk, VideoInfo
@@ -27,23 +27,9 @@ PLANES_BYTES = 12 * 2**20
 """Planes wait in queues between stages that overlap, so their chunks are smaller."""
 
 
-def _decoded(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """The frames of `stream` that decode, in order of display; damaged packets are left out, a cut-off file ends early."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.error.FFmpegError):
-            return
-        try:
-            yield from packet.decode()
-        except av.error.FFmpegError:
-            continue
-
-
 def _first_frames(container: InputContainer, stream: av.VideoStream, path: Path, count: int) -> list[av.VideoFrame]:
     """Up to `count` first frames, at least one. Raises UnreadableMedia."""
-    frames = [frame for frame, _ in zip(_decoded(container, stream), range(count), strict=False)]
+    frames = [frame for frame, _ in zip(decoded(container, stream), range(count), strict=False)]
     if not frames:
         raise UnreadableMedia(f"cannot read '{path}': not one of its pictures decodes; the file is damaged or cut off")
     return frames
@@ -144,7 +130,7 @@ def _timed(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[
     """The frames of `stream` with their ticks; of a photo the first one, at tick 0."""
     clock = FrameClock(container, stream)
     photo = is_photo_format(container)
-    for frame in _decoded(container, stream):
+    for frame in decoded(container, stream):
         tick = 0 if photo else clock.tick(frame)
         if tick is not None:
             yield tick, frame
@@ -173,25 +159,23 @@ def read_span_planes(path: Path, pts: NDArray[np.int64], first: int, end: int) -
     return _span(path, pts, first, end, 2 * PLANES_BYTES, lambda frame, photo: ToPlanes(frame, path, photo=photo))
 
 
-def _span(path: Path, pts: NDArray[np.int64], first: int, end: int, chunk_bytes: int, start: _Start[Chunk]) -> Chunk:
+def _span(path: Path, pts: NDArray[np.int64], first: int, end: int, rgb_bytes: int, start: _Start[Chunk]) -> Chunk:
+    """rgb_bytes: as many frames are given as would fit into so many bytes in RGB, twice the size of planes."""
     with opened(path) as container:
         stream = video_stream(container, path)
         time_base = stream.time_base
         assert time_base is not None
-        photo = is_photo_format(container)
+        size = 3 * stream.codec_context.width * stream.codec_context.height
+        first = max(first, end - max(1, min(SPAN_FRAMES, rgb_bytes // max(1, size))))
+        wanted, found = pts[first:end], set[int]()
         shift = -round(origin_of_s(container) / time_base)
         convert: Converter[Chunk] | None = None
-        wanted, found = pts[first:end], set[int]()
-        if not photo and container.format.name not in NO_PTS:
-            # How many frames fit is only known with the first of them; a seek to the last one's key frame shows it.
-            size = stream.codec_context.width * stream.codec_context.height
-            fits = max(1, min(SPAN_FRAMES, chunk_bytes // max(1, 3 * size)))
-            first, wanted = max(first, end - fits), pts[max(first, end - fits) : end]
+        if not is_photo_format(container) and container.format.name not in NO_PTS:
             with suppress(av.error.FFmpegError):
                 container.seek(int(wanted[0]) - shift, stream=stream, backward=True, any_frame=False)
-            for frame in _decoded(container, stream):
+            for frame in decoded(container, stream):
                 if convert is None:
-                    convert = start(frame, photo)
+                    convert = start(frame, False)
                     convert.begin(len(wanted))
                 tick = None if frame.pts is None else frame.pts + shift
                 if tick is not None and wanted[0] <= tick <= wanted[-1] and tick not in found:
@@ -201,8 +185,6 @@ def _span(path: Path, pts: NDArray[np.int64], first: int, end: int, chunk_bytes:
                         found.add(tick)
                 if len(found) == len(wanted) or (tick is not None and tick > wanted[-1]):
                     break
-        else:
-            first, wanted = max(first, end - SPAN_FRAMES), pts[max(first, end - SPAN_FRAMES) : end]
     if convert is not None and len(found) == len(wanted):
         return convert.chunk(first, len(wanted), wanted.astype(np.int64), time_base)
     return _span_from_start(path, wanted, first, end, start)
@@ -215,19 +197,13 @@ def _span_from_start(path: Path, wanted: NDArray[np.int64], first: int, end: int
         stream = video_stream(container, path)
         time_base = stream.time_base
         assert time_base is not None
-        with closing(_numbered(container, stream)) as frames:
-            for index, frame in frames:
-                if index < first:
-                    continue
-                if convert is None:
-                    convert = start(frame, is_photo_format(container))
-                    convert.begin(end - first)
-                convert.put(index - first, frame)
-                if index == end - 1:
-                    return convert.chunk(first, end - first, wanted.astype(np.int64), time_base)
+        for index, (_, frame) in enumerate(_timed(container, stream)):
+            if index < first:
+                continue
+            if convert is None:
+                convert = start(frame, is_photo_format(container))
+                convert.begin(end - first)
+            convert.put(index - first, frame)
+            if index == end - 1:
+                return convert.chunk(first, end - first, wanted.astype(np.int64), time_base)
     raise UnreadableMedia(f"cannot read '{path}': it no longer holds the frames seen before; was it changed meanwhile?")
-
-
-def _numbered(container: InputContainer, stream: av.VideoStream) -> Generator[tuple[int, av.VideoFrame], None, None]:
-    for index, (_, frame) in enumerate(_timed(container, stream)):
-        yield index, frame

@@ -7,14 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import av.error
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
 from lipdub.errors import NoAudioStream
-from lipdub.media.files import audio_stream, opened, origin_of_s
+from lipdub.media.files import audio_stream, decoded, opened, origin_of_s
 
 GAP_S = Fraction(1, 20)
 """Times of sound that are off by less follow from rounding in the container."""
@@ -29,29 +28,19 @@ def sounds(container: InputContainer, stream: av.AudioStream) -> Iterator[tuple[
     """
     origin_s = None if all(s.disposition & Disposition.attached_pic for s in container.streams.video) else origin_of_s(container)
     due_s: Fraction | None = None
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except (StopIteration, av.error.FFmpegError):
-            return
-        try:
-            frames = packet.decode()
-        except av.error.FFmpegError:
+    for frame in decoded(container, stream):
+        if not frame.samples or not frame.sample_rate:
             continue
-        for frame in frames:
-            if not frame.samples or not frame.sample_rate:
-                continue
-            stamp_s = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
-            if origin_s is None:
-                origin_s = stamp_s or Fraction(0)
-            time_s = due_s if stamp_s is None else stamp_s - origin_s
-            if due_s is None:
-                time_s = time_s or Fraction(0)
-            elif time_s is None or not GAP_S < time_s - due_s < _LONGEST_GAP_S:
-                time_s = due_s
-            due_s = time_s + Fraction(frame.samples, frame.sample_rate)
-            yield time_s, frame
+        stamp_s = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+        if origin_s is None:
+            origin_s = stamp_s or Fraction(0)
+        time_s = due_s if stamp_s is None else stamp_s - origin_s
+        if due_s is None:
+            time_s = time_s or Fraction(0)
+        elif time_s is None or not GAP_S < time_s - due_s < _LONGEST_GAP_S:
+            time_s = due_s
+        due_s = time_s + Fraction(frame.samples, frame.sample_rate)
+        yield time_s, frame
 
 
 def _resampler(sample_rate_hz: int) -> av.AudioResampler:
