@@ -17,6 +17,7 @@ from lipdub import __version__, fresh, media, trial
 from lipdub.errors import EncodingFailed, LipdubError, OutputRefused
 from lipdub.media.excerpt import excerpt
 from lipdub.records import Device
+from lipdub.stages import cores
 
 DEFAULT_SECONDS = 20.0
 _PACKAGES = ("av", "mediapipe", "numpy", "onnxruntime", "onnxruntime-gpu", "opencv-contrib-python")
@@ -141,8 +142,7 @@ def write_file(report: BenchReport, path: Path) -> None:
 
 def machine() -> dict[str, object]:
     """What the figures were measured on."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count() or 1, "usable_cores": usable}
+    return {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count() or 1, "usable_cores": cores()}
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ similarity, stored as four numbers (a, b, tx, ty): ``unit = [[a, -b], [b, a]] @ 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -132,8 +133,7 @@ def paste(
     for slot, row in enumerate(crops.rows):
         if strength[slot] > 0:
             patch = _patch(crops, slot, drawn[slot], float(strength[slot]), spec)
-            for channel in range(3):
-                _blend(result[row][..., channel], patch.drawn[..., channel], patch.taken[..., channel], patch, crops.to_frame[slot])
+            _blend(list(np.moveaxis(result[row], 2, 0)), patch.drawn, patch.taken, patch, crops.to_frame[slot])
     return result
 
 
@@ -148,9 +148,9 @@ def paste_planes(chunk: YuvChunk, crops: Crops, drawn: NDArray[np.uint8], streng
         new, old = (np.asarray(cv2.transform(picture, to_yuv), np.float32) for picture in (patch.drawn, patch.taken))
         half = 0.5 * crops.to_frame[slot]
         half[:, 2] -= 0.25  # a chroma pixel lies in the middle of its four
-        planes = planes_of(chunk.data[row], chunk.height, chunk.width)
-        for channel, plane in enumerate(planes):
-            _blend(plane, new[..., channel], old[..., channel], patch, crops.to_frame[slot] if channel == 0 else half)
+        luma, *chroma = planes_of(chunk.data[row], chunk.height, chunk.width)
+        _blend([luma], new[..., :1], old[..., :1], patch, crops.to_frame[slot])
+        _blend(chroma, new[..., 1:], old[..., 1:], patch, half)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -250,15 +250,19 @@ def match_colour(drawn: NDArray[np.uint8], target: NDArray[np.uint8], mask: NDAr
 
 
 def _blend(
-    plane: NDArray[np.uint8], drawn: NDArray[np.float32], taken: NDArray[np.float32], patch: _Patch, to_plane: NDArray[np.float64]
+    planes: Sequence[NDArray[np.uint8]],
+    drawn: NDArray[np.float32],
+    taken: NDArray[np.float32],
+    patch: _Patch,
+    to_plane: NDArray[np.float64],
 ) -> None:
-    """Blend one channel of a crop into a plane (H, W) in place, only where the mask reaches; where the picture is as it was, with the
-    plane's own detail upon it. to_plane: (2, 3), crop px to px of the plane."""
+    """Blend the channels of a crop, (S, S, C), into C planes (H, W) of one size in place, only where the mask reaches; where the picture
+    is as it was, with the plane's own detail upon it. to_plane: (2, 3), crop px to px of the planes."""
     if patch.box is None:
         return
     x0, y0, x1, y1 = patch.box
     corners = np.array([[x, y, 1] for x in (x0, x1) for y in (y0, y1)], np.float64) @ to_plane.T
-    height, width = plane.shape
+    height, width = planes[0].shape
     low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, [width, height])
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 2, 0, [width, height])
     if (high <= low).any():
@@ -268,16 +272,18 @@ def _blend(
     matrix[:, 2] -= low
     # A crop px wider than a frame px is interpolated smoothly; a narrower one is averaged by the area filter's stand-in, linear.
     flags = cv2.INTER_CUBIC if float(np.hypot(matrix[0, 0], matrix[1, 0])) > 1 else cv2.INTER_LINEAR
-    levels = cv2.warpAffine(np.dstack([drawn, taken]), matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
     weights = cv2.warpAffine(patch.weights, matrix, extent, flags=cv2.INTER_LINEAR)
-    region = plane[low[1] : high[1], low[0] : high[0]]
     alpha, share = weights[..., 0], weights[..., 1]
-    # drawn + share * (region - taken): what the crop could not hold comes back where nothing changed.
-    new = region - levels[..., 1]
-    new *= share
-    new += levels[..., 0]
-    np.clip(new, 0, 255, out=new)
-    new -= region
-    new *= alpha
-    new += region
-    np.copyto(region, np.rint(new, out=new), where=alpha > 0, casting="unsafe")
+    for channel, plane in enumerate(planes):
+        pair = np.dstack([drawn[..., channel], taken[..., channel]])
+        levels = cv2.warpAffine(pair, matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        region = plane[low[1] : high[1], low[0] : high[0]]
+        # drawn + share * (region - taken): what the crop could not hold comes back where nothing changed.
+        new = region - levels[..., 1]
+        new *= share
+        new += levels[..., 0]
+        np.clip(new, 0, 255, out=new)
+        new -= region
+        new *= alpha
+        new += region
+        np.copyto(region, np.rint(new, out=new), where=alpha > 0, casting="unsafe")

@@ -17,6 +17,7 @@ from lipdub import media
 from lipdub.batch.plan import Step
 from lipdub.batch.rows import Location, Row
 from lipdub.errors import LipdubError, UnreadableMedia
+from lipdub.media.excerpt import excerpt
 
 TRIED_S: Final = 2.0
 """Seconds of video that are dubbed for an estimate."""
@@ -101,8 +102,7 @@ def _try(row: Row) -> tuple[float, float, _Load]:
         info = media.probe(row.video)
         video, speech = row.video, folder / "speech.wav"
         if not info.is_still:
-            video = folder / "video.mp4"
-            _cut_video(row.video, video)
+            video = excerpt(row.video, folder, seconds=TRIED_S)
         _cut_speech(row.speech, speech)
         options = row.options
         started = time.perf_counter()
@@ -114,18 +114,6 @@ def _try(row: Row) -> tuple[float, float, _Load]:
         tried = _load(replace(row, video=video, speech=speech, options=replace(options, fit="longest")), known=False)
     start_s = min(report.stage_s.get("open", 0.0), wall_s)
     return start_s, wall_s - start_s, replace(tried, output_s=report.output_s)
-
-
-def _cut_video(video: Path, copy: Path) -> None:
-    """The first seconds of a video, coded again."""
-    info = media.probe(video)
-    with media.Writer(copy, info, crf=14, preset="ultrafast") as writer, closing(media.read_frames(video)) as chunks:
-        for chunk in chunks:
-            keep = int(np.count_nonzero(chunk.times_s < TRIED_S))
-            if keep:
-                writer.write(replace(chunk, pixels=chunk.pixels[:keep], pts=chunk.pts[:keep]))
-            if keep < len(chunk):
-                break
 
 
 def _cut_speech(speech: Path, copy: Path) -> None:

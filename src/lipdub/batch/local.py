@@ -25,18 +25,12 @@ from lipdub.batch.lock import row_lock
 from lipdub.batch.loop import Event, Finished, Lost, Progress
 from lipdub.batch.row import Task, Work, dub_task, work_on
 from lipdub.batch.rows import RowResult, one_line
+from lipdub.stages import cores
 
 STOPPING_S: Final = 10.0
 """A worker that was told to stop has this long to clean up."""
 _TELL_S: Final = 0.2
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-def cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
 
 
 class Workers:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lipdub import __version__
 from lipdub.doctor.finding import Finding
+from lipdub.stages import cores as usable_cores
 
 PYTHONS = (3, 10), (3, 12)
 ENOUGH_MEMORY, LEAST_MEMORY = 2 * 2**30, 2**30
@@ -116,11 +117,6 @@ def gpus() -> tuple[list[str], str]:
             else line.strip()
         )
     return cards, ""
-
-
-def usable_cores() -> int:
-    """Cores that the scheduler may give to this process."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:

@@ -11,6 +11,7 @@ import onnxruntime as ort
 import platformdirs
 
 from lipdub.runtime.ort_words import CPU, CUDA, TENSORRT, OrtSession, Shapes
+from lipdub.stages import cores
 
 CPU_BATCH: Final = 8
 """Rows that go through a CPU session together: beyond that a batch only needs more memory, each row being work for all threads."""
@@ -129,9 +130,7 @@ def _engine_folder() -> Path | None:
 
 def _cores_if_fewer() -> int:
     """Cores that this process may use, where it may not use all of them; else 0, ORT's own choice of one thread per physical core."""
-    if not hasattr(os, "sched_getaffinity"):
-        return 0
-    usable = len(os.sched_getaffinity(0))
+    usable = cores()
     return usable if usable < (os.cpu_count() or usable) else 0
 
 
