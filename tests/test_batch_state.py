@@ -420,13 +420,10 @@ def test_the_sweep_takes_its_own_parts_only(tmp_path):
     for name in names:
         for path in (tmp_path / name, tmp_path / f"x{name}"):
             with media.part_file(path) as part, media.part_file(part) as inner:
-                part.touch()
-                inner.touch()
-                os.link(part, part.with_suffix(".keep"))
-                os.link(inner, inner.with_suffix(".keep"))
-    for kept in tmp_path.glob(".*.keep"):
-        source = names[0] if "a.b" not in kept.name and "ä" not in kept.name else (names[1] if "a.b" in kept.name else long)
-        kept.rename(kept.with_suffix(Path(source).suffix))
+                left = (part, inner)
+            # What a killed attempt leaves: the same names, once the blocks that would have cleared them are over.
+            for file in left:
+                file.touch()
     before = len(list(tmp_path.iterdir()))
     assert before == 12
     assert sweep(tmp_path / name for name in names) == 6
