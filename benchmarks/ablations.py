@@ -47,9 +47,10 @@ MEMORY = [
     *(Variant(f"without {name}", {name: 0.0}) for name in ("store", "align", "usage", "spread", "landmarks_by_lips", "landmarks_by_audio")),
     Variant("without phonemes and closures", {"phonemes": 0.0, "closures": 0.0}),
 ]
+_GENERATOR_LOSSES = ("picture", "edges", "landmarks", "painted", "perceptual", "visual_sync", "adversarial")
 GENERATOR = [
     Variant("all losses", {}),
-    *(Variant(f"without {name}", {name: 0.0}) for name in ("picture", "edges", "landmarks", "perceptual", "visual_sync", "adversarial")),
+    *(Variant(f"without {name}", {name: 0.0}) for name in _GENERATOR_LOSSES),
 ]
 WITH_EXPERT = [Variant("with audio_visual", {"audio_visual": 0.2}), Variant("with temporal", {"temporal": 2.0})]
 
@@ -138,24 +139,28 @@ def _generator(options: argparse.Namespace, clips: list[Clip], held_out: list[Cl
 @torch.no_grad()
 def judge_drawn(stage: GeneratorStage, reader: LipReader, clips: list[Clip], config: NetworkConfig) -> Figures:
     """Of whole clips drawn from their sound: l1 (grey levels), r and articulation of the opening that the reader finds, sharpness (energy
-    of the Laplacian over the true one, median), flicker (mean second difference in time over the true one, median)."""
+    of the Laplacian over the true one, median), flicker (mean second difference in time over the true one, median), painted (share of what
+    was not copied from the reference, mean)."""
     generator, memory = stage.averaged.generator.eval(), stage.averaged.memory.eval()
     y0, y1, x0, x1 = config.drawn
-    found: dict[str, list[float]] = {name: [] for name in ("l1", "r", "articulation", "sharpness", "flicker")}
+    found: dict[str, list[float]] = {name: [] for name in ("l1", "r", "articulation", "sharpness", "flicker", "painted")}
     for clip in clips:
         end = min(LONGEST, len(clip))
         target = to_network(torch.from_numpy(central(clip, 0, end, config)))
         reference = target[choose_closed(clip, end)][None].expand(end, -1, -1, -1)
         audio = memory.audio_encoder(torch.from_numpy(clip.windows(np.arange(end), config.mel))[:, None])
-        drawn = generator(target, reference, memory.fuse(audio, memory.memory.heard(audio).recalled))
+        features = generator.encoder(target, reference)
+        face = generator.decoder.drawn(memory.fuse(audio, memory.memory.heard(audio).recalled), features)
+        drawn = face.picture
         true = target[..., y0:y1, x0:x1]
         opening, wanted = (opening_from_lips(reader(pictures)).numpy() for pictures in (drawn, true))
         found["l1"].append(float((drawn - true).abs().mean()) * 127.5)
         found["r"].append(correlation(opening, wanted))
         found["articulation"].append(float(opening.std() / max(1e-6, wanted.std())))
         found["sharpness"].append(_edges(drawn) / _edges(true))
+        found["painted"].append(1.0 if face.painted is None else float(face.painted.mean()))
         found["flicker"].append(float(drawn.diff(n=2, dim=0).abs().mean() / true.diff(n=2, dim=0).abs().mean()))
-    return {name: float(np.mean(values) if name in ("l1", "r") else np.median(values)) for name, values in found.items()}
+    return {name: float(np.mean(values) if name in ("l1", "r", "painted") else np.median(values)) for name, values in found.items()}
 
 
 def _edges(pictures: Tensor) -> float:

@@ -197,7 +197,7 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         "paced_ms": paced["cpu_s"] / len(turn) * 1e3,
         "runs_as": f"{generator.provider.removesuffix('ExecutionProvider')} {generator.precision}",
         "notes": list(generator.notes),
-    } | _difference(generator.draw(held_out["targets"], held_out["references"], held_out["features"]), task, spec.crop.drawn)
+    } | _difference(generator.draw(held_out["targets"], held_out["references"], held_out["features"]).pixels, task, spec.crop.drawn)
 
 
 def _timed(work: Any, seconds: float, *, pause: bool) -> dict[str, float]:

@@ -3,11 +3,13 @@
 The fake memory hears only how loud a window is: the mean of the mel picks slots, silence the first and the loudest sound
 the last. Lip feature 0 is that loudness, from 0 (closed) to 1 (wide open); the other channels are fixed per slot. The fake
 generator draws the reference's box, brightened by lip feature 0 (1 turns black into mid grey). So a test can follow sound
-into pixels: louder speech, brighter box; silence, the reference as it is.
+into pixels: louder speech, brighter box; silence, the reference as it is. Where it is to tell of copies, `painted` is the
+reference's red, 1 for full red, and the flow its mean green and blue in each cell, in [-1/4, 1/4], plus an eighth of lip feature 0.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,7 @@ IR_VERSION = 10
 SHARPNESS = 8.0
 """Of the fake memory's softmax: high enough that silence recalls slot 0 and nothing else."""
 
-Draws = Literal["reference", "target", "nan"]
+Draws = Literal["reference", "target", "nan", "nan painted", "nan flow"]
 
 
 def fake_spec(
@@ -40,6 +42,7 @@ def fake_spec(
     name: str = "fake",
     backend: str = "memory",
     smoothing_s: float = 0.0,
+    copies: bool = False,
 ) -> BundleSpec:
     """The spec of a fake bundle, hashes left out. masked_from: None for half of `size`."""
     return BundleSpec(
@@ -56,6 +59,7 @@ def fake_spec(
         graphs={},
         created_with="0.0.0",
         smoothing_s=smoothing_s,
+        copies=copies,
     )
 
 
@@ -70,13 +74,15 @@ def write_fake_bundle(
     name: str = "fake",
     backend: str = "memory",
     smoothing_s: float = 0.0,
+    copies: bool = False,
     draws: Draws = "reference",
     float16: bool = False,
     batch: str | int = bundle.BATCH,
 ) -> BundleSpec:
     """Write a complete bundle into `folder` (made where it is missing) and give back its spec, hashes included.
 
-    draws: ``target`` draws the masked target's box in place of the reference's, ``nan`` no numbers at all. float16: weights
+    draws: ``target`` draws the masked target's box in place of the reference's, ``nan`` no numbers at all, ``nan painted`` and
+    ``nan flow`` none there alone. float16: weights
     inside the graphs are float16. batch: a number fixes the batch axis, which lipdub must refuse.
     """
     spec = fake_spec(
@@ -88,6 +94,7 @@ def write_fake_bundle(
         name=name,
         backend=backend,
         smoothing_s=smoothing_s,
+        copies=copies,
     )
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(memory_graph(spec, float16=float16, batch=batch), folder / bundle.MEMORY_GRAPH)
@@ -99,6 +106,18 @@ def rewrite_spec(folder: Path, **changes: object) -> BundleSpec:
     """Hash the graphs of a bundle anew after a test has put others there; `changes` are fields of its spec."""
     old = BundleSpec.from_json((folder / bundle.SPEC_FILE).read_text(encoding="utf-8"))
     return bundle.finish(folder, replace(old, **changes))  # type: ignore[arg-type]
+
+
+def as_version_1(folder: Path) -> None:
+    """Make the bundle in `folder` one of format version 1: its generator gives the face alone, and its description knows no copies."""
+    graph = onnx.load(folder / bundle.GENERATOR_GRAPH)
+    face = [output for output in graph.graph.output if output.name == bundle.FACE]
+    del graph.graph.output[:]
+    graph.graph.output.extend(face)
+    onnx.save(graph, folder / bundle.GENERATOR_GRAPH)
+    described = json.loads(rewrite_spec(folder, copies=False).to_json())
+    del described["copies"]
+    (folder / bundle.SPEC_FILE).write_text(json.dumps(described | {"format_version": 1}), encoding="utf-8")
 
 
 def slot_values(slots: int, channels: int) -> NDArray[np.float32]:
@@ -130,7 +149,8 @@ def memory_graph(spec: BundleSpec, *, float16: bool = False, batch: str | int = 
 def generator_graph(
     spec: BundleSpec, *, draws: Draws = "reference", float16: bool = False, batch: str | int = bundle.BATCH
 ) -> onnx.ModelProto:
-    """target, reference, lip feature -> face: the box `drawn` of one of the pictures plus lip feature 0, at most 1."""
+    """target, reference, lip feature -> face: the box `drawn` of one of the pictures plus lip feature 0, at most 1; with copies, painted
+    and flow."""
     y0, y1, x0, x1 = spec.crop.drawn
     pick = np.zeros((spec.lip_channels, 1), np.float32)
     pick[0] = np.nan if draws == "nan" else 1.0
@@ -143,6 +163,26 @@ def generator_graph(
         helper.make_node("Min", ["lit", "white"], [bundle.FACE]),
     ]
     weights = {"pick": pick, "white": np.ones((), np.float32)}
+    if spec.copies:
+        cell = [bundle.FLOW_STRIDE] * 2
+        shapes |= {"red_from": np.array([0]), "red_to": np.array([1]), "channels": np.array([1])}
+        nodes += [
+            helper.make_node("Slice", [bundle.REFERENCE, "box_from", "box_to", "rows_columns"], ["seen"]),
+            helper.make_node("Slice", ["seen", "red_from", "red_to", "channels"], ["red"]),
+            helper.make_node("Add", ["red", "white"], ["red_from_zero"]),
+            helper.make_node("Mul", ["red_from_zero", "share"], [bundle.PAINTED]),
+            helper.make_node("AveragePool", ["seen"], ["cells"], kernel_shape=cell, strides=cell),
+            helper.make_node("Conv", ["cells", "sideways"], ["places"], name="places"),
+            helper.make_node("Mul", ["light", "eighth"], ["by_light"], name="by_light"),
+            helper.make_node("Add", ["places", "by_light"], [bundle.FLOW], name="to_flow"),
+        ]
+        sideways = np.zeros((2, 3, 1, 1), np.float32)
+        sideways[0, 1] = sideways[1, 2] = np.nan if draws == "nan flow" else 0.25
+        weights |= {
+            "share": np.array(np.nan if draws == "nan painted" else 0.5, np.float32),
+            "sideways": sideways,
+            "eighth": np.array(0.125, np.float32),
+        }
     return _model(bundle.GENERATOR_GRAPH, spec, nodes, weights, shapes, float16=float16, batch=batch)
 
 

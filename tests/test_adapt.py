@@ -20,6 +20,7 @@ import pytest
 import torch
 from drawn import draw_photo, draw_video
 from faces_for_tests import ScriptedDetector, face_at, portrait, scaled
+from fakes import as_version_1
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -224,7 +225,7 @@ def test_the_held_out_part_is_drawn_as_sync_draws_it(clip: Clip, toy: Path, smoo
     lip_features, silent = pipeline._hear(clip.times_s[rows], generator, StoredMel(clip))  # type: ignore[arg-type]
     assert 0 < (silent > 0.5).sum() < len(rows)
     lip_features += silent[:, None] * (np.array(spec.rest_feature, np.float32) - lip_features)
-    expected = generator.draw(held.crops, held.references, lip_features)
+    expected = generator.draw(held.crops, held.references, lip_features).pixels
     config, memory = networks.load_bundle_memory(toy)
     network = FaceGenerator(config)
     weights = networks.load_weights(toy, config)
@@ -358,6 +359,38 @@ def test_card_and_note_say_where_it_comes_from_and_what_it_gained(of_clip: None,
         "# toy",
     ):
         assert part in card, part
+
+
+def test_a_bundle_of_version_1_becomes_one_that_tells_of_copies_where_it_learned(of_clip: None, toy: Path, tmp_path: Path) -> None:
+    as_version_1(toy)
+    done = adapt(Path("person.mp4"), tmp_path / "out", model=str(toy), settings=FEW)
+    assert not done.kept_base
+    assert (done.spec.format_version, done.spec.copies) == (2, True)
+    generator = open_generator(str(tmp_path / "out"), device="cpu", threads=1)
+    pictures = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+    assert generator.draw(pictures, pictures, np.zeros((1, COMPACT.channels), np.float32)).copied is not None
+
+
+def test_a_bundle_of_version_1_that_is_kept_is_kept_as_it_is(
+    of_clip: None, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_version_1(toy)
+    spoil(monkeypatch)
+    done = adapt(Path("person.mp4"), tmp_path / "out", model=str(toy), settings=replace(FEW, steps=4))
+    assert done.kept_base
+    assert not bundle.load_spec(tmp_path / "out").copies
+    assert contents(tmp_path / "out")["generator.onnx"] == contents(toy)["generator.onnx"]
+    open_generator(str(tmp_path / "out"), device="cpu", threads=1)
+
+
+def test_the_sharpness_that_a_bundle_was_exported_with_is_kept(of_clip: None, toy: Path, tmp_path: Path) -> None:
+    sharper = export.export(toy, tmp_path / "sharper", half=True, drawn_kappa=40.0)
+    assert adapt(Path("person.mp4"), tmp_path / "out", model=str(tmp_path / "sharper"), settings=FEW).kept_base is False
+    windows = np.random.default_rng(0).uniform(-4, 4, (5, 80, COMPACT.mel.window)).astype(np.float32)
+    one, other = (open_generator(str(tmp_path / name), device="cpu", threads=1).recall(windows) for name in ("sharper", "out"))
+    np.testing.assert_allclose(one.address, other.address, atol=2e-3)
+    assert np.abs(open_generator(str(toy), device="cpu", threads=1).recall(windows).address - one.address).max() > 0.02
+    assert sharper.spec.rest_feature == bundle.load_spec(toy).rest_feature
 
 
 def test_an_adapted_bundle_can_be_adapted_again(of_clip: None, toy: Path, tmp_path: Path) -> None:

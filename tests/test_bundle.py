@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from fakes import fake_spec, write_fake_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipdub import bundle
+from lipdub import bundle, expert
 from lipdub.bundle import BundleSpec
 from lipdub.errors import BundleInvalid, BundleNotFound
 from lipdub.records import CropSpec
@@ -50,9 +51,17 @@ def edit(folder: Path, **changes: Any) -> None:
     rest=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=6),
     smoothing_s=st.floats(0.0, 1.0),
     text=st.text(min_size=1),
+    copies=st.booleans(),
 )
-def test_a_spec_survives_the_way_to_disk(rest: list[float], smoothing_s: float, text: str) -> None:
-    spec = replace(fake_spec(), rest_feature=tuple(rest), lip_channels=len(rest), smoothing_s=smoothing_s, license=text, training_data=text)
+def test_a_spec_survives_the_way_to_disk(rest: list[float], smoothing_s: float, text: str, copies: bool) -> None:
+    spec = replace(
+        fake_spec(copies=copies),
+        rest_feature=tuple(rest),
+        lip_channels=len(rest),
+        smoothing_s=smoothing_s,
+        license=text,
+        training_data=text,
+    )
     assert BundleSpec.from_json(spec.to_json()) == spec
     assert hash(BundleSpec.from_json(spec.to_json())) == hash(spec)
 
@@ -63,7 +72,8 @@ def test_a_spec_survives_the_way_to_disk(rest: list[float], smoothing_s: float, 
         ({"name": "a/b"}, "name must be"),
         ({"name": ""}, "name must be"),
         ({"backend": ""}, "backend"),
-        ({"format_version": 2}, "format_version must be 1"),
+        ({"format_version": 1}, "format_version must be 2"),
+        ({"copies": True, "crop": CropSpec(32, (16, 31, 4, 28), 16)}, "drawn must lie on cells of 4 px"),
         ({"slots": 0}, "slots must be positive"),
         ({"lip_channels": 3}, "rest_feature must hold lip_channels = 3 numbers, got 4"),
         ({"rest_feature": (0.0, 0.0, 0.0, float("nan"))}, "rest_feature must be finite"),
@@ -84,6 +94,10 @@ def test_a_spec_that_does_not_fit_together_is_not_built(changes: dict[str, Any],
     [
         (["slots"], None, "key 'slots' is missing"),
         (["smoothing_s"], None, "key 'smoothing_s' is missing"),
+        (["copies"], None, "key 'copies' is missing"),
+        (["copies"], 1, "key 'copies' must be of type bool, got 1"),
+        (["copies"], "yes", "key 'copies' must be of type bool"),
+        (["format_version"], 2.0, "key 'format_version' must be of type int"),
         (["crop", "drawn"], None, "key 'crop.drawn' is missing"),
         (["speed"], 3, "key 'speed' is unknown"),
         (["mel", "speed"], 3, "key 'mel.speed' is unknown"),
@@ -160,10 +174,40 @@ def test_a_missing_graph_is_named(folder: Path, graph: str) -> None:
         bundle.load_spec(folder)
 
 
-def test_another_format_version_is_refused_before_its_keys_are_looked_at(folder: Path) -> None:
-    edit(folder, format_version=2, a_key_of_the_future=1, slots=None)
-    with pytest.raises(BundleInvalid, match="is of format version 2, this lipdub reads 1"):
+@pytest.mark.parametrize("version", [0, 3, -1, "1", [1], True])
+def test_another_format_version_is_refused_before_its_keys_are_looked_at(folder: Path, version: object) -> None:
+    edit(folder, format_version=version, a_key_of_the_future=1, slots=None)
+    with pytest.raises(BundleInvalid, match=rf"is of format version {re.escape(repr(version))}, this lipdub reads 1 and 2"):
         bundle.load_spec(folder)
+
+
+def test_a_bundle_of_version_1_is_read_as_one_that_does_not_tell_of_copies(folder: Path) -> None:
+    now = bundle.load_spec(folder)
+    edit(folder, format_version=1, copies=None)
+    assert bundle.load_spec(folder) == now
+    assert (now.format_version, now.copies) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"copies": False}, "key 'copies' is unknown"),
+        ({"copies": True}, "key 'copies' is unknown"),
+        ({"copies": None, "speed": 1}, "key 'speed' is unknown"),
+        ({"copies": None, "slots": None}, "key 'slots' is missing"),
+        ({"copies": None, "slots": "8"}, "key 'slots' must be of type int"),
+    ],
+)
+def test_nothing_else_of_version_1_is_taken_lightly(folder: Path, changes: dict[str, Any], message: str) -> None:
+    edit(folder, format_version=1, **changes)
+    with pytest.raises(BundleInvalid, match=message):
+        bundle.load_spec(folder)
+
+
+def test_an_expert_has_a_format_of_its_own() -> None:
+    text = json.dumps({"format_version": 2})
+    with pytest.raises(BundleInvalid, match=r"expert.json is of format version 2, this lipdub reads 1: "):
+        expert.ExpertSpec.from_json(text)
 
 
 def test_an_export_that_did_not_finish_is_refused(folder: Path) -> None:
@@ -237,6 +281,9 @@ def test_tensors_have_the_sizes_of_the_spec() -> None:
     assert memory.outputs == {"address": ("B", 8), "lip_feature": ("B", 4)}
     assert generator.inputs == {"target": ("B", 3, 32, 32), "reference": ("B", 3, 32, 32), "lip_feature": ("B", 4)}
     assert generator.outputs == {"face": ("B", 3, 15, 24)}
+    copying = bundle.tensors("generator.onnx", fake_spec(size=32, drawn=(16, 32, 4, 28), copies=True))
+    assert copying.inputs == generator.inputs
+    assert copying.outputs == {"face": ("B", 3, 16, 24), "painted": ("B", 1, 16, 24), "flow": ("B", 2, 4, 6)}
 
 
 def test_a_crop_spec_comes_back_as_the_record(folder: Path) -> None:

@@ -10,11 +10,14 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from contextlib import closing, contextmanager
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,10 +25,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lipdub import cache as cache_module
-from lipdub import crop
+from lipdub import crop, tracks
 from lipdub.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, analysis_key, default_cache, parse_size
 from lipdub.errors import LipdubError, UnreadableMedia
-from lipdub.tracks import DUBBED, LIPS, NO_FACE, FaceTrack, ReferenceStore, TrackDamaged
+from lipdub.references import ReferenceStore
+from lipdub.tracks import DUBBED, LIPS, NO_FACE, FaceTrack, TrackDamaged
 
 ARRAYS = ("pts", "why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference")
 KEY, OTHER = "ab" * 20, "cd" * 20
@@ -35,14 +39,15 @@ VIDEO = Path("films/talk.mp4")
 def made_track(
     frames: int = 5, *, seed: int = 0, references: int = 2, size: int = 8, time_base: Fraction = Fraction(1001, 30000)
 ) -> FaceTrack:
-    """A track of noise, every third frame passed through."""
+    """A track of noise, every third frame passed through, every third reference without a detail."""
     rng = np.random.default_rng(seed)
     why = np.where(np.arange(frames) % 3 == 2, NO_FACE, DUBBED).astype(np.uint8)
     if references == 0:
         why[:] = NO_FACE
     store = ReferenceStore(size)
-    for _ in range(references):
-        store.add(rng.integers(0, 256, (size, size, 3), np.uint8))
+    for number in range(references):
+        pixels, side = rng.integers(0, 256, (size, size, 3), np.uint8), int(rng.integers(size + 1, size + 40))
+        store.add(pixels, None if number % 3 == 2 else rng.integers(0, 256, (side, side, 3), np.uint8))
     return FaceTrack(
         pts=np.cumsum(rng.integers(1, 2000, frames)).astype(np.int64) - 700,
         time_base=time_base,
@@ -67,7 +72,15 @@ def same(one: FaceTrack, other: FaceTrack) -> bool:
             return False
     if one.time_base != other.time_base or one.references.count != other.references.count:
         return False
-    return all((one.references.get(i) == other.references.get(i)).all() for i in range(one.references.count))
+    return all(same_reference(one.references, other.references, number) for number in range(one.references.count))
+
+
+def same_reference(one: ReferenceStore, other: ReferenceStore, number: int) -> bool:
+    """Equal crops, equal details, and these stored in the same bytes."""
+    a, b = one.get(number), other.get(number)
+    if (a.detail is None) != (b.detail is None) or one.jpeg(number) != other.jpeg(number):
+        return False
+    return bool((a.pixels == b.pixels).all() and (a.detail is None or (a.detail == b.detail).all()))
 
 
 @contextmanager
@@ -120,6 +133,7 @@ def test_extreme_numbers_survive(values, halves):
 
 def test_a_track_larger_than_one_piece(tmp_path: Path):
     track = made_track(30000, references=40, size=128)
+    assert track.references.jpeg_bytes().sum() > tracks._PIECE_BYTES
     with kept(tmp_path, track) as cache, closing(track.references):
         again = found(cache)
         with closing(again.references):
@@ -132,6 +146,8 @@ def test_numpy_reads_the_arrays_too(tmp_path: Path):
         for name in ARRAYS:
             assert (data[name] == getattr(track, name)).all()
         assert data["references"].shape == (2, 8, 8, 3)
+        for number, (first, end) in enumerate(pairwise([0, *data["detail_ends"].tolist()])):
+            assert data["details"][first:end].tobytes() == track.references.jpeg(number) != b""
 
 
 def test_nothing_kept_is_nothing_found(tmp_path: Path):
@@ -157,7 +173,7 @@ def test_a_key_is_no_path(tmp_path: Path):
 def whole() -> bytes:
     """The bytes of one entry."""
     with tempfile.TemporaryDirectory() as folder:
-        track = made_track(6)
+        track = made_track(6, references=3)
         with kept(Path(folder), track), closing(track.references):
             return (Path(folder) / f"{KEY}.npz").read_bytes()
 
@@ -243,7 +259,7 @@ def test_nothing_is_unpickled(whole, tmp_path):
         def __reduce__(self):
             return (open, (str(witness), "w"))
 
-    for name in (*ARRAYS, "time_base", "references"):
+    for name in (*ARRAYS, "time_base", "references", "detail_ends", "details"):
         content = npy(np.array([Evil()] * 6, dtype=object), allow_pickle=True)
         assert finds(tmp_path, rebuilt(whole, {f"{name}.npy": content})) is None
         assert not witness.exists()
@@ -260,10 +276,17 @@ ROWS6 = {
     "opening": [np.full(6, np.nan, np.float32)],
     "pose": [np.full((6, 2), np.nan, np.float32), np.zeros((6, 3), np.float32)],
     "strength": [np.full(6, 1.5, np.float32), np.full(6, -0.5, np.float32), np.full(6, np.nan, np.float32)],
-    "reference": [np.full(6, 2, np.int32), np.full(6, -2, np.int32), np.full(6, -1, np.int32), np.full(6, 2**31 - 1, np.int32)],
+    "reference": [np.full(6, 3, np.int32), np.full(6, -2, np.int32), np.full(6, -1, np.int32), np.full(6, 2**31 - 1, np.int32)],
     "references": [
         np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 9, 3), np.uint8), np.zeros((2, 8, 8, 4), np.uint8),
         np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 0, 0, 3), np.uint8), np.zeros(7, np.uint8),
+    ],
+    "detail_ends": [
+        np.zeros(2, np.int64), np.zeros(4, np.int64), np.zeros(0, np.int64), np.zeros(3, np.int64), np.zeros((3, 1), np.int64), np.zeros(3),
+        np.array([9, 9, 8]), np.array([-1, 9, 9]), np.array([0, 0, 10**12]), np.array([2**63 - 1, -(2**63), 5]), np.array([1, 2, 3]),
+    ],
+    "details": [
+        np.zeros(0, np.uint8), np.zeros(7, np.uint8), np.zeros(10**5, np.uint8), np.zeros((9, 1), np.uint8), np.zeros(9, np.int8),
     ],
 }  # fmt: skip
 
@@ -275,6 +298,99 @@ def test_values_that_make_no_sense_are_a_miss(whole, tmp_path, name):
         assert finds(tmp_path, content) is None, array
         with pytest.raises(TrackDamaged, match="no whole face track"):
             FaceTrack.load(io.BytesIO(content))
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    done, data = cv2.imencode(".jpg", picture)
+    assert done
+    return data.tobytes()
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"no picture", jpeg(np.zeros((8, 8, 3), np.uint8)), jpeg(np.zeros((514, 514, 3), np.uint8)), jpeg(np.zeros((20, 24, 3), np.uint8)),
+        jpeg(np.zeros((20, 20), np.uint8)), jpeg(np.zeros((20, 20, 3), np.uint8))[:-30], b"\xff\xd8" + bytes(2**21),
+    ],
+)  # fmt: skip
+def test_details_that_are_no_pictures_are_a_miss(whole, tmp_path, monkeypatch, blob):
+    """Their ends are right and their checksums, too; the file that the references were read into is closed."""
+    closed = []
+    original = ReferenceStore.close
+    monkeypatch.setattr(ReferenceStore, "close", lambda self: (closed.append(self), original(self))[1])
+    good = jpeg(np.zeros((20, 20, 3), np.uint8))
+    for number in range(3):
+        blobs = [blob if place == number else good for place in range(3)]
+        ends = np.cumsum([len(one) for one in blobs])
+        changes = {"details.npy": npy(np.frombuffer(b"".join(blobs), np.uint8)), "detail_ends.npy": npy(ends)}
+        assert finds(tmp_path, rebuilt(whole, changes)) is None
+        with pytest.raises(TrackDamaged, match="no whole face track"):
+            FaceTrack.load(io.BytesIO(rebuilt(whole, changes)))
+    assert len(closed) == 6
+    assert all(store._file.closed for store in closed)
+
+
+def test_details_are_where_their_ends_say(whole, tmp_path):
+    """None, one, none: and the one is the second's."""
+    good = jpeg(np.full((20, 20, 3), 200, np.uint8))
+    changes = {"details.npy": npy(np.frombuffer(good, np.uint8)), "detail_ends.npy": npy(np.array([0, len(good), len(good)]))}
+    track = finds(tmp_path, rebuilt(whole, changes))
+    with closing(track.references):
+        assert [track.references.jpeg(number) for number in range(3)] == [b"", good, b""]
+
+
+@pytest.mark.parametrize(
+    ("ends", "more"), [([1, 0, 1], 0), ([1, 1], 0), ([1], 0), ([1, 1, 1, 1], 0), ([1, 1, 1], 1), ([1, 2, 2], 0), ([0, 0, 0], 0), ([], 0)]
+)
+def test_ends_that_are_not_those_of_the_details_are_a_miss(whole, tmp_path, ends, more):
+    """In lengths of the one whole picture that there is, with so many bytes more after it."""
+    good = jpeg(np.full((20, 20, 3), 200, np.uint8))
+    details = npy(np.frombuffer(good + bytes(more), np.uint8))
+    changes = {"details.npy": details, "detail_ends.npy": npy(len(good) * np.array(ends, np.int64))}
+    assert finds(tmp_path, rebuilt(whole, changes)) is None
+
+
+def test_a_detail_that_claims_to_be_huge_is_not_read(whole):
+    ends = np.full(3, 2**25)
+    entry = io.BytesIO(rebuilt(whole, {"details.npy": npy(np.zeros(2**25, np.uint8)), "detail_ends.npy": npy(ends)}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(TrackDamaged):
+            FaceTrack.load(entry)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**23
+
+
+def test_memory_does_not_grow_with_the_references(tmp_path):
+    """Saving and loading 800 of 24 kB each takes a few pieces of 1 MiB."""
+    store, rng = ReferenceStore(8), np.random.default_rng(0)
+    base = made_track(5)
+    rows = {name: getattr(base, name) for name in ARRAYS}
+    for _ in range(800):
+        store.add(np.zeros((8, 8, 3), np.uint8), rng.integers(0, 256, (100, 100, 3), np.uint8))
+    assert store.jpeg_bytes().sum() > 2**24
+    track = FaceTrack(**rows, time_base=base.time_base, references=store)
+    tracemalloc.start()
+    try:
+        track.save(tmp_path / "track.npz")
+        FaceTrack.load(tmp_path / "track.npz").references.close()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        store.close()
+        base.references.close()
+    assert peak < 2**23
+
+
+@pytest.mark.parametrize("name", ["details", "detail_ends"])
+def test_an_entry_of_a_version_without_details_is_a_miss(whole, tmp_path, name):
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(out, "w") as new:
+        for member in set(old.namelist()) - {f"{name}.npy"}:
+            new.writestr(member, old.read(member))
+    assert finds(tmp_path, out.getvalue()) is None
 
 
 def test_an_array_that_claims_to_be_huge_is_a_miss(whole, tmp_path):

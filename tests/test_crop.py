@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub import crop
+from lipdub.detail import FineReference
 from lipdub.picture import YuvChunk, YuvColor, planes_of
-from lipdub.records import Crops, CropSpec, Face, FrameChunk
+from lipdub.records import Copied, Crops, CropSpec, Drawn, Face, FrameChunk, Reference
 from lipdub.tracks import LIPS
 
 SPEC = CropSpec(size=128, drawn=(56, 128, 16, 112), masked_from=64)
@@ -376,7 +377,7 @@ def test_a_drawing_pasted_into_planes_looks_as_in_pixels_and_leaves_the_rest(hei
     drawn = cv2.GaussianBlur(255 - crops.pixels[0], (0, 0), 3)[None]
     before = chunk.data.copy()
     wanted = crop.paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
-    crop.paste_planes(chunk, crops, drawn, np.ones(1, np.float32), SPEC)
+    crop.paste_planes(chunk, crops, Drawn(drawn), np.ones(1, np.float32), SPEC)
     shown = chunk.picture(0).rgb(0, 0, 512, 512)
     # Chroma of half the sides blurs the mask's edge by a pixel.
     assert np.abs(shown.astype(int) - wanted).mean() < 1.5
@@ -395,5 +396,140 @@ def test_no_strength_and_no_crops_leave_planes_as_they_are() -> None:
     chunk = planes_chunk(smooth_picture())
     before = chunk.data.copy()
     crops = crops_of_planes(chunk, face_at())
-    crop.paste_planes(chunk, crops, 255 - crops.pixels, np.zeros(1, np.float32), SPEC)
+    crop.paste_planes(chunk, crops, Drawn(255 - crops.pixels), np.zeros(1, np.float32), SPEC)
     assert (chunk.data == before).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ copied pixels
+
+
+def textured_picture(side: int = 512) -> NDArray[np.uint8]:
+    """A smooth picture with fine stripes and dots upon it, which a crop of SPEC.size cannot hold."""
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32)
+    fine = 20 * np.sin(1.2 * x + 0.4 * y) + 15 * np.cos(1.1 * y - 0.3 * x)
+    return np.clip(smooth_picture().astype(np.float32) * 0.7 + 40 + fine[..., None], 0, 255).astype(np.uint8)
+
+
+def reference_of(chunk: YuvChunk, face: Face, number: int = 0) -> Reference:
+    """The face as a reference, with all the detail that the frame has."""
+    similarity = crop.fit_similarity(face.landmarks)
+    outline = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity)
+    side = 2 * round(0.5 / float(np.hypot(*similarity[:2])))
+    pixels, detail = (crop.take(chunk, np.array([0]), similarity[None], outline[None], px).pixels[0] for px in (SPEC.size, side))
+    return Reference(number, pixels, detail)
+
+
+def all_copied(flow: tuple[float, float] = (0.0, 0.0), painted: int = 0) -> Copied:
+    y0, y1, x0, x1 = SPEC.drawn
+    box = (y1 - y0, x1 - x0)
+    moved = np.empty((1, 2, box[0] // 4, box[1] // 4), np.float32)
+    moved[:, 0], moved[:, 1] = flow
+    return Copied(np.full((1, *box), painted, np.uint8), moved)
+
+
+def drawn_as_copied(crops: Crops, reference: Reference, copied: Copied) -> Drawn:
+    """What a generator draws that copies as `copied` says: looked up in the reference's crop, and black paint."""
+    y0, y1, x0, x1 = SPEC.drawn
+    shift = copied.flow[0, :, 0, 0] * SPEC.size
+    matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    moved = cv2.warpAffine(reference.pixels, matrix, (SPEC.size, SPEC.size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    pixels = crops.pixels.copy()
+    share = 1 - copied.painted[0, :, :, None] / 255
+    pixels[0, y0:y1, x0:x1] = np.rint(moved[y0:y1, x0:x1] * share)
+    return Drawn(pixels, copied)
+
+
+def fine_energy(picture: NDArray[np.uint8], weight: NDArray[np.float32]) -> float:
+    luma = picture.astype(np.float32)
+    return float(np.abs(luma - cv2.GaussianBlur(luma, (0, 0), 2.5))[weight > 0.9].mean())
+
+
+@given(roll_deg=st.floats(-30, 30), x=st.floats(200, 312), y=st.floats(200, 300), away=st.floats(-0.03, 0.03))
+@settings(max_examples=15, deadline=None)
+def test_what_was_copied_is_as_fine_as_the_video(roll_deg: float, x: float, y: float, away: float) -> None:
+    face, old_face = face_at((x, y), height=260, roll_deg=roll_deg), face_at((256, 256), height=280)
+    shown, other = textured_picture(), np.roll(255 - textured_picture(), 37, axis=1)
+    chunk, reference = planes_chunk(other), reference_of(planes_chunk(shown), old_face)
+    crops = crops_of_planes(chunk, face)
+    drawn = drawn_as_copied(crops, reference, all_copied((away, -away)))
+    mask = mask_in_frame(crops, other.shape)
+    coarse, fine = (planes_chunk(other) for _ in range(2))
+    one = np.ones(1, np.float32)
+    crop.paste_planes(coarse, crops, drawn, one, SPEC)
+    crop.paste_planes(fine, crops, drawn, one, SPEC, [FineReference(reference, fine.color)])
+    before, enlarged, copied = (fine_energy(each.picture(0).y, mask) for each in (chunk, coarse, fine))
+    assert enlarged < 0.5 * before
+    assert copied > 0.7 * before
+    # Broadly they show the same, and outside the mask nothing is touched.
+    broad = [cv2.GaussianBlur(each.picture(0).y.astype(np.float32), (0, 0), 6) for each in (coarse, fine)]
+    assert np.abs(broad[0] - broad[1]).max() < 6
+    outside = cv2.dilate(mask, np.ones((5, 5))) == 0
+    assert (fine.picture(0).y[outside] == chunk.picture(0).y[outside]).all()
+
+
+def test_copied_detail_lies_where_the_flow_says() -> None:
+    face = face_at((256, 256), height=280)
+    shown = textured_picture()
+    reference = reference_of(planes_chunk(shown), face)
+    crops = crops_of_planes(planes_chunk(shown), face)
+    scale_px = SPEC.size * float(np.hypot(*crops.to_frame[0, :, 0]))
+    flow = (6 / scale_px, 0.0)
+    fine = planes_chunk(np.full_like(shown, 128))
+    plain = crops_of_planes(fine, face)
+    drawn = drawn_as_copied(plain, reference, all_copied(flow))
+    crop.paste_planes(fine, plain, drawn, np.ones(1, np.float32), SPEC, [FineReference(reference, fine.color)])
+    mask = mask_in_frame(crops, shown.shape) > 0.98
+    wanted = np.roll(planes_chunk(shown).picture(0).y, -6, axis=1).astype(np.float32)
+    wanted -= cv2.GaussianBlur(wanted, (0, 0), 3)
+    got = fine.picture(0).y.astype(np.float32)
+    got -= cv2.GaussianBlur(got, (0, 0), 3)
+    assert np.corrcoef(wanted[mask], got[mask])[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("height", [60.0, 280.0])
+def test_what_was_painted_or_cannot_be_finer_is_pasted_as_ever(height: float) -> None:
+    """Nothing copied, a face smaller than the crop, a reference without detail: the drawing, enlarged."""
+    face = face_at((256, 256), height=height)
+    frame = textured_picture()
+    chunk = planes_chunk(frame)
+    crops = crops_of_planes(chunk, face)
+    reference = reference_of(chunk, face_at((256, 256), height=300))
+    copied = all_copied(painted=255 if height > 100 else 0)
+    drawn = drawn_as_copied(crops, reference, copied)
+    bare = Reference(0, reference.pixels)
+    pasted = []
+    for one in (None, FineReference(reference, chunk.color), FineReference(bare, chunk.color)):
+        fresh = planes_chunk(frame)
+        crop.paste_planes(fresh, crops, drawn, np.ones(1, np.float32), SPEC, [] if one is None else [one])
+        pasted.append(fresh.data.astype(int))
+    assert np.abs(pasted[1] - pasted[0]).max() <= 1
+    assert (pasted[2] == pasted[0]).all()
+
+
+def test_what_stands_still_keeps_the_frames_own_detail_not_the_references() -> None:
+    """Drawn as it was: neither twice the detail nor another frame's."""
+    face = face_at((256, 256), height=280)
+    frame = textured_picture()
+    chunk = planes_chunk(frame)
+    crops = crops_of_planes(chunk, face)
+    reference = reference_of(chunk, face)
+    drawn = Drawn(crops.pixels, all_copied())
+    before = chunk.data.copy()
+    crop.paste_planes(chunk, crops, drawn, np.ones(1, np.float32), SPEC, [FineReference(reference, chunk.color)])
+    assert np.abs(chunk.data.astype(int) - before).max() <= 2
+
+
+def test_fine_references_are_averaged_down_to_the_frames_scale() -> None:
+    face = face_at((256, 256), height=300)
+    reference = reference_of(planes_chunk(textured_picture()), face)
+    assert reference.detail is not None
+    fine = FineReference(reference, YuvColor(0.2126, 0.0722, False))
+    sides = [planes[0].shape[0] for crop_px in range(90, 900, 7) if (planes := fine.planes(crop_px)) is not None]
+    assert sides == sorted(sides)
+    assert sides[-1] == len(reference.detail)
+    assert min(sides) < 200
+    assert fine.planes(SPEC.size * 1.1) is None
+    assert fine.planes(10_000.0) is fine.planes(9_000.0)
+    luma, chroma = fine.planes(9_000.0) or (np.empty(0), np.empty(0))
+    assert chroma.shape == (luma.shape[0] // 2, luma.shape[1] // 2, 2)

@@ -28,7 +28,8 @@ from lipdub.evaluate.outside import GROW_PX, OutsideError, outside_mask
 from lipdub.evaluate.scoring import public_crop
 from lipdub.evaluate.watch import same_file, side_by_side, tracked
 from lipdub.records import CropSpec, FrameChunk
-from lipdub.tracks import DUBBED, FaceTrack, ReferenceStore
+from lipdub.references import ReferenceStore
+from lipdub.tracks import DUBBED, FaceTrack
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -517,7 +518,11 @@ def test_a_frozen_mouth_is_the_references_box_and_hears_nothing():
     before = targets.copy()
     windows = random.uniform(-4, 4, (3, 80, 16)).astype(np.float32)
     recall = mouth.recall(windows)
-    drawn = mouth.draw(targets, references, recall.lip_feature)
+    found = mouth.draw(targets, references, recall.lip_feature)
+    drawn, copied = found.pixels, found.copied
+    assert copied is not None
+    assert (copied.painted == 0).all()
+    assert (copied.flow == 0).all()
     y0, y1, x0, x1 = spec.crop.drawn
     assert np.array_equal(drawn[:, y0:y1, x0:x1], references[:, y0:y1, x0:x1])
     drawn[:, y0:y1, x0:x1] = targets[:, y0:y1, x0:x1]

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +16,21 @@ import needs_torch  # noqa: F401  (skips this file where torch is absent)
 import numpy as np
 import pytest
 import torch
+from fakes import as_version_1, rewrite_spec
 from toys import COMPACT, PAPER, toy_settings, write_clips
 
 from lipdub import bundle, runtime
 from lipdub.cli.export import export_onnx as export_command
-from lipdub.errors import CheckpointInvalid, ExportFailed, OutputRefused, TrainingDataError
+from lipdub.errors import BundleInvalid, CheckpointInvalid, ExportFailed, OutputRefused, TrainingDataError
 from lipdub.generators import open_generator
-from lipdub.train import checkpoints
+from lipdub.train import checkpoints, networks
 from lipdub.train import export as exporting
 from lipdub.train.data import load_clips
 from lipdub.train.export import HALF_TOLERANCE, TOLERANCE, export, load_networks
 from lipdub.train.generator_stage import GeneratorStage
 from lipdub.train.loop import new_fabric, run
 from lipdub.train.memory_stage import MemoryStage
-from lipdub.train.networks import LipMemory, NetworkConfig, load_weights
+from lipdub.train.networks import FaceGenerator, LipMemory, NetworkConfig, load_weights
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +103,23 @@ def test_any_batch_is_answered_as_torch_answers(exported: tuple[Path, exporting.
     opened = open_generator(str(out), device="cpu", threads=1)
     recall = opened.recall(mel)
     drawn = opened.draw(targets, references, recall.lip_feature)
+    assert drawn.copied is not None
     with torch.no_grad():
         address, lip_feature = memory(torch.from_numpy(mel)[:, None])
         to_network = lambda pictures: torch.from_numpy(pictures).movedim(-1, 1).float() / 127.5 - 1.0  # noqa: E731
-        face = generator(to_network(targets), to_network(references), torch.from_numpy(recall.lip_feature))
+        face, painted, flow = generator.decoder.drawn(
+            torch.from_numpy(recall.lip_feature), generator.encoder(to_network(targets), to_network(references))
+        )
+    assert painted is not None
+    assert flow is not None
     np.testing.assert_allclose(recall.address, address.numpy(), atol=1e-4)
     np.testing.assert_allclose(recall.lip_feature, lip_feature.numpy(), atol=1e-4)
+    # The network's flow is in half sides of the crop.
+    np.testing.assert_allclose(drawn.copied.flow, flow.numpy() / 2, atol=1e-6)
+    assert np.abs(drawn.copied.painted - 255 * painted[:, 0].numpy()).max() <= 0.51
     y0, y1, x0, x1 = config.drawn
     expected = ((face.numpy().transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255)
-    assert np.abs(drawn[:, y0:y1, x0:x1] - expected).max() <= 0.55
+    assert np.abs(drawn.pixels[:, y0:y1, x0:x1] - expected).max() <= 0.55
 
 
 def test_the_exported_weights_are_the_averaged_ones(exported: tuple[Path, exporting.Exported], checkpoint: Path) -> None:
@@ -129,7 +139,9 @@ def test_the_exported_weights_are_the_averaged_ones(exported: tuple[Path, export
 def test_the_paper_preset_exports_too(prepared: Path, tmp_path: Path) -> None:
     done = export(checkpoint_of(tmp_path / "run", prepared, PAPER), tmp_path / "paper")
     assert max(done.differences.values()) <= 1e-4
-    assert open_generator(str(tmp_path / "paper"), device="cpu", threads=1).spec.crop.drawn == (0, 64, 0, 64)
+    generator = open_generator(str(tmp_path / "paper"), device="cpu", threads=1)
+    assert generator.spec.crop.drawn == (0, 64, 0, 64)
+    assert not generator.spec.copies
 
 
 def test_half_weights_are_half_the_size_and_close(prepared: Path, tmp_path: Path) -> None:
@@ -185,6 +197,156 @@ def test_the_command_prints_the_differences(checkpoint: Path, tmp_path: Path, ca
         assert printed is not None
         assert float(printed[1]) <= 1e-4
     assert re.search(r"wrote .*toy \(\d+\.\d MiB, \d+\.\d\d GFLOP a frame\)", lines[2])
+
+
+# ---- another bundle, exported anew
+
+KAPPA = 31.5
+"""Sharpness of the toy bundle's addresses: another than the preset's."""
+
+
+@pytest.fixture(scope="module")
+def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of random weights that copies from all over the crop."""
+    torch.manual_seed(5)
+    memory, generator = LipMemory(COMPACT).eval(), FaceGenerator(COMPACT).eval()
+    memory.memory.drawn_kappa = KAPPA
+    assert generator.decoder.flow is not None
+    torch.nn.init.normal_(generator.decoder.flow.weight, std=0.03)
+    spec = bundle.BundleSpec(
+        name="random", backend="memory", format_version=bundle.FORMAT_VERSION, crop=COMPACT.crop, mel=COMPACT.mel, slots=COMPACT.slots,
+        lip_channels=COMPACT.channels, rest_feature=tuple(np.linspace(-1, 1, COMPACT.channels).tolist()), license="CC-BY-4.0",
+        training_data="noise", graphs={}, created_with="0.0.1", smoothing_s=0.07,
+    )  # fmt: skip
+    out = tmp_path_factory.mktemp("models") / "random"
+    beside = {"MODEL_CARD.md": b"# random\n", "adapted.json": b"{}\n"}
+    exporting.write_bundle(out, spec, COMPACT, memory, generator, half=True, beside=beside, force=False)
+    return out
+
+
+@pytest.fixture
+def random(random_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it."""
+    monkeypatch.setitem(networks.PRESETS, "compact", COMPACT)
+    return Path(shutil.copytree(random_bundle, tmp_path / "random"))
+
+
+def questions() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Mel windows, targets, references, lip features."""
+    noise = np.random.default_rng(4)
+    targets, references = noise.integers(0, 256, (2, 5, 64, 64, 3), dtype=np.uint8)
+    return 4 * uniform(5, 80, 16), targets, references, noise.normal(size=(5, COMPACT.channels)).astype(np.float32)
+
+
+def test_cells_of_the_flow_are_those_of_the_network() -> None:
+    assert bundle.FLOW_STRIDE == networks._FLOW_STRIDE
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_bundle_exported_anew_draws_what_it_drew_and_tells_what_it_copied(random: Path, tmp_path: Path, version: int) -> None:
+    _, targets, references, features = questions()
+    mel = questions()[0]
+    told = open_generator(str(random), device="cpu", threads=1).draw(targets, references, features).copied
+    assert told is not None
+    assert 64 * np.abs(told.flow).max() > 2, "or its unit would not matter"
+    if version == 1:
+        as_version_1(random)
+    before = open_generator(str(random), device="cpu", threads=1)
+    assert before.spec.copies == (version == 2)
+    done = export(random, tmp_path / "anew", half=True)
+    after = open_generator(str(tmp_path / "anew"), device="cpu", threads=1)
+    assert after.spec == done.spec
+    assert after.spec == replace(
+        before.spec, name="anew", copies=True, created_with=after.spec.created_with, graphs=after.spec.graphs
+    )  # crop, mel, resting mouth, smoothing, licence, training data
+    one, other = before.recall(mel), after.recall(mel)
+    np.testing.assert_allclose(one.address, other.address, atol=2e-3)
+    np.testing.assert_allclose(one.lip_feature, other.lip_feature, atol=0.02)
+    was, drawn = before.draw(targets, references, features), after.draw(targets, references, features)
+    assert np.abs(was.pixels.astype(int) - drawn.pixels).max() <= 1
+    assert drawn.copied is not None
+    np.testing.assert_allclose(drawn.copied.flow, told.flow, atol=1e-4)
+    assert np.abs(drawn.copied.painted.astype(int) - told.painted).max() <= 1
+    assert (tmp_path / "anew" / "MODEL_CARD.md").read_bytes() == b"# random\n"
+    assert (tmp_path / "anew" / "adapted.json").read_bytes() == b"{}\n"
+    again = load_weights(tmp_path / "anew", COMPACT)
+    assert all(torch.equal(value, again[key]) for key, value in load_weights(random, COMPACT).items())
+
+
+@pytest.mark.parametrize("kappa", [1.0, 8.0, 24.0, 31.5, 300.0])
+def test_the_sharpness_of_a_bundle_is_read_from_its_graph(random: Path, tmp_path: Path, kappa: float) -> None:
+    """Nothing else knows it; without it the mouth would open less, or more."""
+    config, memory, _ = exporting.load_bundle_networks(random, bundle.load_spec(random))
+    assert config.drawn_kappa == memory.memory.drawn_kappa == KAPPA
+    export(random, tmp_path / "other", drawn_kappa=kappa)
+    assert exporting.heard_kappa(tmp_path / "other", bundle.load_spec(tmp_path / "other"), memory) == pytest.approx(kappa, rel=2e-3)
+
+
+def test_options_win_over_what_the_bundle_says(random: Path, prepared: Path, tmp_path: Path) -> None:
+    done = export(
+        random, tmp_path / "anew", name="other", rest_from=prepared, smoothing_s=0.0, license_text="CC0-1.0", training_data="toys"
+    )
+    assert (done.spec.name, done.spec.smoothing_s, done.spec.license, done.spec.training_data) == ("other", 0.0, "CC0-1.0", "toys")
+    assert done.spec.rest_feature != bundle.load_spec(random).rest_feature
+
+
+def test_a_bundle_may_take_its_own_place(random: Path, tmp_path: Path) -> None:
+    as_version_1(random)
+    with pytest.raises(OutputRefused, match="already holds a bundle; add --force"):
+        export(random, random, half=True)
+    export(random, random, half=True, force=True)
+    assert bundle.load_spec(random).copies
+    assert [file.name for file in tmp_path.iterdir()] == ["random"]
+
+
+def test_the_command_keeps_the_bundles_smoothing_and_has_one_for_checkpoints(random: Path, checkpoint: Path, tmp_path: Path) -> None:
+    export_command(random, tmp_path / "anew")
+    export_command(checkpoint, tmp_path / "first")
+    assert [bundle.load_spec(tmp_path / name).smoothing_s for name in ("anew", "first")] == [0.07, 0.04]
+    assert [bundle.load_spec(tmp_path / name).license for name in ("anew", "first")] == ["CC-BY-4.0", "unstated"]
+
+
+def other_memory(folder: Path) -> None:
+    """Weights of another memory than the graph's."""
+    torch.manual_seed(6)
+    _, _, generator = exporting.load_bundle_networks(folder, bundle.load_spec(folder))
+    exporting.save_weights(folder / "weights.safetensors", LipMemory(COMPACT), generator)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "says"),
+    [
+        (lambda folder: (folder / "bundle.json").unlink(), BundleInvalid, r"holds no bundle\.json"),
+        (lambda folder: (folder / "memory.onnx").write_bytes(b"other"), BundleInvalid, "was altered since it was exported"),
+        (lambda folder: other_memory(folder), CheckpointInvalid, "are not of one network"),
+        (lambda folder: (folder / "weights.safetensors").unlink(), CheckpointInvalid, r"holds no readable weights\.safetensors"),
+        (
+            lambda folder: rewrite_spec(folder, crop=replace(COMPACT.crop, drawn=(32, 64, 4, 60))),
+            CheckpointInvalid,
+            "draws another crop .* than its weights' preset compact",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_whole_bundle_is_refused(
+    random: Path, tmp_path: Path, spoil: Callable[[Path], Any], error: type[Exception], says: str
+) -> None:
+    spoil(random)
+    with pytest.raises(error, match=says) as caught:
+        export(random, tmp_path / "anew")
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["random"]
+
+
+@pytest.mark.parametrize(("name", "by"), [(bundle.FLOW, 2e-6), (bundle.PAINTED, 2e-4), (bundle.FLOW, float("nan"))])
+def test_each_output_is_held_to_its_own_scale(random: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, by: float) -> None:
+    answer = runtime.Session.run
+
+    def other(self: runtime.Session, feeds: Any) -> dict[str, Any]:
+        return {key: value + np.float32(by) if key == name else value for key, value in answer(self, feeds).items()}
+
+    monkeypatch.setattr(runtime.Session, "run", other)
+    with pytest.raises(ExportFailed, match=r"generator\.onnx differs from torch by"):
+        export(random, tmp_path / "anew")
 
 
 # ---- what is refused

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from fakes import Draws, fake_spec, rewrite_spec, write_fake_bundle
+from fakes import Draws, as_version_1, fake_spec, rewrite_spec, write_fake_bundle
 from numpy.typing import NDArray
 
 from lipdub import bundle
@@ -18,16 +18,17 @@ from lipdub.errors import BundleInvalid, BundleNotFound
 from lipdub.generators import GENERATORS, Generator, Recall, device_graph, memory, open_generator
 from lipdub.generators.drawing import ConvertedByHost, ConvertedOnDevice
 from lipdub.generators.memory import MemoryGenerator, on_device, smooth_pictures
-from lipdub.records import CropSpec
+from lipdub.records import Copied, CropSpec, Drawn
 from lipdub.runtime import CPU, CUDA, TENSORRT, Tuning, buffers, gpu, opening
 
 COUNTS = (0, 1, 8, 9, 33)
 Y0, Y1, X0, X1 = DRAWN = (16, 32, 4, 28)
 
 
-@pytest.fixture(params=list(GENERATORS))
+@pytest.fixture(params=[(backend, copies) for backend in GENERATORS for copies in (False, True)], ids=str)
 def generator(request: pytest.FixtureRequest, tmp_path: Path) -> Generator:
-    write_fake_bundle(tmp_path, drawn=DRAWN, backend=request.param)
+    backend, copies = request.param
+    write_fake_bundle(tmp_path, drawn=DRAWN, backend=backend, copies=copies)
     return open_generator(str(tmp_path), device="cpu", threads=1)
 
 
@@ -43,6 +44,14 @@ def some_crops(generator: Generator, count: int, seed: int = 0) -> NDArray[np.ui
 
 def some_features(generator: Generator, count: int) -> NDArray[np.float32]:
     return np.random.default_rng(count).uniform(0.0, 1.0, (count, generator.spec.lip_channels)).astype(np.float32)
+
+
+def assert_same(one: Drawn, other: Drawn) -> None:
+    np.testing.assert_array_equal(one.pixels, other.pixels)
+    assert (one.copied is None) == (other.copied is None)
+    if one.copied is not None and other.copied is not None:
+        np.testing.assert_array_equal(one.copied.painted, other.copied.painted)
+        np.testing.assert_array_equal(one.copied.flow, other.copied.flow)
 
 
 # ---- the contract
@@ -62,13 +71,39 @@ def test_recall_answers_each_window(generator: Generator, count: int) -> None:
 def test_draw_answers_each_crop(generator: Generator, count: int) -> None:
     targets = some_crops(generator, count)
     drawn = generator.draw(targets, some_crops(generator, count, 1), some_features(generator, count))
-    assert drawn.shape == targets.shape
-    assert drawn.dtype == np.uint8
+    assert drawn.pixels.shape == targets.shape
+    assert drawn.pixels.dtype == np.uint8
+    assert (drawn.copied is not None) == generator.spec.copies
+    if drawn.copied is not None:
+        assert drawn.copied.painted.shape == (count, Y1 - Y0, X1 - X0)
+        assert drawn.copied.flow.shape == (count, 2, (Y1 - Y0) // 4, (X1 - X0) // 4)
+
+
+def plainly_copied(generator: Generator, references: NDArray[np.uint8], features: NDArray[np.float32]) -> Copied:
+    """What the fake has to say of copies, reckoned from the pictures."""
+    box = references[:, Y0:Y1, X0:X1]
+    count, height, width, _ = box.shape
+    cells = box[..., 1:].reshape(count, height // 4, 4, width // 4, 4, 2).mean(axis=(2, 4)) / 127.5 - 1
+    flow = 0.25 * cells.transpose(0, 3, 1, 2) + 0.125 * features[:, 0][:, None, None, None]
+    return Copied(box[..., 0], flow.astype(np.float32))
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_what_was_copied_is_told_of_each_crop(generator: Generator, count: int) -> None:
+    targets, references, features = some_crops(generator, count), some_crops(generator, count, 1), some_features(generator, count)
+    drawn = generator.draw(targets, references, features)
+    if not generator.spec.copies:
+        assert drawn.copied is None
+        return
+    assert drawn.copied is not None
+    expected = plainly_copied(generator, references, features)
+    np.testing.assert_array_equal(drawn.copied.painted, expected.painted)
+    np.testing.assert_allclose(drawn.copied.flow, expected.flow, atol=1e-6)
 
 
 def test_nothing_outside_the_drawn_box_changes(generator: Generator) -> None:
     targets = some_crops(generator, 17)
-    drawn = generator.draw(targets, some_crops(generator, 17, 1), some_features(generator, 17))
+    drawn = generator.draw(targets, some_crops(generator, 17, 1), some_features(generator, 17)).pixels
     outside = np.ones(targets.shape[1:3], bool)
     y0, y1, x0, x1 = generator.spec.crop.drawn
     outside[y0:y1, x0:x1] = False
@@ -85,7 +120,10 @@ def test_order_is_kept_across_batches(generator: Generator) -> None:
         one = slice(row, row + 1)
         np.testing.assert_allclose(generator.recall(windows[one]).lip_feature, recall.lip_feature[one], atol=1e-5)
         alone = generator.draw(targets[one], references[one], features[one])
-        assert np.abs(alone.astype(int) - drawn[one].astype(int)).max() <= 1
+        assert np.abs(alone.pixels.astype(int) - drawn.pixels[one].astype(int)).max() <= 1
+        if alone.copied is not None and drawn.copied is not None:
+            np.testing.assert_allclose(alone.copied.flow, drawn.copied.flow[one], atol=1e-6)
+            assert np.abs(alone.copied.painted.astype(int) - drawn.copied.painted[one].astype(int)).max() <= 1
 
 
 def test_inputs_are_not_changed_and_the_answer_is_a_new_array(generator: Generator) -> None:
@@ -97,7 +135,12 @@ def test_inputs_are_not_changed_and_the_answer_is_a_new_array(generator: Generat
         array.flags.writeable = False
     generator.recall(windows)
     drawn = generator.draw(targets, references, features)
-    assert not any(np.shares_memory(drawn, array) for array in inputs)
+    answers = [drawn.pixels, *([] if drawn.copied is None else [drawn.copied.painted, drawn.copied.flow])]
+    assert not any(np.shares_memory(answer, array) for answer in answers for array in inputs)
+    kept = [answer.copy() for answer in answers]
+    generator.draw(references, targets, 1 - features)
+    for answer, was in zip(answers, kept, strict=True):
+        np.testing.assert_array_equal(answer, was)
     for array, was in zip(inputs, before, strict=True):
         np.testing.assert_array_equal(array, was)
 
@@ -107,7 +150,7 @@ def test_the_same_question_gets_the_same_answer(generator: Generator) -> None:
     first, second = generator.recall(windows), generator.recall(windows)
     np.testing.assert_array_equal(first.address, second.address)
     np.testing.assert_array_equal(first.lip_feature, second.lip_feature)
-    np.testing.assert_array_equal(generator.draw(targets, targets, features), generator.draw(targets, targets, features))
+    assert_same(generator.draw(targets, targets, features), generator.draw(targets, targets, features))
 
 
 def test_views_are_as_good_as_arrays(generator: Generator) -> None:
@@ -115,7 +158,7 @@ def test_views_are_as_good_as_arrays(generator: Generator) -> None:
     windows, targets, features = some_windows(generator, 8), some_crops(generator, 8), some_features(generator, 8)
     every_other = generator.draw(targets[::2, :, ::-1], targets[1::2], features[::2])
     copies = generator.draw(targets[::2, :, ::-1].copy(), targets[1::2].copy(), features[::2].copy())
-    np.testing.assert_array_equal(every_other, copies)
+    assert_same(every_other, copies)
     turned = np.asfortranarray(windows)[::-2]
     np.testing.assert_array_equal(generator.recall(turned).address, generator.recall(turned.copy()).address)
 
@@ -157,7 +200,7 @@ def test_louder_speech_opens_the_fake_mouth_and_silence_rests_it(generator: Gene
 
     black = np.zeros((9, 32, 32, 3), np.uint8)
     drawn = generator.draw(black, black, recall.lip_feature)
-    np.testing.assert_allclose(drawn[:, Y0:Y1, X0:X1].mean(axis=(1, 2, 3)), opening * 127.5, atol=0.5)
+    np.testing.assert_allclose(drawn.pixels[:, Y0:Y1, X0:X1].mean(axis=(1, 2, 3)), opening * 127.5, atol=0.5)
 
 
 # ---- the memory backend
@@ -173,7 +216,7 @@ def test_every_grey_level_survives_the_network(tmp_path: Path) -> None:
     references = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 32, 32, 3)).copy()
     references[..., 1] = 255 - references[..., 1]
     drawn = generator.draw(np.zeros_like(references), references, at_rest(generator, 256))
-    np.testing.assert_array_equal(drawn[:, Y0:Y1, X0:X1], references[:, Y0:Y1, X0:X1])
+    np.testing.assert_array_equal(drawn.pixels[:, Y0:Y1, X0:X1], references[:, Y0:Y1, X0:X1])
 
 
 def test_too_bright_is_white_and_too_dark_is_black(tmp_path: Path) -> None:
@@ -182,7 +225,7 @@ def test_too_bright_is_white_and_too_dark_is_black(tmp_path: Path) -> None:
     grey = np.full((2, 32, 32, 3), 128, np.uint8)
     features = at_rest(generator, 2)
     features[:, 0] = 50.0, -50.0
-    drawn = generator.draw(grey, grey, features)[:, Y0:Y1, X0:X1]
+    drawn = generator.draw(grey, grey, features).pixels[:, Y0:Y1, X0:X1]
     assert (drawn[0] == 255).all()
     assert (drawn[1] == 0).all()
 
@@ -193,22 +236,24 @@ def test_the_network_does_not_see_the_targets_lower_rows(tmp_path: Path, masked_
     write_fake_bundle(tmp_path, drawn=(8, 32, 4, 28), masked_from=masked_from, draws="target")
     generator = open_generator(str(tmp_path), device="cpu")
     targets = some_crops(generator, 17)
-    drawn = generator.draw(targets, targets, at_rest(generator, 17))
+    drawn = generator.draw(targets, targets, at_rest(generator, 17)).pixels
     np.testing.assert_array_equal(drawn[:, 8:masked_from, 4:28], targets[:, 8:masked_from, 4:28])
     assert (drawn[:, masked_from:, 4:28] == 128).all()
 
 
-def test_half_precision_weights_answer_alike_behind_float32_tensors(tmp_path: Path) -> None:
-    write_fake_bundle(tmp_path / "full")
-    write_fake_bundle(tmp_path / "half", float16=True)
+@pytest.mark.parametrize("copies", [False, True])
+def test_half_precision_weights_answer_alike_behind_float32_tensors(tmp_path: Path, copies: bool) -> None:
+    write_fake_bundle(tmp_path / "full", copies=copies)
+    write_fake_bundle(tmp_path / "half", float16=True, copies=copies)
     full, half = (open_generator(str(tmp_path / name), device="cpu") for name in ("full", "half"))
     windows, crops, features = some_windows(full, 17), some_crops(full, 17), some_features(full, 17)
     np.testing.assert_allclose(half.recall(windows).lip_feature, full.recall(windows).lip_feature, atol=0.02)
-    np.testing.assert_array_equal(half.draw(crops, crops, features), full.draw(crops, crops, features))
+    assert_same(half.draw(crops, crops, features), full.draw(crops, crops, features))
 
 
-def test_a_network_that_draws_no_numbers_is_refused(tmp_path: Path) -> None:
-    write_fake_bundle(tmp_path, draws="nan")
+@pytest.mark.parametrize("draws", ["nan", "nan painted", "nan flow"])
+def test_a_network_that_draws_no_numbers_is_refused(tmp_path: Path, draws: Draws) -> None:
+    write_fake_bundle(tmp_path, draws=draws, copies=draws != "nan")
     generator = open_generator(str(tmp_path), device="cpu")
     crops = some_crops(generator, 1)
     with pytest.raises(BundleInvalid, match="drew no picture"):
@@ -252,7 +297,7 @@ def test_recall_and_draw_run_at_the_same_time_from_other_threads(tmp_path: Path)
         for recall in recalls:
             np.testing.assert_array_equal(recall.result().lip_feature, recalled.lip_feature)
         for draw in draws:
-            np.testing.assert_array_equal(draw.result(), drawn)
+            assert_same(draw.result(), drawn)
 
 
 # ---- pictures into the network and out of it
@@ -271,14 +316,15 @@ class Scripted:
 
     path = Path("scripted.onnx")
 
-    def __init__(self, spec: bundle.BundleSpec, faces: NDArray[np.float32]) -> None:
+    def __init__(self, spec: bundle.BundleSpec, faces: NDArray[np.float32], **beside: NDArray[np.float32]) -> None:
         names = bundle.tensors(bundle.GENERATOR_GRAPH, spec).inputs
         self.inputs = {name: np.zeros((len(faces), *shape[1:]), np.float32) for name, shape in names.items()}  # type: ignore[arg-type]
         self.faces = faces
+        self.beside = beside
 
     def stream(self, count: int, *, fill: Any, collect: Any) -> None:
         fill(slice(0, count), self.inputs)
-        collect(slice(0, count), {bundle.FACE: self.faces})
+        collect(slice(0, count), {bundle.FACE: self.faces, **self.beside})
 
 
 def awkward_values(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -296,7 +342,7 @@ def test_conversion_is_that_of_the_plain_reference_bit_for_bit(masked_from: int)
     features = rng.normal(size=(9, spec.lip_channels)).astype(np.float32)
     faces = awkward_values(rng, (9, 3, Y1 - Y0, X1 - X0))
     session = Scripted(spec, faces.copy())
-    drawn = ConvertedByHost(session, spec.crop).draw(targets, references, features)  # type: ignore[arg-type]
+    drawn = ConvertedByHost(session, spec).draw(targets, references, features).pixels  # type: ignore[arg-type]
     expected = plainly_to_network(targets)
     expected[:, :, masked_from:] = 0.0
     for got, wanted in ((session.inputs[bundle.TARGET], expected), (session.inputs[bundle.REFERENCE], plainly_to_network(references))):
@@ -314,30 +360,57 @@ def test_one_pixel_that_is_no_number_is_enough_to_refuse(bad: float) -> None:
     faces[1, 2, 3, 4] = bad
     crops = np.zeros((2, 32, 32, 3), np.uint8)
     with pytest.raises(BundleInvalid, match="drew no picture"):
-        ConvertedByHost(Scripted(spec, faces), spec.crop).draw(crops, crops, np.zeros((2, 4), np.float32))  # type: ignore[arg-type]
+        ConvertedByHost(Scripted(spec, faces), spec).draw(crops, crops, np.zeros((2, 4), np.float32))  # type: ignore[arg-type]
+
+
+def test_shares_are_rounded_and_clipped_and_places_kept_as_they_are() -> None:
+    spec, rng = fake_spec(drawn=DRAWN, copies=True), np.random.default_rng(5)
+    box = (Y1 - Y0, X1 - X0)
+    painted = rng.permutation(np.resize(np.arange(-10, 521, dtype=np.float32) / 510, 9 * box[0] * box[1])).reshape(9, 1, *box)
+    flow = rng.normal(size=(9, 2, box[0] // 4, box[1] // 4)).astype(np.float32)
+    crops, features = rng.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8), np.zeros((9, 4), np.float32)
+    session = Scripted(spec, np.zeros((9, 3, *box), np.float32), painted=painted.copy(), flow=flow.copy())
+    copied = ConvertedByHost(session, spec).draw(crops, crops, features).copied  # type: ignore[arg-type]
+    assert copied is not None
+    np.testing.assert_array_equal(copied.painted, np.rint(painted[:, 0].clip(0, 1) * np.float32(255)).astype(np.uint8))
+    assert copied.flow.tobytes() == flow.tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [bundle.PAINTED, bundle.FLOW])
+def test_one_share_or_place_that_is_no_number_is_enough_to_refuse(where: str, bad: float) -> None:
+    spec = fake_spec(drawn=DRAWN, copies=True)
+    outputs = bundle.tensors(bundle.GENERATOR_GRAPH, spec).outputs
+    drawn = {name: np.zeros((2, *shape[1:]), np.float32) for name, shape in outputs.items()}  # type: ignore[arg-type]
+    drawn[where][1, 0, 2, 1] = bad
+    faces = drawn.pop(bundle.FACE)
+    crops = np.zeros((2, 32, 32, 3), np.uint8)
+    with pytest.raises(BundleInvalid, match="drew no picture"):
+        ConvertedByHost(Scripted(spec, faces, **drawn), spec).draw(crops, crops, np.zeros((2, 4), np.float32))  # type: ignore[arg-type]
 
 
 # ---- the way of a GPU, walked by the CPU
 
 
 @pytest.mark.parametrize("draws", ["reference", "target"])
+@pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize("masked_from", [10, 24, 31])
-def test_a_graph_that_converts_itself_draws_the_same(tmp_path: Path, draws: Draws, masked_from: int) -> None:
-    spec = write_fake_bundle(tmp_path, drawn=(8, 32, 4, 28), masked_from=masked_from, draws=draws)
+def test_a_graph_that_converts_itself_draws_the_same(tmp_path: Path, draws: Draws, masked_from: int, copies: bool) -> None:
+    spec = write_fake_bundle(tmp_path, drawn=(8, 32, 4, 28), masked_from=masked_from, draws=draws, copies=copies)
     generator = open_generator(str(tmp_path), device="cpu")
     targets, references, features = some_crops(generator, 19), some_crops(generator, 19, 1), some_features(generator, 19)
     drawing = on_device(tmp_path, spec, device="cpu", half=False)
-    np.testing.assert_array_equal(drawing.draw(targets, references, features), generator.draw(targets, references, features))
+    assert_same(drawing.draw(targets, references, features), generator.draw(targets, references, features))
 
 
 def test_a_graph_that_converts_itself_rounds_and_clips_as_the_host_does(tmp_path: Path) -> None:
-    spec = write_fake_bundle(tmp_path)
+    spec = write_fake_bundle(tmp_path, copies=True)
     generator = open_generator(str(tmp_path), device="cpu")
     grey = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 32, 32, 3))
     features = at_rest(generator, 256)
     features[:, 0] = np.linspace(-1.1, 1.1, 256)
     drawing = on_device(tmp_path, spec, device="cpu", half=False)
-    np.testing.assert_array_equal(drawing.draw(grey, grey, features), generator.draw(grey, grey, features))
+    assert_same(drawing.draw(grey, grey, features), generator.draw(grey, grey, features))
 
 
 @pytest.mark.parametrize("float16", [False, True])
@@ -346,7 +419,7 @@ def test_half_precision_arithmetic_draws_within_a_level(tmp_path: Path, float16:
     generator = open_generator(str(tmp_path), device="cpu")
     crops, references, features = some_crops(generator, 9), some_crops(generator, 9, 1), some_features(generator, 9)
     drawing = on_device(tmp_path, spec, device="cpu", half=True)
-    difference = drawing.draw(crops, references, features).astype(int) - generator.draw(crops, references, features)
+    difference = drawing.draw(crops, references, features).pixels.astype(int) - generator.draw(crops, references, features).pixels
     assert np.abs(difference).max() <= 1
     rewritten = onnx.load_model_from_string(device_graph.rewritten((tmp_path / bundle.GENERATOR_GRAPH).read_bytes(), spec, half=True))
     kinds = {value.name: value.data_type for value in rewritten.graph.initializer}
@@ -356,8 +429,39 @@ def test_half_precision_arithmetic_draws_within_a_level(tmp_path: Path, float16:
     assert kinds["levels_half"] == onnx.TensorProto.FLOAT  # the conversions keep every level apart
 
 
-def test_a_graph_that_converts_itself_still_tells_of_pictures_that_are_no_numbers(tmp_path: Path) -> None:
-    spec = write_fake_bundle(tmp_path, draws="nan")
+@pytest.mark.parametrize("float16", [False, True])
+def test_places_stay_float32_where_the_rest_is_half_precision(tmp_path: Path, float16: bool) -> None:
+    """A fiftieth of a pixel, of a crop that has 128: what is copied from a video of 4k is looked up there."""
+    spec = write_fake_bundle(tmp_path, float16=float16, copies=True)
+    rewritten = onnx.load_model_from_string(device_graph.rewritten((tmp_path / bundle.GENERATOR_GRAPH).read_bytes(), spec, half=True))
+    makers = {name: node for node in rewritten.graph.node for name in node.output}
+    kinds = {value.name: value.data_type for value in rewritten.graph.initializer}
+
+    def maker(name: str) -> onnx.NodeProto:
+        """Of a tensor, seen through what changes nothing."""
+        return maker(makers[name].input[0]) if makers[name].op_type == "Identity" else makers[name]
+
+    assert maker(bundle.FLOW).op_type == "Add"
+    places = maker(maker(bundle.FLOW).input[0])
+    assert places.op_type == "Conv"
+    weight = places.input[1]
+    if float16:
+        assert (maker(weight).op_type, maker(weight).attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
+    else:
+        assert kinds[weight] == onnx.TensorProto.FLOAT
+    generator = open_generator(str(tmp_path), device="cpu")
+    crops, references, features = some_crops(generator, 9), some_crops(generator, 9, 1), some_features(generator, 9)
+    one = generator.draw(crops, references, features).copied
+    other = on_device(tmp_path, spec, device="cpu", half=True).draw(crops, references, features).copied
+    assert one is not None
+    assert other is not None
+    assert 128 * np.abs(one.flow - other.flow).max() < 0.02
+    assert np.abs(one.painted.astype(int) - other.painted).max() <= 1
+
+
+@pytest.mark.parametrize("draws", ["nan", "nan painted", "nan flow"])
+def test_a_graph_that_converts_itself_still_tells_of_pictures_that_are_no_numbers(tmp_path: Path, draws: Draws) -> None:
+    spec = write_fake_bundle(tmp_path, draws=draws, copies=draws != "nan")
     drawing = on_device(tmp_path, spec, device="cpu", half=False)
     crops = np.zeros((3, 32, 32, 3), np.uint8)
     with pytest.raises(BundleInvalid, match="drew no picture"):
@@ -398,14 +502,19 @@ def drawn_alike(generator: Generator, folder: Path, count: int = 300) -> int:
     """Largest difference to the CPU, in grey levels."""
     plain = open_generator(str(folder), device="cpu")
     crops, references, features = some_crops(plain, count), some_crops(plain, count, 1), some_features(plain, count)
-    difference = generator.draw(crops, references, features).astype(int) - plain.draw(crops, references, features)
+    drawn, expected = generator.draw(crops, references, features), plain.draw(crops, references, features)
+    difference = drawn.pixels.astype(int) - expected.pixels
+    if drawn.copied is not None and expected.copied is not None:
+        np.testing.assert_allclose(drawn.copied.flow, expected.copied.flow, atol=1e-4)
+        assert np.abs(drawn.copied.painted.astype(int) - expected.copied.painted).max() <= 1
     windows = some_windows(plain, count)
     np.testing.assert_allclose(generator.recall(windows).lip_feature, plain.recall(windows).lip_feature, atol=1e-5)
     return int(np.abs(difference).max())
 
 
-def test_a_gpu_draws_in_float16_with_pictures_as_uint8(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
-    write_fake_bundle(tmp_path)
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_gpu_draws_in_float16_with_pictures_as_uint8(tmp_path: Path, gpu_machine: pytest.MonkeyPatch, copies: bool) -> None:
+    write_fake_bundle(tmp_path, copies=copies)
     generator = open_generator(str(tmp_path), device="cuda")
     assert isinstance(generator, MemoryGenerator)
     assert isinstance(generator._drawing, ConvertedOnDevice)
@@ -417,13 +526,36 @@ def test_a_gpu_draws_in_float16_with_pictures_as_uint8(tmp_path: Path, gpu_machi
 def test_a_graph_that_float16_does_not_suit_stays_float32(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
     write_fake_bundle(tmp_path)
     differences = iter((memory.HALF_TOLERANCE_LEVELS + 0.1, 0.0))
-    gpu_machine.setattr(memory, "_difference_levels", lambda one, other, spec: next(differences))
+    gpu_machine.setattr(memory, "_difference_levels", lambda one, other, crop: next(differences))
     generator = open_generator(str(tmp_path), device="cuda")
     assert isinstance(generator, MemoryGenerator)
     assert isinstance(generator._drawing, ConvertedOnDevice)
     assert generator.precision == "float32"
     assert [note.startswith("float16: drawn pictures differ by") for note in generator.notes] == [True]
     assert drawn_alike(generator, tmp_path) == 0
+
+
+def test_a_graph_that_copies_from_elsewhere_in_float16_stays_float32(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
+    write_fake_bundle(tmp_path, copies=True)
+    differences = iter((memory.FLOW_TOLERANCE_PX + 0.1, 0.0))
+    gpu_machine.setattr(memory, "_difference_px", lambda one, other, crop: next(differences))
+    generator = open_generator(str(tmp_path), device="cuda")
+    assert isinstance(generator, MemoryGenerator)
+    assert generator.precision == "float32"
+    assert generator.notes == ("float16: pixels are copied from places that differ by 0.20 px",)
+
+
+def test_only_places_that_pixels_are_copied_from_are_compared() -> None:
+    crop = CropSpec(size=32, drawn=DRAWN, masked_from=16)
+    painted = np.full((1, 16, 24), 255, np.uint8)
+    painted[0, 5, 9] = 127  # in the cell (1, 2)
+    pixels, flow = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 2, 4, 6), np.float32)
+    one = Drawn(pixels, Copied(painted, flow))
+    for at, px in (((0, 0), 0.0), ((1, 3), 0.0), ((1, 2), 1.6)):
+        moved = flow.copy()
+        moved[0, 1, at[0], at[1]] = -0.05
+        assert memory._difference_px(one, Drawn(pixels, Copied(painted, moved)), crop) == pytest.approx(px)
+    assert memory._difference_px(Drawn(pixels), Drawn(pixels), crop) == 0.0
 
 
 def test_a_gpu_without_the_package_onnx_converts_by_the_cpu_and_says_so(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
@@ -461,7 +593,7 @@ def test_tensorrt_that_draws_otherwise_is_not_used(tmp_path: Path, gpu_machine: 
     write_fake_bundle(tmp_path)
     gpu_machine.setenv("LIPDUB_TENSORRT", "1")
     differences = iter((memory.HALF_TOLERANCE_LEVELS + 0.1, 0.0))
-    gpu_machine.setattr(memory, "_difference_levels", lambda one, other, spec: next(differences))
+    gpu_machine.setattr(memory, "_difference_levels", lambda one, other, crop: next(differences))
     generator = open_generator(str(tmp_path), device="cuda")
     assert isinstance(generator, MemoryGenerator)
     assert (generator.provider, generator.precision) == (CUDA, "float16")
@@ -479,8 +611,9 @@ def test_the_shipped_generator_draws_on_both_ways_alike() -> None:
     one, other = (
         on_device(folder, spec, device="cpu", threads=1, half=half).draw(pictures, pictures[::-1], features) for half in (False, True)
     )
-    np.testing.assert_array_equal(one, drawn)
-    difference = np.abs(other.astype(int) - drawn)
+    assert_same(one, drawn)
+    assert memory._difference_px(other, drawn, spec.crop) < memory.FLOW_TOLERANCE_PX
+    difference = np.abs(other.pixels.astype(int) - drawn.pixels)
     assert 0 < difference.max() <= 6
     assert difference.mean() < memory.HALF_TOLERANCE_LEVELS
 
@@ -493,6 +626,25 @@ def test_smooth_pictures_are_smooth() -> None:
 
 
 # ---- opening
+
+
+def test_a_bundle_of_version_1_draws_as_before_and_tells_nothing_of_copies(tmp_path: Path) -> None:
+    write_fake_bundle(tmp_path / "now", copies=True)
+    write_fake_bundle(tmp_path / "then", copies=True)
+    as_version_1(tmp_path / "then")
+    now, then = (open_generator(str(tmp_path / name), device="cpu") for name in ("now", "then"))
+    targets, references, features = some_crops(now, 9), some_crops(now, 9, 1), some_features(now, 9)
+    drawn = then.draw(targets, references, features)
+    assert drawn.copied is None
+    np.testing.assert_array_equal(drawn.pixels, now.draw(targets, references, features).pixels)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_graph_that_does_not_keep_its_word_on_copies_is_refused(tmp_path: Path, copies: bool) -> None:
+    write_fake_bundle(tmp_path, copies=copies)
+    rewrite_spec(tmp_path, copies=not copies)
+    with pytest.raises(BundleInvalid, match=r"generator\.onnx gives face .*graphs swapped, or of another export"):
+        open_generator(str(tmp_path), device="cpu")
 
 
 def test_swapped_graphs_are_refused(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ PACKAGE = ROOT / "src" / "lipdub"
 LEVELS = (
     {"errors"},
     {"records"},
-    {"picture", "points", "stages"},
+    {"picture", "points", "references", "stages"},
+    {"detail"},
     {"media", "mel", "crop", "runtime", "bundle", "timeline", "phonemes", "fresh"},
     {"faces", "tracks", "generators", "reports", "expert"},
     {"cache", "trial"},
@@ -30,7 +31,7 @@ LEVELS = (
     {"batch", "evaluate", "doctor", "bench"},
     {"cli", "__main__"},
 )
-LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts} | {"train": 5}
+LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts} | {"train": 6}
 """`train` may use what lies below `pipeline`; who may import `train` is a rule of its own."""
 
 SIDEWAYS = {("tracks", "faces"), ("__main__", "cli")}

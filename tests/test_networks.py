@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import needs_torch  # noqa: F401  (skips this file where torch is absent)
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from toys import COMPACT, PAPER, TOYS, boxes_of
 
 from lipdub.errors import CheckpointInvalid, TrainingError
@@ -175,6 +177,41 @@ def test_a_drawn_face_depends_on_lips_reference_and_upper_target(config: Network
         assert not torch.equal(drawn, generator(target, reference, -lips))
         assert not torch.equal(drawn, generator(target, -reference, lips))
         assert not torch.equal(drawn, generator(-target, reference, lips))
+
+
+def test_a_face_is_paint_and_what_the_flow_brings(config: NetworkConfig) -> None:
+    """The paste takes the picture apart by these words: painted, and copied from where the flow says, in half crop sides."""
+    torch.manual_seed(3)
+    generator = FaceGenerator(config).eval()
+    target, reference = torch.rand(2, 2, 3, config.size, config.size) * 2 - 1
+    features = generator.encoder(target, reference)
+    lips = torch.randn(2, config.channels)
+    decoder = generator.decoder
+    with torch.no_grad():
+        if decoder.flow is not None:
+            decoder.flow.weight.normal_(std=0.05)
+        face = decoder.drawn(lips, features)
+        assert torch.equal(decoder(lips, features), face.picture)
+        if decoder.flow is None:
+            assert face.painted is None
+            assert face.flow is None
+            return
+        assert face.painted is not None
+        assert face.flow is not None
+        assert face.painted.shape == (2, 1, *face.picture.shape[2:])
+        assert face.flow.abs().max() > 0.02
+        other = decoder.drawn(lips, features._replace(reference=torch.full_like(reference, -1.0)))
+        y0, y1, x0, x1 = config.drawn
+        flow = F.interpolate(face.flow, (y1 - y0, x1 - x0), mode="bilinear", align_corners=False) * config.size / 2
+        rows = (torch.arange(y0, y1)[None, :, None] + flow[:, 1]).clamp(0, config.size - 1)
+        columns = (torch.arange(x0, x1)[None, None, :] + flow[:, 0]).clamp(0, config.size - 1)
+        copied = torch.stack(
+            [torch.from_numpy(cv2.remap(one.movedim(0, 2).numpy(), x.numpy(), y.numpy(), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+             for one, x, y in zip(reference, columns, rows, strict=True)]
+        ).movedim(3, 1)  # fmt: skip
+        # What changes with the reference's pixels alone is what was copied from them; OpenCV looks up at 32nds of a pixel.
+        assert (face.picture - other.picture - (1 - face.painted) * (copied + 1)).abs().max() < 0.1
+        assert (face.picture - other.picture - (1 - face.painted) * (copied + 1)).abs().mean() < 0.01
 
 
 def test_rows_of_a_batch_do_not_see_each_other(config: NetworkConfig) -> None:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from faces_for_tests import ScriptedDetector, chunks_of, face_at, portrait_frames
+from faces_for_tests import VIDEO, ScriptedDetector, chunks_of, face_at, portrait_face, portrait_frames, scaled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub import crop, tracks
+from lipdub import crop, media, tracks
 from lipdub.faces import MediapipeDetector
 from lipdub.records import Face
-from lipdub.tracks import DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, WHY, FaceTrack, ReferenceStore, analyse, opening_of, pose_of, smooth
+from lipdub.references import DETAIL_PX, LEAST_GAIN, ReferenceStore, detail_px
+from lipdub.tracks import DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, WHY, FaceTrack, analyse, opening_of, pose_of, smooth
 
 SIZE = (320, 240)
 FACE = face_at((160, 120), height=90)
@@ -304,9 +306,9 @@ def turned(*poses: tuple[float, float]) -> list[list[Face]]:
 def test_the_reference_is_the_most_closed_mouth_of_the_own_pose() -> None:
     ahead = [(0.0, 0.20), (0.0, 0.30), (0.0, 0.05), (0.0, 0.25), *[(0.0, 0.22)] * 20]
     with tracked(turned(*ahead, (32.0, 0.1), (32.0, 0.02)), draw=shade) as track:
-        shown = [int(track.references.get(int(number))[0, 0, 0]) for number in track.reference]
+        shown = [int(track.references.get(int(number)).pixels[0, 0, 0]) for number in track.reference]
         assert shown == [60 + 4 * 2] * 24 + [60 + 4 * 25] * 2
-        assert track.references.get(0).shape == (32, 32, 3)
+        assert track.references.get(0).pixels.shape == (32, 32, 3)
 
 
 def test_a_pose_that_was_never_closed_borrows_the_nearest_reference_that_was() -> None:
@@ -328,25 +330,75 @@ def test_no_frame_of_the_pose_is_much_more_closed_than_the_reference(openings: l
         return np.full((SIZE[1], SIZE[0], 3), 60 + 3 * index, np.uint8)
 
     with tracked(script, draw=draw) as track:
-        chosen = (int(track.references.get(int(track.reference[0]))[0, 0, 0]) - 60) // 3
+        chosen = (int(track.references.get(int(track.reference[0])).pixels[0, 0, 0]) - 60) // 3
         measured = [opening_of(faces[0].landmarks) for faces in script]
         assert 0.9 * measured[chosen] <= min(measured) + 1e-6
 
 
-def test_a_reference_store_gives_back_what_was_put_in() -> None:
-    rng = np.random.default_rng(0)
-    store = ReferenceStore(8)
-    pictures = rng.integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-    assert [store.add(picture) for picture in pictures] == list(range(5))
-    store.replace(2, pictures[4])
-    assert (store.get(2) == pictures[4]).all()
-    assert (store.get(3) == pictures[3]).all()
-    for number in (-1, 5):
-        with pytest.raises(IndexError, match="no reference"):
-            store.get(number)
-    with pytest.raises(ValueError, match="uint8"):
-        store.add(np.zeros((9, 8, 3), np.uint8))
-    store.close()
+def test_the_detail_is_of_the_frame_that_the_crop_is_of() -> None:
+    """Replaced together, whichever frame was the most closed one."""
+    openings = (0.3, 0.2, 0.25, 0.05, 0.1)
+    with tracked(turned(*[(0.0, opening) for opening in openings]), draw=shade) as track:
+        (number,) = set(track.reference.tolist())
+        reference = track.references.get(number)
+        assert reference.number == number
+        assert (reference.pixels == 60 + 4 * 3).all()
+        assert reference.detail is not None
+        assert np.abs(reference.detail.astype(int) - (60 + 4 * 3)).max() <= 1
+
+
+@given(height=st.floats(45, 230), size=st.sampled_from([16, 64, 96, 128, 256]))
+@settings(max_examples=25, deadline=None)
+def test_a_detail_is_as_fine_as_the_frame_and_small_faces_have_none(height: float, size: int) -> None:
+    face = face_at((160, 120), height=height)
+    native = float(np.linalg.norm(np.diff(crop.unit_to_frame(crop.fit_similarity(face.landmarks))[0] @ [[0, 1], [0, 0], [1, 1]], axis=1)))
+    with tracked([[face]], size=size) as track:
+        detail = track.references.get(0).detail
+        assert track.references.get(0).pixels.shape == (size, size, 3)
+        if native < LEAST_GAIN * size:
+            assert detail is None
+        else:
+            assert detail is not None
+            assert len(detail) == detail_px(crop.fit_similarity(face.landmarks), size)
+            assert round(native) <= len(detail) <= native + 2
+
+
+@pytest.mark.parametrize("planes", [True, False])
+@pytest.mark.parametrize("face", [portrait_face(), face_at((200, 230), height=190, roll_deg=35), face_at((60, 420), height=240)])
+def test_the_detail_shows_the_square_that_the_crop_shows(planes: bool, face: Face) -> None:
+    """The example's frames, in planes as in a dub and in RGB; the last face reaches out of the frame."""
+    with closing(media.read_planes(VIDEO) if planes else media.read_frames(VIDEO)) as chunks:
+        chunk = next(chunks)
+    track = analyse([chunk], ScriptedDetector([[face]] * len(chunk)), size=64)
+    with closing(track.references):
+        reference = track.references.get(int(track.reference[0]))
+    assert reference.detail is not None
+    side = len(reference.detail)
+    assert side > 128
+
+    def difference(right: float, down: float) -> float:
+        """Levels between the crop and the detail moved by so many px of the crop, then averaged down."""
+        matrix = np.array([[1, 0, right * side / 64], [0, 1, down * side / 64]])
+        moved = cv2.warpAffine(reference.detail, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return float(np.abs(scaled(moved, (64, 64)).astype(int) - reference.pixels).mean())
+
+    assert difference(0, 0) < 5
+    assert all(difference(*shift) > difference(0, 0) + 0.3 for shift in [(0.25, 0), (-0.25, 0), (0, 0.25), (0, -0.25)])
+
+
+def test_a_photos_references_are_those_of_its_one_frame() -> None:
+    with tracked([[FACE]], draw=shade) as track:
+        still = tracks.repeat_still(track)
+        assert still.references is track.references
+        assert still.references.get(0).detail is not None
+
+
+@pytest.mark.parametrize("height", [150.0, 5000.0])
+def test_no_detail_is_larger_than_it_may_be(height: float) -> None:
+    with tracked([[face_at((160, 120), height=height)]], size=16) as track:
+        detail = track.references.get(0).detail
+        assert detail is not None
+        assert (len(detail) == DETAIL_PX) == (height > 1000)
 
 
 # ---------------------------------------------------------------------------------------------------- the track itself
@@ -372,7 +424,10 @@ def test_a_track_can_be_saved_and_loaded(tmp_path: Path) -> None:
                 assert (one == other).all()
             assert again.references.count == track.references.count
             for number in range(track.references.count):
-                assert (again.references.get(number) == track.references.get(number)).all()
+                one, other = track.references.get(number), again.references.get(number)
+                assert (other.pixels == one.pixels).all()
+                assert one.detail is not None
+                assert (other.detail == one.detail).all()
             assert again.spans() == track.spans()
         finally:
             again.references.close()

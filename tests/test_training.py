@@ -25,7 +25,7 @@ from toys import COMPACT, SIZE, STORED, TOYS, rest_lips, toy_settings, write_cli
 from lipdub.errors import CheckpointInvalid, MemoryCollapsed, OutputRefused, TrainingDataError, TrainingError
 from lipdub.tracks import LIPS
 from lipdub.train import checkpoints, data, memory_stage
-from lipdub.train.data import Clip, Samples, load_clips, loader, split_speakers
+from lipdub.train.data import Clip, Samples, load_clips, loader, split_speakers, to_network
 from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights, _GeneratorStep
 from lipdub.train.loop import LoopSettings, Progress, Validation, learning_rate_factor, new_fabric, run
 from lipdub.train.memory_stage import MemoryStage, _MemoryStep
@@ -531,6 +531,28 @@ def test_a_few_steps_teach_the_generator_a_batch(clips: list[Clip]) -> None:
     batch = batch_of(clips, 4, frames=1)
     pictures = [float(stage.step(batch, number, fabric)["picture"].detach()) for number in range(80)]
     assert np.mean(pictures[-5:]) < 0.5 * pictures[0]
+
+
+def test_what_is_painted_costs_where_the_generator_may_copy(clips: list[Clip]) -> None:
+    """The loss is the mean share of paint, it lessens it, and a generator that copies nothing has none."""
+    painted = {}
+    for weight in (0.0, 20.0):
+        fabric = new_fabric(toy_settings())
+        stage = generator_stage_of(clips, draw_frames=1, weights=GeneratorWeights(adversarial_from=1000, painted=weight))
+        stage.setup(fabric)
+        batch = batch_of(clips, 4, frames=1)
+        found = [stage.step(batch, number, fabric) for number in range(25)]
+        assert ("painted" in found[0]) == (weight > 0)
+        pictures = to_network(batch["pictures"][:, 2])
+        with torch.no_grad():
+            features = stage.generator.encoder(pictures, to_network(batch["reference"]))
+            share = stage.generator.decoder.drawn(torch.zeros(4, COMPACT.channels), features).painted
+        assert share is not None
+        painted[weight] = float(share.mean())
+    assert painted[20.0] < 0.7 * painted[0.0]
+    paper = next(toy for toy in TOYS.values() if not toy.copies)
+    step = _GeneratorStep(generator_stage_of(clips, paper, draw_frames=1))
+    assert "painted" not in step(batch_of(clips, 2, frames=1, config=paper))[0]
 
 
 def test_a_generator_run_shows_what_it_draws(clips: list[Clip], tmp_path: Path) -> None:

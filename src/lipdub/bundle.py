@@ -27,8 +27,10 @@ from typing import Final, TypeVar, get_args, get_origin, get_type_hints
 from lipdub.errors import BundleInvalid, BundleNotFound
 from lipdub.records import CropSpec, MelSpec
 
-FORMAT_VERSION: Final = 1
-"""Version of ``bundle.json`` and of the tensors below; a bundle of another version is refused."""
+FORMAT_VERSION: Final = 2
+"""Version of ``bundle.json`` and of the tensors below; a bundle of another version is refused, but for those of `_EARLIER`."""
+_EARLIER: Final[Mapping[int, Mapping[str, object]]] = types.MappingProxyType({1: types.MappingProxyType({"copies": False})})
+"""Versions that are read, too, as if they were of this one: the keys that they do not have, and what those bundles mean by it."""
 
 SPEC_FILE: Final = "bundle.json"
 MEMORY_GRAPH: Final = "memory.onnx"
@@ -40,9 +42,14 @@ LIP_FEATURE: Final = "lip_feature"
 TARGET: Final = "target"
 REFERENCE: Final = "reference"
 FACE: Final = "face"
+PAINTED: Final = "painted"
+FLOW: Final = "flow"
 
 BATCH: Final = "B"
 """Name of the one dynamic axis; every other axis has a fixed size in the graph."""
+
+FLOW_STRIDE: Final = 4
+"""Crop px per cell of the flow, either way."""
 
 Shape = tuple[int | str, ...]
 """Sizes of a tensor's axes; a name stands for a size that is not known yet."""
@@ -64,7 +71,7 @@ TENSORS: Final[Mapping[str, GraphTensors]] = types.MappingProxyType(
         ),
         GENERATOR_GRAPH: GraphTensors(
             inputs={TARGET: (BATCH, 3, "S", "S"), REFERENCE: (BATCH, 3, "S", "S"), LIP_FEATURE: (BATCH, "lip_channels")},
-            outputs={FACE: (BATCH, 3, "h", "w")},
+            outputs={FACE: (BATCH, 3, "h", "w"), PAINTED: (BATCH, 1, "h", "w"), FLOW: (BATCH, 2, "fh", "fw")},
         ),
     }
 )
@@ -73,7 +80,11 @@ TENSORS: Final[Mapping[str, GraphTensors]] = types.MappingProxyType(
 mel: log-mel windows in [-4, 4]. address: softmax over the slots. target, reference: RGB in [-1, 1]; rows of the target from
 `CropSpec.masked_from` on are 0. face: RGB in [-1, 1], the ``drawn`` box of the crop only, h x w px. All float32, also where
 the weights inside the graph are float16.
+
+Only in a bundle that says `copies`: painted, in [0, 1], the share of each pixel of the face that was painted; the rest of it was copied
+from the reference. flow, (x, y) in crop sides: where it was copied from, minus its own place, at the middles of cells of `FLOW_STRIDE` px.
 """
+_OF_COPIES: Final = (PAINTED, FLOW)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 SHA256_DIGITS: Final = re.compile(r"[0-9a-f]{64}")
@@ -88,7 +99,8 @@ class BundleSpec:
     memory. lip_channels: length of a lip feature. rest_feature: the lip feature of a resting, closed mouth, `lip_channels`
     finite numbers. license, training_data: one line each, shown to users. graphs: file name to sha256 (64 hex digits);
     empty until `finish`. created_with: lipdub version. smoothing_s: sigma in seconds of the zero-phase gaussian that
-    smooths the lip features over time; 0 for none.
+    smooths the lip features over time; 0 for none. copies: generator.onnx also tells what of the face was copied from the
+    reference, and from where.
 
     Raises ``ValueError`` when built with values that do not fit together.
     """
@@ -106,6 +118,7 @@ class BundleSpec:
     graphs: dict[str, str] = field(hash=False)
     created_with: str
     smoothing_s: float = 0.0
+    copies: bool = False
 
     def __post_init__(self) -> None:
         for holds, message in (
@@ -126,6 +139,10 @@ class BundleSpec:
             ),
             (all(SHA256_DIGITS.fullmatch(digest) for digest in self.graphs.values()), "graphs must map to sha256 hex digests"),
             (0.0 <= self.smoothing_s < math.inf, f"smoothing_s must be 0 or more seconds, got {self.smoothing_s}"),
+            (
+                not self.copies or not any(edge % FLOW_STRIDE for edge in self.crop.drawn),
+                f"drawn must lie on cells of {FLOW_STRIDE} px where pixels are copied, got {self.crop.drawn}",
+            ),
         ):
             if not holds:
                 raise ValueError(message)
@@ -136,16 +153,18 @@ class BundleSpec:
 
     @classmethod
     def from_json(cls, text: str, *, where: str = SPEC_FILE) -> BundleSpec:
-        """The spec that `text` holds. Every key must be there and no other may be.
+        """The spec that `text` holds. Every key must be there and no other may be. One of format version 1 is read as it would be
+        written today, with `copies` False.
 
         `where` names the text in messages. Raises BundleInvalid: no JSON, another format version, a missing, unknown or
         wrongly typed key (named), or values that do not fit together.
         """
-        return read_record(text, cls, where=where, version=FORMAT_VERSION)
+        return read_record(text, cls, where=where, version=FORMAT_VERSION, earlier=_EARLIER)
 
 
 def tensors(graph: str, spec: BundleSpec) -> GraphTensors:
-    """``TENSORS[graph]`` with the sizes of `spec` filled in; only the batch axis keeps its name."""
+    """``TENSORS[graph]`` with the sizes of `spec` filled in, only the batch axis keeps its name; without what a bundle that does not say
+    `copies` lacks."""
     y0, y1, x0, x1 = spec.crop.drawn
     sizes: dict[str, int] = {
         "bands": spec.mel.bands,
@@ -155,11 +174,15 @@ def tensors(graph: str, spec: BundleSpec) -> GraphTensors:
         "S": spec.crop.size,
         "h": y1 - y0,
         "w": x1 - x0,
+        "fh": (y1 - y0) // FLOW_STRIDE,
+        "fw": (x1 - x0) // FLOW_STRIDE,
     }
 
     def filled(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         return {
-            name: tuple(axis if axis == BATCH or isinstance(axis, int) else sizes[axis] for axis in shape) for name, shape in shapes.items()
+            name: tuple(axis if axis == BATCH or isinstance(axis, int) else sizes[axis] for axis in shape)
+            for name, shape in shapes.items()
+            if spec.copies or name not in _OF_COPIES
         }
 
     return GraphTensors(inputs=filled(TENSORS[graph].inputs), outputs=filled(TENSORS[graph].outputs))
@@ -245,8 +268,16 @@ def write_spec(folder: Path, spec_file: str, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def read_record(text: str, record: type[_Record], *, where: str, version: int) -> _Record:
-    """The record that the JSON `text` holds. Every key must be there and no other may be; ``format_version`` must be `version`.
+def read_record(
+    text: str,
+    record: type[_Record],
+    *,
+    where: str,
+    version: int,
+    earlier: Mapping[int, Mapping[str, object]] = types.MappingProxyType({}),
+) -> _Record:
+    """The record that the JSON `text` holds. Every key must be there and no other may be; ``format_version`` must be `version`, or one of
+    `earlier`: each with the keys that it does not have yet, and their values. Such a text is read as one of `version`.
 
     `where` names the text in messages. Raises BundleInvalid: no JSON, another format version, a missing, unknown or
     wrongly typed key (named), or values that do not fit together.
@@ -256,12 +287,18 @@ def read_record(text: str, record: type[_Record], *, where: str, version: int) -
     except ValueError as error:
         raise BundleInvalid(f"{where} is no JSON ({error}): export or copy the bundle again") from error
     found = data.get("format_version", version) if isinstance(data, dict) else version
-    if found != version:
+    added = earlier.get(found) if type(found) is int else None
+    if found != version and added is None:
         raise BundleInvalid(
-            f"{where} is of format version {found!r}, this lipdub reads {version}: export the bundle again, "
-            "or install the lipdub that made it"
+            f"{where} is of format version {found!r}, this lipdub reads {' and '.join(str(known) for known in (*earlier, version))}: "
+            "export the bundle again, or install the lipdub that made it"
         )
     try:
+        if added is not None:
+            for name in added:
+                if name in data:
+                    raise ValueError(f"key {name!r} is unknown")
+            data |= {**added, "format_version": version}
         return _typed_record(data, record, "")
     except ValueError as error:
         raise BundleInvalid(f"{where}: {error}; export or copy the bundle again") from error
@@ -305,7 +342,7 @@ def _typed(value: object, hint: object, key: str) -> object:
         return {name: _typed(item, get_args(hint)[1], f"{key}.{name}") for name, item in value.items()}
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if hint in (int, str) and type(value) is hint:
+    if hint in (int, str, bool) and type(value) is hint:
         return value
     kind = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
     raise ValueError(f"key {key!r} must be of type {kind}, got {value!r}")

@@ -15,18 +15,22 @@ from numpy.typing import NDArray
 
 from lipdub import __version__, crop, media
 from lipdub.cache import AnalysisCache, analysis_key
+from lipdub.detail import FineReference
 from lipdub.errors import NoFaceFound, UnreadableMedia
 from lipdub.faces import MediapipeDetector
 from lipdub.generators import Generator, open_generator
 from lipdub.mel import MelTrack, silence_weight
-from lipdub.picture import YuvChunk
-from lipdub.records import Crops, Device, DubReport, Fit, Silence, Span, VideoInfo
+from lipdub.picture import YuvChunk, YuvColor
+from lipdub.records import Crops, Device, Drawn, DubReport, Fit, Silence, Span, VideoInfo
+from lipdub.references import ReferenceStore
 from lipdub.stages import Clock, Stages, cores, spread
 from lipdub.timeline import Timeline, plan
 from lipdub.tracks import DUBBED, NO_FACE, WHY, FaceTrack, analyse, repeat_still
 
 HELD_FRAMES = 8
 """A held frame is handed on in pieces of this many."""
+HELD_REFERENCES = 8
+"""References that are held with their planes, about 2 MB each; a shot uses two or three."""
 GATHERED_BYTES = 256 * 2**20
 """Frames that wait for a batch to fill take at most this much."""
 DEFAULT_CRF = 12
@@ -213,13 +217,13 @@ class _Piece:
     """Frames on their way through the stages, with what is to be drawn in them.
 
     silent: how many of the frames fall into pauses of the speech. crops: of the frames that are redrawn, and for each of these the
-    reference uint8 (M, S, S, 3), lip feature float32 (M, C) and strength float32 (M,).
+    M references, lip features float32 (M, C) and strength float32 (M,).
     """
 
     frames: YuvChunk
     silent: int
     crops: Crops
-    references: NDArray[np.uint8]
+    references: tuple[FineReference, ...]
     lip_features: NDArray[np.float32]
     strength: NDArray[np.float32]
 
@@ -235,14 +239,15 @@ def _redrawn(
     silence: Silence,
 ) -> Iterator[_Piece]:
     """Second pass: the frames of the output in order with new mouths in them. Every stage runs ahead of the next one."""
+    references = _References(track.references)
 
     def heard(frames: YuvChunk, sources: NDArray[np.int64]) -> _Piece:
-        return _hear_and_take(frames, sources, track, generator, mel, silence, clock)
+        return _hear_and_take(frames, sources, track, references, generator, mel, silence, clock)
 
-    def pasted(drawn: tuple[_Piece, NDArray[np.uint8]]) -> _Piece:
+    def pasted(drawn: tuple[_Piece, Drawn]) -> _Piece:
         piece, mouths = drawn
         with clock("paste"):
-            crop.paste_planes(piece.frames, piece.crops, mouths, piece.strength, generator.spec.crop)
+            crop.paste_planes(piece.frames, piece.crops, mouths, piece.strength, generator.spec.crop, piece.references)
         return piece
 
     decoded = stages.ahead(clock.timed("decode", _source_frames(video, track, timeline)))
@@ -252,10 +257,28 @@ def _redrawn(
     return stages.ahead(spread(pasted, drawn, workers=max(1, cores() // 3)))
 
 
+class _References:
+    """The references of a track in the planes of its video; the ones that were used last are held."""
+
+    def __init__(self, store: ReferenceStore) -> None:
+        self._store = store
+        self._held: dict[tuple[int, YuvColor], FineReference] = {}
+
+    def get(self, number: int, color: YuvColor) -> FineReference:
+        """The reference of that number for frames of that colour."""
+        key = number, color
+        found = self._held.pop(key, None) or FineReference(self._store.get(number), color)
+        self._held[key] = found
+        while len(self._held) > HELD_REFERENCES:
+            del self._held[next(iter(self._held))]
+        return found
+
+
 def _hear_and_take(
     frames: YuvChunk,
     sources: NDArray[np.int64],
     track: FaceTrack,
+    references: _References,
     generator: Generator,
     mel: MelTrack,
     silence: Silence,
@@ -275,15 +298,12 @@ def _hear_and_take(
     of = sources[rows]
     with clock("crop"):
         crops = crop.take(frames, rows, track.similarity[of], track.outline[of].astype(np.float32), spec.crop.size)
-        stored = {int(number): track.references.get(int(number)) for number in np.unique(track.reference[of])}
-        references = np.empty_like(crops.pixels)
-        for slot, number in enumerate(track.reference[of]):
-            references[slot] = stored[int(number)]
-    return _Piece(frames, int((silent > 0.5).sum()), crops, references, lip_features[rows], strength[rows])
+        seen = tuple(references.get(int(number), frames.color) for number in track.reference[of])
+    return _Piece(frames, int((silent > 0.5).sum()), crops, seen, lip_features[rows], strength[rows])
 
 
-def _drawn(pieces: Iterator[_Piece], generator: Generator, clock: Clock) -> TypeGenerator[tuple[_Piece, NDArray[np.uint8]], None, None]:
-    """Each piece with the mouths drawn for it, uint8 (M, S, S, 3); pieces are gathered until they fill a batch of the generator."""
+def _drawn(pieces: Iterator[_Piece], generator: Generator, clock: Clock) -> TypeGenerator[tuple[_Piece, Drawn], None, None]:
+    """Each piece with the mouths drawn for it; pieces are gathered until they fill a batch of the generator."""
     waiting: list[_Piece] = []
     for piece in pieces:
         waiting.append(piece)
@@ -295,18 +315,26 @@ def _drawn(pieces: Iterator[_Piece], generator: Generator, clock: Clock) -> Type
     yield from _draw(waiting, generator, clock)
 
 
-def _draw(pieces: list[_Piece], generator: Generator, clock: Clock) -> list[tuple[_Piece, NDArray[np.uint8]]]:
+def _draw(pieces: list[_Piece], generator: Generator, clock: Clock) -> list[tuple[_Piece, Drawn]]:
     """All pieces drawn in one go."""
     if not pieces:
         return []
     with clock("draw"):
         mouths = generator.draw(
             np.concatenate([piece.crops.pixels for piece in pieces]),
-            np.concatenate([piece.references for piece in pieces]),
+            np.concatenate([_seen(piece) for piece in pieces]),
             np.concatenate([piece.lip_features for piece in pieces]),
         )
-    ends = np.cumsum([len(piece.crops) for piece in pieces])
-    return list(zip(pieces, np.split(mouths, ends[:-1]), strict=True))
+    ends = np.cumsum([len(piece.crops) for piece in pieces]).tolist()
+    return [(piece, mouths.part(end - len(piece.crops), end)) for piece, end in zip(pieces, ends, strict=True)]
+
+
+def _seen(piece: _Piece) -> NDArray[np.uint8]:
+    """The references of a piece as the generator sees them, uint8 (M, S, S, 3)."""
+    seen = np.empty_like(piece.crops.pixels)
+    for slot, reference in enumerate(piece.references):
+        seen[slot] = reference.pixels
+    return seen
 
 
 def _hear(times_s: NDArray[np.float64], generator: Generator, mel: MelTrack) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

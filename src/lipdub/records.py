@@ -154,6 +154,80 @@ class Crops:
         return f"Crops(pixels={self.pixels.shape}, rows={self.rows.tolist()})"
 
 
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Reference:
+    """A face that shows what a person looks like: the crop that the generator sees, and the same crop as finely as the video shows it.
+
+    number: of the track's reference. pixels: uint8 (S, S, 3) RGB. detail: uint8 (D, D, 3) RGB, D > S, the same square of the face; None
+    where the video is no finer than the crop.
+    """
+
+    number: int
+    pixels: NDArray[np.uint8]
+    detail: NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("pixels", self.pixels), ("detail", self.detail)):
+            if value is not None:
+                _require(
+                    value.dtype == np.uint8 and value.ndim == 3 and value.shape[0] == value.shape[1] and value.shape[2] == 3,
+                    f"{name} must be uint8 (S, S, 3), got {value.dtype} {value.shape}",
+                )
+        _require(self.detail is None or len(self.detail) > len(self.pixels), "detail must be finer than the crop")
+
+    def __repr__(self) -> str:
+        return f"Reference({self.number}, {len(self.pixels)} px, detail={None if self.detail is None else len(self.detail)})"
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Copied:
+    """Which pixels of M drawn boxes (h, w) were copied from the reference, and from where.
+
+    painted: uint8 (M, h, w), the share of each pixel that was painted and not copied, 255 all of it. flow: float32 (M, 2, h', w'), (x, y):
+    where a pixel was copied from, relative to its own place, in crop sides; at the middles of cells coarser than pixels.
+    """
+
+    painted: NDArray[np.uint8]
+    flow: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        _require(self.painted.dtype == np.uint8 and self.painted.ndim == 3, f"painted must be uint8 (M, h, w), got {self.painted.shape}")
+        _require(
+            self.flow.dtype == np.float32 and self.flow.ndim == 4 and self.flow.shape[:2] == (len(self.painted), 2),
+            f"flow must be float32 ({len(self.painted)}, 2, h', w'), got {self.flow.dtype} {self.flow.shape}",
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Drawn:
+    """M crops as a generator drew them.
+
+    pixels: uint8 (M, S, S, 3) RGB, the drawn box new and every other pixel the target's. copied: where the pixels of the box come from;
+    None from a model that copies nothing.
+    """
+
+    pixels: NDArray[np.uint8]
+    copied: Copied | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.pixels.dtype == np.uint8 and self.pixels.ndim == 4 and self.pixels.shape[3] == 3,
+            f"pixels must be uint8 (M, S, S, 3), got {self.pixels.dtype} {self.pixels.shape}",
+        )
+        _require(self.copied is None or len(self.copied.painted) == len(self.pixels), "one crop for each drawn box")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __repr__(self) -> str:
+        return f"Drawn(pixels={self.pixels.shape}, copied={self.copied is not None})"
+
+    def part(self, first: int, end: int) -> Drawn:
+        """The crops [first, end), views."""
+        copied = None if self.copied is None else Copied(self.copied.painted[first:end], self.copied.flow[first:end])
+        return Drawn(self.pixels[first:end], copied)
+
+
 @dataclass(frozen=True, slots=True)
 class MelSpec:
     """The log-mel convention (design, section 5). Values in Hz and samples; `floor_db` maps to -4 and 0 dB re `reference_db` to 4."""

@@ -1,12 +1,11 @@
 """One person's face over a whole video: follow, cut at shots, choose, bridge gaps, smooth both ways, pick references.
 
 ``analyse`` reads the video once, forward, and keeps about 300 bytes a frame (some 2 kB while the track is put together); reference
-crops lie in an unnamed temporary file.
+pictures lie in an unnamed temporary file.
 """
 
 from __future__ import annotations
 
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Generator as TypeGenerator
@@ -26,9 +25,10 @@ from lipdub.faces import FaceDetector
 from lipdub.picture import Picture, YuvChunk, picture_of
 from lipdub.points import PointStore
 from lipdub.records import Face, FrameChunk, Span
+from lipdub.references import MOST_JPEG_BYTES, ReferenceStore, detail_px
 from lipdub.stages import spread
 
-ANALYSIS_VERSION = 2
+ANALYSIS_VERSION = 3
 """Part of the analysis cache's keys. Raise it with every change here, in ``faces`` or in ``crop`` that gives a video another track."""
 
 DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY = 0, 1, 2, 3
@@ -76,40 +76,6 @@ BLOCK_FRAMES = 4096
 
 class TrackDamaged(ValueError):
     """A file holds no whole face track. Internal: whoever keeps tracks makes them again."""
-
-
-@dataclass(slots=True)
-class ReferenceStore:
-    """Reference crops uint8 (S, S, 3) in an unnamed temporary file, so that memory does not grow with the number of shots."""
-
-    size: int
-    count: int = 0
-    _file: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
-
-    def add(self, pixels: NDArray[np.uint8]) -> int:
-        """Store one crop; its number."""
-        self.count += 1
-        self.replace(self.count - 1, pixels)
-        return self.count - 1
-
-    def replace(self, number: int, pixels: NDArray[np.uint8]) -> None:
-        """Store another crop under a number that ``add`` gave."""
-        if pixels.shape != (self.size, self.size, 3) or pixels.dtype != np.uint8:
-            raise ValueError(f"a reference is uint8 ({self.size}, {self.size}, 3), got {pixels.dtype} {pixels.shape}")
-        self._file.seek(number * self.size * self.size * 3)
-        self._file.write(np.ascontiguousarray(pixels).tobytes())
-
-    def get(self, number: int) -> NDArray[np.uint8]:
-        """The crop of that number, uint8 (S, S, 3)."""
-        if not 0 <= number < self.count:
-            raise IndexError(f"no reference {number}, there are {self.count}")
-        length = self.size * self.size * 3
-        self._file.seek(number * length)
-        return np.frombuffer(self._file.read(length), np.uint8).reshape(self.size, self.size, 3)
-
-    def close(self) -> None:
-        """Give the file back."""
-        self._file.close()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -162,15 +128,21 @@ class FaceTrack:
         )
 
     def save(self, file: Path | IO[bytes]) -> None:
-        """Write the track and its references as one ``.npz``; the references one by one, however many there are."""
+        """Write the track and its references as one ``.npz``; the references one by one, however many there are. Their details are the
+        JPEG files one after another, uint8 (bytes,), and where each ends, int64 (count,): there is none where that is the end before."""
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             numerator, denominator = self.time_base.as_integer_ratio()
             _write_rows(archive, "time_base", np.dtype(np.int64), (2,), [np.array([numerator, denominator])])
             for name, (dtype, tail) in _ROWS.items():
                 _write_rows(archive, name, dtype, (len(self), *tail), [getattr(self, name)])
             store = self.references
-            pictures = (store.get(number) for number in range(store.count))
+            pictures = (store.pixels(number) for number in range(store.count))
             _write_rows(archive, "references", np.dtype(np.uint8), (store.count, store.size, store.size, 3), pictures)
+            ends = np.cumsum(store.jpeg_bytes())
+            _write_rows(archive, "detail_ends", np.dtype(np.int64), ends.shape, [ends])
+            jpegs = (np.frombuffer(store.jpeg(number), np.uint8) for number in range(store.count))
+            # JPEG does not get smaller by being packed again.
+            _write_rows(archive, "details", np.dtype(np.uint8), (int(ends[-1]) if len(ends) else 0,), jpegs, packed=False)
 
     @classmethod
     def load(cls, file: Path | IO[bytes]) -> FaceTrack:
@@ -188,6 +160,10 @@ class FaceTrack:
                 for piece in _read_rows(archive, "references", np.dtype(np.uint8), (size, size, 3)):
                     for picture in piece:
                         store.add(picture)
+                ends = np.concatenate(list(_read_rows(archive, "detail_ends", np.dtype(np.int64), ())))
+                for number, jpeg in enumerate(_parts(_read_rows(archive, "details", np.dtype(np.uint8), ()), ends, store.count)):
+                    if jpeg:
+                        store.attach(number, jpeg)
             track = cls(**rows, time_base=Fraction(int(numerator), int(denominator)), references=store)
             track._require_sense()
         except OSError:
@@ -238,9 +214,18 @@ _PIECE_BYTES = 2**20
 _NPY: Any = np.lib.format  # has no types
 
 
-def _write_rows(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], pieces: Iterable[NDArray[Any]]) -> None:
+def _write_rows(
+    archive: zipfile.ZipFile,
+    name: str,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    pieces: Iterable[NDArray[Any]],
+    *,
+    packed: bool = True,
+) -> None:
     """One array of the ``.npz``, from pieces that hold its values in order."""
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+    # A ZipInfo of its own says how the member is stored; by default as it is.
+    with archive.open(f"{name}.npy" if packed else zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
         header = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": shape}
         _NPY.write_array_header_1_0(member, header)
         for piece in pieces:
@@ -283,6 +268,27 @@ def _read_rows(archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], tail: 
             yield np.frombuffer(data, found).reshape(rows, *tail).astype(dtype)
             if left == 0:
                 return
+
+
+def _parts(pieces: Iterator[NDArray[np.uint8]], ends: NDArray[np.int64], count: int) -> Iterator[bytes]:
+    """`count` runs of bytes that follow each other in `pieces`, by where each of them ends: int64 (count,).
+
+    Raises ValueError: ends that make no sense, or that are not those of the pieces.
+    """
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(ends)]
+    if len(ends) != count or (ends < starts).any() or (ends - starts > MOST_JPEG_BYTES).any():
+        raise ValueError("details that end out of order")
+    waiting, at = b"", 0
+    for length in (ends - starts).tolist():
+        while len(waiting) - at < length:
+            piece = next(pieces, None)
+            if piece is None:
+                raise ValueError("details are fewer than they say")
+            waiting, at = waiting[at:] + piece.tobytes(), 0
+        yield waiting[at : at + length]
+        at += length
+    if at < len(waiting) or any(len(piece) for piece in pieces):
+        raise ValueError("details are more than they say")
 
 
 def _close(store: ReferenceStore | None) -> None:
@@ -421,21 +427,27 @@ def _analyse(
                 key = (number, round(row[_YAW] / REFERENCE_BIN_DEG))
                 best = candidates.get(key)
                 if best is None or row[_OPENING] < 0.9 * best[0]:
-                    taken = crop.take(
-                        chunk,
-                        np.array([offset]),
-                        row[None, _SIMILARITY],
-                        shape[None, _OUTLINE].reshape(1, -1, 2).astype(np.float32),
-                        store.size,
-                    )
+                    pixels, detail = _look(chunk, offset, row[_SIMILARITY], store.size)
                     if best is None:
-                        candidates[key] = (float(row[_OPENING]), store.add(taken.pixels[0]))
+                        candidates[key] = (float(row[_OPENING]), store.add(pixels, detail))
                     else:
-                        store.replace(best[1], taken.pixels[0])
+                        store.replace(best[1], pixels, detail)
                         candidates[key] = (float(row[_OPENING]), best[1])
         if on_frames is not None:
             on_frames(len(stretch.shots))
     return _assemble(rows.array(), points, pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, store, candidates)
+
+
+def _look(
+    chunk: FrameChunk | YuvChunk, offset: int, similarity: NDArray[np.float64], size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """The crop of a face by its similarity, uint8 (S, S, 3), and the same square as finely as the frame shows it, where that is finer."""
+
+    def taken(side: int) -> NDArray[np.uint8]:
+        return crop.take(chunk, np.array([offset]), similarity[None], np.empty((1, 0, 2), np.float32), side).pixels[0]
+
+    side = detail_px(similarity, size)
+    return taken(size), None if side is None else taken(side)
 
 
 def repeat_still(track: FaceTrack) -> FaceTrack:

@@ -1,4 +1,4 @@
-"""``lipdub export-onnx``: a checkpoint to a bundle, or to a sync expert's folder."""
+"""``lipdub export-onnx``: a checkpoint or another bundle to a bundle, a sync expert's checkpoint to its folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import typer
 
 from lipdub.cli.console import results
 
+SMOOTHING_S = 0.04
+"""Of a bundle that comes from a checkpoint, where nothing else is asked for."""
+
 EXAMPLES = """
 [bold]Examples[/bold]
 
   lipdub export-onnx runs/generator/latest.pt -o models/mine
 
   lipdub export-onnx runs/generator/latest.pt -o models/mine_half --half
+
+  lipdub export-onnx models/of_an_older_lipdub -o models/mine --half
 
   lipdub export-onnx runs/expert/best.pt -o models/expert --half
 
@@ -23,21 +28,34 @@ EXAMPLES = """
 
 
 def export_onnx(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of lipdub train generator or lipdub train expert.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint of lipdub train generator or lipdub train expert; or the folder of a bundle, to export its weights anew."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
     half: Annotated[bool, typer.Option("--half", help="Store the weights of both graphs as float16: half the size.")] = False,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's by default.")] = None,
     rest_from: Annotated[
         Path | None,
-        typer.Option(help="Prepared clips to read the resting mouth from; by default it is what the memory recalls for silence."),
+        typer.Option(help="Prepared clips to read the resting mouth from. Default: what the memory recalls for silence, or the bundle's."),
     ] = None,
-    smoothing_s: Annotated[float, typer.Option(min=0.0, max=0.2, help="Smoothing of the lip-feature track, seconds.")] = 0.04,
+    smoothing_s: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=0.2, help=f"Smoothing of the lip-feature track, seconds. Default: {SMOOTHING_S:g}, or the bundle's."),
+    ] = None,
     drawn_kappa: Annotated[
         float | None,
-        typer.Option(min=1.0, help="Sharpness of the audio addresses: more opens and closes the mouth further. Default: the checkpoint's."),
+        typer.Option(
+            min=1.0,
+            help="Sharpness of the audio addresses: more opens and closes the mouth further. Default: the checkpoint's or bundle's.",
+        ),
     ] = None,
-    license_text: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "unstated",
-    training_data: Annotated[str, typer.Option(help="What the weights were trained on.")] = "unstated",
+    license_text: Annotated[
+        str | None, typer.Option("--license", help="Licence of the weights. Default: unstated, or the bundle's.")
+    ] = None,
+    training_data: Annotated[str | None, typer.Option(help="What the weights were trained on. Default: unstated, or the bundle's.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
     """Write two graphs, weights.safetensors and bundle.json (of an expert: expert.json); check both graphs against torch and print the
@@ -48,12 +66,15 @@ def export_onnx(
 
     if holds_expert(checkpoint):
         expert = export_expert(
-            checkpoint, output, half=half, name=name, license_text=license_text, training_data=training_data, force=force
-        )
+            checkpoint, output, half=half, name=name, license_text="unstated" if license_text is None else license_text,
+            training_data="unstated" if training_data is None else training_data, force=force,
+        )  # fmt: skip
         _print_differences(expert.differences, expert.tolerance)
         results().print(f"wrote {output} ({expert.bytes / 2**20:.1f} MiB)", soft_wrap=True)
         return
 
+    if smoothing_s is None and not checkpoint.is_dir():
+        smoothing_s = SMOOTHING_S
     done = export(
         checkpoint, output, half=half, name=name, rest_from=rest_from, smoothing_s=smoothing_s, drawn_kappa=drawn_kappa,
         license_text=license_text, training_data=training_data, force=force,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lipdub.bundle import BundleSpec
 from lipdub.generators import Recall
+from lipdub.records import Copied, Drawn
 from lipdub.tracks import FaceTrack
 
 
@@ -38,12 +39,13 @@ class FrozenMouth:
         address = np.full((len(windows), self._spec.slots), 1 / self._spec.slots, np.float32)
         return Recall(address, np.zeros((len(windows), self._spec.lip_channels), np.float32))
 
-    def draw(self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """The targets, uint8 (M, S, S, 3), with the drawn box of the references."""
+    def draw(self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]) -> Drawn:
+        """The targets with the drawn box of the references, all of it copied from its own place."""
         y0, y1, x0, x1 = self._spec.crop.drawn
         drawn = targets.copy()
         drawn[:, y0:y1, x0:x1] = references[:, y0:y1, x0:x1]
-        return drawn
+        box = (len(drawn), y1 - y0, x1 - x0)
+        return Drawn(drawn, Copied(np.zeros(box, np.uint8), np.zeros((len(drawn), 2, 1, 1), np.float32)))
 
 
 def with_one_reference(track: FaceTrack) -> FaceTrack:

@@ -2,7 +2,7 @@
 
 generator = open_generator("compact")
 recall = generator.recall(windows)                              # all of the speech, before a pixel is drawn
-lips = generator.draw(targets, references, recall.lip_feature)  # chunk by chunk
+drawn = generator.draw(targets, references, recall.lip_feature)  # chunk by chunk; drawn.pixels, drawn.copied
 """
 
 from __future__ import annotations

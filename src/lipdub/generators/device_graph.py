@@ -5,7 +5,7 @@ is opened, in memory, so every bundle there is gets it; needs the package ``onnx
 
     target_levels ──► to [-1, 1], rows below the mask 0 ──┐
     reference_levels ──► to [-1, 1] ──────────────────────┼──► the graph as it was ──► face_levels, face_mean
-    lip_feature ──────────────────────────────────────────┘
+    lip_feature ──────────────────────────────────────────┘         and, with copies, painted_levels, painted_mean, flow
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from lipdub import bundle, runtime
-from lipdub.bundle import BATCH, BundleSpec, GraphTensors
+from lipdub.bundle import BATCH, BundleSpec, GraphTensors, Shape
 from lipdub.errors import BundleInvalid
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ TARGET_LEVELS: Final = "target_levels"
 REFERENCE_LEVELS: Final = "reference_levels"
 FACE_LEVELS: Final = "face_levels"
 FACE_MEAN: Final = "face_mean"
+PAINTED_LEVELS: Final = "painted_levels"
+PAINTED_MEAN: Final = "painted_mean"
+_AS_LEVELS: Final = (TARGET_LEVELS, REFERENCE_LEVELS, FACE_LEVELS, PAINTED_LEVELS)
+"""uint8; every other tensor is float32."""
 
 _KEPT_FLOAT32: Final = ("GridSample", "Resize")
 """Where a picture is looked up at positions: float16 knows the 128 columns of a crop to a sixteenth of a pixel only, and CUDA has
@@ -44,16 +48,23 @@ def tensors(spec: BundleSpec) -> GraphTensors:
     target_levels: uint8 (B, rows above the mask, S, 3) RGB. reference_levels: uint8 (B, S, S, 3) RGB. lip_feature: float32 (B, C).
     face_levels: uint8 (B, h, w, 3) RGB, the drawn box, rounded and clipped. face_mean: float32 (B, 3, 1, 1), mean of each channel
     before that: NaN or infinite where the network drew no numbers, which uint8 would hide.
+
+    Where the bundle says `copies`: painted_levels, uint8 (B, h, w), 255 times painted, rounded and clipped; painted_mean, float32
+    (B, 1, 1, 1); flow, as the bundle's graph gives it.
     """
     y0, y1, x0, x1 = spec.crop.drawn
     size = spec.crop.size
+    copied: dict[str, Shape] = {}
+    if spec.copies:
+        flow = bundle.tensors(bundle.GENERATOR_GRAPH, spec).outputs[bundle.FLOW]
+        copied = {PAINTED_LEVELS: (BATCH, y1 - y0, x1 - x0), PAINTED_MEAN: (BATCH, 1, 1, 1), bundle.FLOW: flow}
     return GraphTensors(
         inputs={
             TARGET_LEVELS: (BATCH, spec.crop.masked_from, size, 3),
             REFERENCE_LEVELS: (BATCH, size, size, 3),
             bundle.LIP_FEATURE: (BATCH, spec.lip_channels),
         },
-        outputs={FACE_LEVELS: (BATCH, y1 - y0, x1 - x0, 3), FACE_MEAN: (BATCH, 3, 1, 1)},
+        outputs={FACE_LEVELS: (BATCH, y1 - y0, x1 - x0, 3), FACE_MEAN: (BATCH, 3, 1, 1), **copied},
     )
 
 
@@ -67,8 +78,7 @@ def rewritten(graph: bytes, spec: BundleSpec, *, half: bool) -> bytes:
     try:
         model = onnx.load_model_from_string(graph)
         if half:
-            model = runtime.in_half_precision(model, kept_float32=_KEPT_FLOAT32)
-            sort(model)
+            model = _half(model)
         _wrap(model, spec)
         onnx.checker.check_model(model)
     except Exception as error:
@@ -77,6 +87,48 @@ def rewritten(graph: bytes, spec: BundleSpec, *, half: bool) -> bytes:
             f"the generator graph of {spec.name} cannot be rewritten for the GPU ({' '.join(str(error).split())[:200]})"
         ) from error
     return bytes(model.SerializeToString())
+
+
+def _half(model: ModelProto) -> ModelProto:
+    """The graph with float16 arithmetic, but for what looks pictures up at positions and for what gives the flow."""
+    from onnx import TensorProto
+
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"node_{number}"
+    own = {node.name for node in model.graph.node}
+    half: ModelProto = runtime.in_half_precision(model, kept_float32=_KEPT_FLOAT32, kept_nodes=_flow_head(model))
+    # The conversion casts for each of two nodes that take one tensor, by the same name.
+    nodes = {tuple(node.output): node for node in half.graph.node}
+    # And it rounds to float16 between two nodes that both stay float32.
+    rounded = {
+        node.output[0]: node.input[0]
+        for node in nodes.values()
+        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16 and node.name not in own
+    }
+    for node in nodes.values():
+        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT and node.input[0] in rounded:
+            node.op_type, node.input[0] = "Identity", rounded[node.input[0]]
+            del node.attribute[:]
+    kept = list(nodes.values())
+    del half.graph.node[:], half.graph.value_info[:]
+    half.graph.node.extend(kept)
+    sort(half)
+    return half
+
+
+def _flow_head(model: ModelProto) -> tuple[str, ...]:
+    """Names of the nodes that make the flow out of the last features before it, the convolution among them: as _KEPT_FLOAT32. None where
+    the graph gives no flow."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found: list[str] = []
+    waiting = [bundle.FLOW]
+    while waiting:
+        node = makers.pop(waiting.pop(), None)
+        if node is not None:
+            found.append(node.name)
+            # The weights' own casts come before a convolution, too: they stay as they are converted.
+            waiting += [] if node.op_type == "Conv" else list(node.input)
+    return tuple(found)
 
 
 def sort(model: ModelProto) -> None:
@@ -123,6 +175,16 @@ def _wrap(model: ModelProto, spec: BundleSpec) -> None:
         helper.make_node("Transpose", ["face_planes"], [FACE_LEVELS], perm=[0, 2, 3, 1]),
         helper.make_node("GlobalAveragePool", [bundle.FACE], [FACE_MEAN]),
     ]
+    if spec.copies:
+        constants |= {"levels_most": np.float32(255), "levels_channel": np.array([1], np.int64)}
+        behind += [
+            helper.make_node("Clip", [bundle.PAINTED, "levels_zero", "levels_one"], ["painted_clipped"]),
+            helper.make_node("Mul", ["painted_clipped", "levels_most"], ["painted_scaled"]),
+            helper.make_node("Round", ["painted_scaled"], ["painted_rounded"]),
+            helper.make_node("Cast", ["painted_rounded"], ["painted_plane"], to=TensorProto.UINT8),
+            helper.make_node("Squeeze", ["painted_plane", "levels_channel"], [PAINTED_LEVELS]),
+            helper.make_node("GlobalAveragePool", [bundle.PAINTED], [PAINTED_MEAN]),
+        ]
     graph = model.graph
     nodes = [*before, *graph.node, *behind]
     for field, values in (
@@ -151,6 +213,6 @@ def _infos(shapes: Mapping[str, tuple[int | str, ...]]) -> list[ValueInfoProto]:
     from onnx import TensorProto, helper
 
     return [
-        helper.make_tensor_value_info(name, TensorProto.UINT8 if name.endswith("_levels") else TensorProto.FLOAT, list(shape))
+        helper.make_tensor_value_info(name, TensorProto.UINT8 if name in _AS_LEVELS else TensorProto.FLOAT, list(shape))
         for name, shape in shapes.items()
     ]

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import bundle
+from lipdub.bundle import BundleSpec
 from lipdub.errors import BundleInvalid
 from lipdub.generators import device_graph
-from lipdub.records import CropSpec
+from lipdub.records import Copied, Drawn
 from lipdub.runtime import Session
 
 Pictures = NDArray[np.uint8]
@@ -22,6 +23,7 @@ _HALF_RANGE: Final = np.float32(127.5)
 _ZERO: Final = np.float32(0.0)
 _ONE: Final = np.float32(1.0)
 _TWO: Final = np.float32(2.0)
+_LEVELS: Final = np.float32(255.0)
 
 
 class Drawing(Protocol):
@@ -32,7 +34,7 @@ class Drawing(Protocol):
         """What the pictures go through."""
         ...
 
-    def draw(self, targets: Pictures, references: Pictures, lip_features: NDArray[np.float32]) -> Pictures:
+    def draw(self, targets: Pictures, references: Pictures, lip_features: NDArray[np.float32]) -> Drawn:
         """See `lipdub.generators.Generator.draw`; shapes and types were checked before."""
         ...
 
@@ -40,9 +42,10 @@ class Drawing(Protocol):
 class ConvertedByHost:
     """Drawing through the graph as bundles hold it: float32 (B, 3, S, S) in [-1, 1] on both sides."""
 
-    def __init__(self, session: Session, crop: CropSpec) -> None:
+    def __init__(self, session: Session, spec: BundleSpec) -> None:
         self._session = session
-        self._crop = crop
+        self._spec = spec
+        self._crop = crop = spec.crop
         y0, y1, x0, x1 = crop.drawn
         self._planes = np.empty((3, crop.size, crop.size), np.uint8)
         self._levels = np.empty((3, y1 - y0, x1 - x0), np.uint8)
@@ -52,11 +55,12 @@ class ConvertedByHost:
         """What the pictures go through."""
         return self._session
 
-    def draw(self, targets: Pictures, references: Pictures, lip_features: NDArray[np.float32]) -> Pictures:
+    def draw(self, targets: Pictures, references: Pictures, lip_features: NDArray[np.float32]) -> Drawn:
         """See `lipdub.generators.Generator.draw`."""
         y0, y1, x0, x1 = self._crop.drawn
         seen = self._crop.masked_from
         drawn = targets.copy(order="C")
+        copied = _room_for_copies(self._spec, len(targets))
 
         def fill(rows: slice, inputs: Arrays) -> None:
             # Below the mask the session's array is 0 from the start and stays so: nothing is ever written there.
@@ -66,12 +70,20 @@ class ConvertedByHost:
 
         def collect(rows: slice, outputs: Arrays) -> None:
             faces = outputs[bundle.FACE]
-            # Two passes without a temporary; NaN wins in both.
-            _require_numbers(np.array([faces.min(), faces.max()]), self._session)
+            for values in outputs.values():
+                # Two passes without a temporary; NaN wins in both.
+                _require_numbers(np.array([values.min(), values.max()]), self._session)
             self._from_network(faces, drawn[rows, y0:y1, x0:x1])
+            if copied is not None:
+                painted = outputs[bundle.PAINTED][:, 0]
+                np.clip(painted, _ZERO, _ONE, out=painted)
+                np.multiply(painted, _LEVELS, out=painted)
+                np.rint(painted, out=painted)
+                copied.painted[rows] = painted
+                copied.flow[rows] = outputs[bundle.FLOW]
 
         self._session.stream(len(targets), fill=fill, collect=collect)
-        return drawn
+        return Drawn(drawn, copied)
 
     def _to_network(self, pictures: Pictures, out: NDArray[np.float32]) -> None:
         """uint8 (B, H, W, 3) as float32 (B, 3, H, W) in [-1, 1] into `out`."""
@@ -97,19 +109,21 @@ class ConvertedByHost:
 class ConvertedOnDevice:
     """Drawing through the graph that `lipdub.generators.device_graph` makes: uint8 (B, S, S, 3) on both sides, and the host only copies."""
 
-    def __init__(self, session: Session, crop: CropSpec) -> None:
+    def __init__(self, session: Session, spec: BundleSpec) -> None:
         self._session = session
-        self._crop = crop
+        self._spec = spec
+        self._crop = spec.crop
 
     @property
     def session(self) -> Session:
         """What the pictures go through."""
         return self._session
 
-    def draw(self, targets: Pictures, references: Pictures, lip_features: NDArray[np.float32]) -> Pictures:
+    def draw(self, targets: Pictures, references: Pictures, lip_features: NDArray[np.float32]) -> Drawn:
         """See `lipdub.generators.Generator.draw`."""
         y0, y1, x0, x1 = self._crop.drawn
         drawn = targets.copy(order="C")
+        copied = _room_for_copies(self._spec, len(targets))
 
         def fill(rows: slice, inputs: Arrays) -> None:
             inputs[device_graph.TARGET_LEVELS][...] = targets[rows, : self._crop.masked_from]
@@ -119,9 +133,24 @@ class ConvertedOnDevice:
         def collect(rows: slice, outputs: Arrays) -> None:
             _require_numbers(outputs[device_graph.FACE_MEAN], self._session)
             drawn[rows, y0:y1, x0:x1] = outputs[device_graph.FACE_LEVELS]
+            if copied is not None:
+                _require_numbers(outputs[device_graph.PAINTED_MEAN], self._session)
+                _require_numbers(outputs[bundle.FLOW], self._session)
+                copied.painted[rows] = outputs[device_graph.PAINTED_LEVELS]
+                copied.flow[rows] = outputs[bundle.FLOW]
 
         self._session.stream(len(targets), fill=fill, collect=collect)
-        return drawn
+        return Drawn(drawn, copied)
+
+
+def _room_for_copies(spec: BundleSpec, count: int) -> Copied | None:
+    """Room for what is copied into `count` crops; None where the bundle does not tell."""
+    if not spec.copies:
+        return None
+    y0, y1, x0, x1 = spec.crop.drawn
+    height, width = y1 - y0, x1 - x0
+    cells = (height // bundle.FLOW_STRIDE, width // bundle.FLOW_STRIDE)
+    return Copied(np.empty((count, height, width), np.uint8), np.empty((count, 2, *cells), np.float32))
 
 
 def _require_numbers(values: NDArray[np.float32], session: Session) -> None:

@@ -16,11 +16,13 @@ from lipdub.errors import BundleInvalid, ModelError
 from lipdub.generators import device_graph
 from lipdub.generators.drawing import ConvertedByHost, ConvertedOnDevice, Drawing
 from lipdub.generators.protocol import Recall
-from lipdub.records import CropSpec, Device
+from lipdub.records import CropSpec, Device, Drawn
 from lipdub.runtime import TUNING, Session, Tuning, open_session
 
 HALF_TOLERANCE_LEVELS: Final = 0.5
 """Mean difference from the float32 picture, in grey levels of 255, up to which a GPU draws in float16."""
+FLOW_TOLERANCE_PX: Final = 0.1
+"""Largest difference, in crop px, of the places that pixels are copied from: 0.4 px of a video that shows the face four times as finely."""
 
 
 class MemoryGenerator:
@@ -44,7 +46,7 @@ class MemoryGenerator:
         self._notes = session.notes
         if session.provider == runtime.TENSORRT and not self._draws_alike(session):
             session = self._open(bundle.GENERATOR_GRAPH, device, plain, threads=threads)
-        self._drawing: Drawing = ConvertedByHost(session, spec.crop)
+        self._drawing: Drawing = ConvertedByHost(session, spec)
         self._precision = "float16" if session.provider == runtime.TENSORRT else "float32"
         if session.provider == runtime.CUDA:
             self._draw_on_device(plain)
@@ -95,7 +97,7 @@ class MemoryGenerator:
             raise BundleInvalid(f"{self._memory.path} recalled no lip feature but NaN or infinity: export the bundle again")
         return Recall(address, lip_feature)
 
-    def draw(self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def draw(self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]) -> Drawn:
         """The targets, uint8 (M, S, S, 3) RGB, with the `drawn` box drawn from references and lip features (M, C)."""
         count, size = len(targets), self._spec.crop.size
         _expect("targets", targets, np.uint8, (count, size, size, 3))
@@ -112,14 +114,14 @@ class MemoryGenerator:
     def _draws_alike(self, session: Session) -> bool:
         """Whether TensorRT, whose float16 is its own, draws what the CPU draws; else a note says that it does not."""
         try:
-            on_cpu = ConvertedByHost(self._open(bundle.GENERATOR_GRAPH, "cpu", TUNING, threads=self._threads), self._spec.crop)
-            difference = _difference_levels(on_cpu, ConvertedByHost(session, self._spec.crop), self._spec)
+            on_cpu = ConvertedByHost(self._open(bundle.GENERATOR_GRAPH, "cpu", TUNING, threads=self._threads), self._spec)
+            unlike = _unlike(on_cpu, ConvertedByHost(session, self._spec), self._spec)
         except ModelError as error:
             self._notes += (f"TensorRT: {error}",)
             return False
-        if difference > HALF_TOLERANCE_LEVELS:
-            self._notes += (f"TensorRT: drawn pictures differ by {difference:.1f} grey levels",)
-        return difference <= HALF_TOLERANCE_LEVELS
+        if unlike:
+            self._notes += (f"TensorRT: {unlike}",)
+        return not unlike
 
     def _draw_on_device(self, tuning: Tuning) -> None:
         """Take the rewritten graph in the place of the bundle's: in float16 where that draws the same pictures, else in float32."""
@@ -131,14 +133,14 @@ class MemoryGenerator:
         for half in (True, False):
             try:
                 drawing = on_device(self._folder, self._spec, device="cuda", threads=self._threads, half=half, tuning=tuning)
-                difference = _difference_levels(by_host, drawing, self._spec)
+                unlike = _unlike(by_host, drawing, self._spec)
             except ModelError as error:
                 self._notes += (f"{'float16' if half else 'uint8 pictures'}: {error}",)
                 continue
-            if difference <= HALF_TOLERANCE_LEVELS:
+            if not unlike:
                 self._drawing, self._precision = drawing, "float16" if half else "float32"
                 return
-            self._notes += (f"{'float16' if half else 'uint8 pictures'}: drawn pictures differ by {difference:.1f} grey levels",)
+            self._notes += (f"{'float16' if half else 'uint8 pictures'}: {unlike}",)
 
 
 def on_device(
@@ -158,16 +160,35 @@ def on_device(
         path, device=device, threads=threads, inputs=names.inputs, outputs=names.outputs, tuning=tuning,
         graph=device_graph.rewritten(graph, spec, half=half),
     )  # fmt: skip
-    return ConvertedOnDevice(session, spec.crop)
+    return ConvertedOnDevice(session, spec)
 
 
-def _difference_levels(one: Drawing, other: Drawing, spec: BundleSpec) -> float:
-    """Mean difference of what two ways of drawing make of the same smooth pictures, in grey levels of 255."""
+def _unlike(one: Drawing, other: Drawing, spec: BundleSpec) -> str:
+    """How what two ways of drawing make of the same smooth pictures differs by more than it may, in a few words; or ''."""
     targets, references = smooth_pictures(spec.crop, 2), smooth_pictures(spec.crop, 2)[::-1]
     features = np.tile(np.asarray(spec.rest_feature, np.float32), (2, 1))
-    y0, y1, x0, x1 = spec.crop.drawn
-    drawn = [drawing.draw(targets, references, features)[:, y0:y1, x0:x1].astype(np.float32) for drawing in (one, other)]
-    return float(np.abs(drawn[0] - drawn[1]).mean())
+    first, second = (drawing.draw(targets, references, features) for drawing in (one, other))
+    levels, px = _difference_levels(first, second, spec.crop), _difference_px(first, second, spec.crop)
+    if not levels <= HALF_TOLERANCE_LEVELS:
+        return f"drawn pictures differ by {levels:.1f} grey levels"
+    return "" if px <= FLOW_TOLERANCE_PX else f"pixels are copied from places that differ by {px:.2f} px"
+
+
+def _difference_levels(one: Drawn, other: Drawn, crop: CropSpec) -> float:
+    """Mean difference of the drawn boxes, in grey levels of 255."""
+    y0, y1, x0, x1 = crop.drawn
+    boxes = [drawn.pixels[:, y0:y1, x0:x1].astype(np.float32) for drawn in (one, other)]
+    return float(np.abs(boxes[0] - boxes[1]).mean())
+
+
+def _difference_px(one: Drawn, other: Drawn, crop: CropSpec) -> float:
+    """Largest difference of the places that pixels are copied from, in crop px, over the cells with a pixel that is mostly copied."""
+    if one.copied is None or other.copied is None:
+        return 0.0
+    count, _, rows, columns = one.copied.flow.shape
+    least_painted = one.copied.painted.reshape(count, rows, bundle.FLOW_STRIDE, columns, bundle.FLOW_STRIDE).min(axis=(2, 4))
+    difference = crop.size * np.abs(one.copied.flow - other.copied.flow).max(axis=1)
+    return float(difference.max(initial=0.0, where=least_painted < 128))
 
 
 def smooth_pictures(crop: CropSpec, count: int) -> NDArray[np.uint8]:

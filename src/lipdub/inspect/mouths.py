@@ -71,7 +71,7 @@ def _sit(path: Path, track: FaceTrack, frame: int, size: int) -> Sitter:
                 row = np.array([frame - chunk.index])
                 outline = track.outline[frame][np.newaxis].astype(np.float32)
                 taken = crop.take(chunk, row, track.similarity[frame][np.newaxis], outline, size)
-                return Sitter(taken.pixels[0].copy(), track.references.get(int(track.reference[frame])).copy(), outline[0])
+                return Sitter(taken.pixels[0].copy(), track.references.get(int(track.reference[frame])).pixels.copy(), outline[0])
     raise NoFaceFound(f"'{path}' gave fewer frames than before; was it changed meanwhile?")
 
 
@@ -88,7 +88,7 @@ def draw(generator: Generator, sitter: Sitter, lip_features: NDArray[np.float32]
         chunk = FrameChunk(0, here, rows, Fraction(1, 25))
         outlines = np.repeat(sitter.outline[np.newaxis], len(piece), axis=0)
         crops = crop.take(chunk, rows, np.repeat(to_unit[np.newaxis], len(piece), axis=0), outlines, spec.size)
-        pictures[first : first + len(piece)] = crop.paste(here, crops, drawn, np.ones(len(piece), np.float32), spec)
+        pictures[first : first + len(piece)] = crop.paste(here, crops, drawn.pixels, np.ones(len(piece), np.float32), spec)
         if on_drawn is not None:
             on_drawn(first + len(piece))
     return pictures

@@ -49,7 +49,7 @@ the sound less (seen on a clip of 12 s)."""
 LEAST_ARTICULATION = 0.6
 """Weights that move the mouth by less than this share of what it moved before, or should move, are refused: what pixels alone would choose
 is a mouth that hardly moves."""
-NOTE_FILE = "adapted.json"
+NOTE_FILE = export.ADAPTED_NOTE
 """In the bundle: what it was adapted from and to, in figures."""
 SHEET_COLUMNS = 8
 SHEET_PX = 192
@@ -173,6 +173,7 @@ def adapt(
     spec = bundle.load_spec(source)
     _check_outputs(out, sheet, [video, source], force)
     config, memory = load_bundle_memory(source)
+    memory.memory.drawn_kappa = export.heard_kappa(source, spec, memory)
     weights = load_weights(source, config)
     fabric = _fabric(settings, device)
     with _frames_folder() as folder, MediapipeDetector(max_faces=1) as detector:

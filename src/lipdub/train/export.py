@@ -1,14 +1,15 @@
-"""A checkpoint to a bundle: two ONNX graphs checked against torch, the weights, and ``bundle.json``. All of it, or nothing."""
+"""A checkpoint or another bundle to a bundle: two ONNX graphs checked against torch, weights, ``bundle.json``. All of it, or nothing."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,14 +27,21 @@ from lipdub.mel import SILENCE
 from lipdub.train import checkpoints
 from lipdub.train.data import Clip, load_clips, to_network
 from lipdub.train.memory_stage import central, lip_windows
-from lipdub.train.networks import WEIGHTS_FILE, FaceGenerator, LipMemory, NetworkConfig
+from lipdub.train.networks import WEIGHTS_FILE, FaceGenerator, LipMemory, NetworkConfig, load_bundle_memory, load_weights
 
 OPSET = 17
 TOLERANCE = 1e-4
 """Largest difference between graph and torch, both float32."""
 HALF_TOLERANCE = 5e-2
 """The same with weights rounded to float16; what is measured is printed."""
+UNITS = {bundle.FLOW: 1 / 128}
+"""What counts as 1 of an output in these tolerances, where it is not the output's own 1: of the flow, a px of a crop of 128 px."""
 MODEL_CARD = "MODEL_CARD.md"
+ADAPTED_NOTE = "adapted.json"
+"""What a bundle was adapted from and to; see ``adapt.py``."""
+_KAPPA_WINDOWS = 64
+SAME_WEIGHTS = 0.99
+"""Correlation, at least, of what graph and weights of one bundle hear: they differ by float16 alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +56,17 @@ class Exported:
 
 
 class _Drawing(nn.Module):
-    """The generator with the contract of generator.onnx (a target whose lower half is already zeroed)."""
+    """The generator with the contract of generator.onnx (a target whose lower half is already zeroed, and a flow in crop sides)."""
 
     def __init__(self, generator: FaceGenerator) -> None:
         super().__init__()
         self.generator = generator
 
-    def forward(self, target: Tensor, reference: Tensor, lip_feature: Tensor) -> Tensor:
-        return self.generator(target, reference, lip_feature)
+    def forward(self, target: Tensor, reference: Tensor, lip_feature: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        face = self.generator.decoder.drawn(lip_feature, self.generator.encoder(target, reference))
+        if face.painted is None or face.flow is None:
+            return face.picture
+        return face.picture, face.painted, 0.5 * face.flow
 
 
 def export(
@@ -65,35 +76,56 @@ def export(
     half: bool = False,
     name: str | None = None,
     rest_from: Path | None = None,
-    smoothing_s: float = 0.0,
+    smoothing_s: float | None = None,
     drawn_kappa: float | None = None,
-    license_text: str = "unstated",
-    training_data: str = "unstated",
+    license_text: str | None = None,
+    training_data: str | None = None,
     force: bool = False,
 ) -> Exported:
-    """Write the bundle folder `out` from a generator checkpoint.
+    """Write the bundle folder `out` from a generator checkpoint, or anew from the weights in the folder of another bundle.
 
-    rest_from: prepared clips whose closed mouths give the resting lip feature; else the recall of silence does. drawn_kappa: sharpness of
-    the audio addresses in place of the checkpoint's.
+    rest_from: prepared clips whose closed mouths give the resting lip feature; else the recall of silence does, or it is the other
+    bundle's. drawn_kappa: sharpness of the audio addresses in place of the checkpoint's or the other bundle's. smoothing_s, license_text,
+    training_data: None for what the other bundle says; of a checkpoint, for no smoothing and "unstated".
 
-    Raises CheckpointInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and a bundle that was there stays.
+    Raises CheckpointInvalid, BundleInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and a bundle that was
+    there stays.
     """
     check_folder(out, force=force)
-    config, memory, generator = load_networks(checkpoint)
+    old: bundle.BundleSpec | None = None
+    if checkpoint.is_dir():
+        old = bundle.load_spec(checkpoint)
+        config, memory, generator = load_bundle_networks(checkpoint, old)
+    else:
+        config, memory, generator = load_networks(checkpoint)
     if drawn_kappa is not None:
         memory.memory.drawn_kappa = drawn_kappa
-    rest = rest_feature(config, memory, load_clips(rest_from)[:400] if rest_from is not None else [])
+    if old is not None and rest_from is None:
+        rest = old.rest_feature
+    else:
+        rest = rest_feature(config, memory, load_clips(rest_from)[:400] if rest_from is not None else [])
+    if smoothing_s is None:
+        smoothing_s = old.smoothing_s if old is not None else 0.0
+    if license_text is None:
+        license_text = old.license if old is not None else "unstated"
+    if training_data is None:
+        training_data = old.training_data if old is not None else "unstated"
     try:
         spec = bundle.BundleSpec(
             name=name or out.resolve().name, backend="memory", format_version=bundle.FORMAT_VERSION, crop=config.crop, mel=config.mel,
             slots=config.slots, lip_channels=config.channels, rest_feature=rest, license=license_text,
-            training_data=training_data, graphs={}, created_with=__version__, smoothing_s=smoothing_s,
+            training_data=training_data, graphs={}, created_with=__version__, smoothing_s=smoothing_s, copies=config.copies,
         )  # fmt: skip
     except ValueError as error:
         raise ExportFailed(f"cannot describe the bundle: {error}; --name, --license and --smoothing-s set what it says") from error
-    card = out / MODEL_CARD
-    beside = {MODEL_CARD: card.read_bytes()} if card.exists() else {}
+    beside = _beside(checkpoint, (MODEL_CARD, ADAPTED_NOTE)) if old is not None else {}
+    beside |= _beside(out, (MODEL_CARD,))
     return write_bundle(out, spec, config, memory, generator, half=half, beside=beside, force=force)
+
+
+def _beside(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Those of the files `names` that lie in `folder`."""
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
 
 
 def write_bundle(
@@ -108,18 +140,22 @@ def write_bundle(
     force: bool,
 ) -> Exported:
     """Write the bundle folder `out` from networks in inference mode: graphs that agree with torch, weights, the description `spec` (its
-    hashes are filled in), and the files `beside` them by name. Raises OutputRefused, ExportFailed; all of it is written, or nothing."""
+    hashes and `copies` are filled in), and the files `beside` them by name.
+
+    Raises OutputRefused, ExportFailed; all of it is written, or nothing.
+    """
     check_folder(out, force=force)
+    # The bundle that was adapted may be of an older format, which did not tell.
+    spec = replace(spec, copies=config.copies)
+    networks: dict[str, tuple[nn.Module, Callable[[int], tuple[Tensor, ...]]]] = {
+        bundle.MEMORY_GRAPH: (memory, partial(_memory_example, config)),
+        bundle.GENERATOR_GRAPH: (_Drawing(generator), partial(_generator_example, config)),
+    }
     with folder_beside(out) as folder:
         differences = {
-            bundle.MEMORY_GRAPH: export_graph(
-                memory, partial(_memory_example, config), bundle.TENSORS[bundle.MEMORY_GRAPH], folder / bundle.MEMORY_GRAPH, half=half
-            ),
-            bundle.GENERATOR_GRAPH: export_graph(
-                _Drawing(generator), partial(_generator_example, config), bundle.TENSORS[bundle.GENERATOR_GRAPH],
-                folder / bundle.GENERATOR_GRAPH, half=half,
-            ),
-        }  # fmt: skip
+            graph: export_graph(network, example, bundle.tensors(graph, spec), folder / graph, half=half)
+            for graph, (network, example) in networks.items()
+        }
         save_weights(folder / WEIGHTS_FILE, memory, generator)
         spec, size = _finish(folder, spec, beside, out)
     return Exported(spec, differences, HALF_TOLERANCE if half else TOLERANCE, size, gflop_per_frame(config, memory, generator))
@@ -167,6 +203,46 @@ def load_networks(checkpoint: Path) -> tuple[NetworkConfig, LipMemory, FaceGener
     return config, memory, generator
 
 
+def load_bundle_networks(folder: Path, spec: bundle.BundleSpec) -> tuple[NetworkConfig, LipMemory, FaceGenerator]:
+    """Config and networks of the exported bundle in `folder`, in inference mode, with the sharpness that its graph draws with.
+    Raises CheckpointInvalid, ModelError."""
+    config, memory = load_bundle_memory(folder)
+    if (config.crop, config.mel, config.channels) != (spec.crop, spec.mel, spec.lip_channels):
+        raise CheckpointInvalid(
+            f"'{folder}' draws another crop or hears another mel than its weights' preset {config.preset}; export it from its checkpoint"
+        )
+    generator = FaceGenerator(config)
+    weights = load_weights(folder, config)
+    generator.load_state_dict({key.removeprefix("generator."): value for key, value in weights.items() if key.startswith("generator.")})
+    memory.memory.drawn_kappa = heard_kappa(folder, spec, memory)
+    return replace(config, drawn_kappa=memory.memory.drawn_kappa), memory.eval(), generator.eval()
+
+
+@torch.no_grad()
+def heard_kappa(folder: Path, spec: bundle.BundleSpec, memory: LipMemory) -> float:
+    """Sharpness of the audio addresses that the memory's graph in `folder` draws with, to a hundredth. It is no weight, and only the graph
+    knows it: the logarithm of its addresses, over that of `memory`, its weights, at a sharpness that is known.
+
+    Raises ModelError; CheckpointInvalid where graph and weights do not hear alike.
+    """
+    graph = bundle.tensors(bundle.MEMORY_GRAPH, spec)
+    session = runtime.open_session(folder / bundle.MEMORY_GRAPH, device="cpu", inputs=graph.inputs, outputs=graph.outputs)
+    windows = 4 * np.random.default_rng(0).uniform(-1, 1, (_KAPPA_WINDOWS, 1, spec.mel.bands, spec.mel.window)).astype(np.float32)
+    address = session.run({bundle.MEL: windows})[bundle.ADDRESS]
+    known = memory.memory.by_audio(memory.audio_encoder(torch.from_numpy(windows))).address.numpy()
+    # Slots that are so far off that float32 hardly knows them say nothing.
+    heard = np.minimum(address, known) > 1e-30
+    best = address.argmax(axis=1)[:, None]
+    drawn_log, known_log = (np.log(np.maximum(part, 1e-30).astype(np.float64)) for part in (address, known))
+    drawn_log -= np.take_along_axis(drawn_log, best, axis=1)
+    known_log -= np.take_along_axis(known_log, best, axis=1)
+    drawn_log, known_log = drawn_log[heard], known_log[heard]
+    both = float(drawn_log @ known_log)
+    if not both > SAME_WEIGHTS * math.sqrt(float(drawn_log @ drawn_log) * float(known_log @ known_log)):
+        raise CheckpointInvalid(f"{bundle.MEMORY_GRAPH} and {WEIGHTS_FILE} in '{folder}' are not of one network; copy the bundle again")
+    return round(memory.memory.kappa * both / float(known_log @ known_log), 2)
+
+
 def save_weights(path: Path, memory: LipMemory, generator: FaceGenerator) -> None:
     """Both networks' weights as float16, to adapt or to go on training from."""
     tensors = {f"memory.{key}": value.half().contiguous() for key, value in memory.state_dict().items()}
@@ -197,7 +273,8 @@ def _generator_example(config: NetworkConfig, batch: int = 2) -> tuple[Tensor, .
 def export_graph(
     module: nn.Module, example: Callable[[int], tuple[Tensor, ...]], names: bundle.GraphTensors, path: Path, *, half: bool
 ) -> float:
-    """Write `module` as the graph `path` with the tensors `names`, and give the largest difference to torch over batches of several sizes.
+    """Write `module` as the graph `path` with the tensors `names`, and give the largest difference to torch of any output, in its `UNITS`,
+    over batches of several sizes.
 
     example: random inputs for a batch of that size. half: store the weights as float16. Raises ExportFailed.
     """
@@ -237,7 +314,8 @@ def _parity(module: nn.Module, example: Callable[[int], tuple[Tensor, ...]], nam
         expected = _as_tuple(module(*fed))
         got = session.run({key: value.numpy() for key, value in zip(names.inputs, fed, strict=True)})
         for key, value in zip(names.outputs, expected, strict=True):
-            worst = float(np.maximum(worst, np.abs(got[key] - value.numpy()).max()))  # keeps NaN; max() would drop it
+            difference = np.abs(got[key] - value.numpy()).max() / UNITS.get(key, 1.0)
+            worst = float(np.maximum(worst, difference))  # keeps NaN; max() would drop it
     tolerance = HALF_TOLERANCE if half else TOLERANCE
     if not worst <= tolerance:
         raise ExportFailed(

@@ -55,6 +55,8 @@ class GeneratorWeights:
     adversarial: float = 0.05
     perceptual: float = 0.5
     """L1 between the lip reader's features of drawn and true pictures; only where there is a reader."""
+    painted: float = 1.0
+    """Mean share of the pixels that were painted and not copied: what is copied is as sharp as the video, paint is not."""
     audio_picture: float = 0.3
     """Factor on picture, edge and sync losses of audio-recalled faces: the sound does not tell the exact mouth, and a
     full pixel loss on a guess teaches to draw the mean."""
@@ -262,14 +264,15 @@ class _GeneratorStep(nn.Module):
         row = (window[:, None] * frames + torch.arange(frames)).flatten().to(lips.device)
         from_audio = audio_window.repeat_interleave(frames).to(lips.device)
         drawn_from = features.rows(row) if both else features
-        drawn = self.generator.decoder(fused[row + from_audio * len(lips)], drawn_from).float()
+        face = self.generator.decoder.drawn(fused[row + from_audio * len(lips)], drawn_from)
+        drawn = face.picture.float()
         true = boxes[:, reach : reach + frames].flatten(0, 1)[row]
         scale = torch.where(from_audio, weights.audio_picture, 1.0)[:, None, None, None]
         attention = scale * (1 + weights.mouth * _around_mouth(config, true.device))
         if frames >= config.frames:
             # Windows of drawn frames, with true frames around them where a window reaches out.
             around = boxes[window.to(boxes.device)].clone()
-            around[:, reach : reach + frames] = drawn.unflatten(0, (-1, frames))
+            around[:, reach : reach + frames] = drawn.view(-1, frames, *drawn.shape[1:])
             drawn_windows = _windows(around, config.frames)
             seen_feature = true_feature[row]
         else:
@@ -296,6 +299,8 @@ class _GeneratorStep(nn.Module):
             mouth = 1 + weights.mouth * _around_mouth(config, true.device)
             drawn_over_time, true_over_time = (part.view(-1, frames, *part.shape[1:]) for part in (drawn, true))
             found["temporal"] = losses.temporal_loss(drawn_over_time, true_over_time, mouth)
+        if face.painted is not None and weights.painted:
+            found["painted"] = face.painted.float().mean()
         if stage.lip_reader is not None and weights.perceptual:
             found["perceptual"] = losses.perceptual_loss(stage.lip_reader, drawn[by_lip_rows], true[by_lip_rows])
         total = sum((getattr(weights, name) * value for name, value in found.items()), torch.zeros((), device=lips.device))

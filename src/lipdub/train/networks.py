@@ -336,6 +336,18 @@ class FaceEncoder(nn.Module):
         return FaceFeatures(features, reference)
 
 
+class DrawnFace(NamedTuple):
+    """What the decoder gives. picture: (B, 3, h, w) in [-1, 1], the drawn box.
+
+    painted: (B, 1, h, w) in [0, 1], how far each pixel was painted; the rest of it was copied from the reference. flow: (B, 2, h / 4,
+    w / 4), (x, y): where it was copied from, relative to its own place, in half crop sides. None both where nothing is ever copied.
+    """
+
+    picture: Tensor
+    painted: Tensor | None
+    flow: Tensor | None
+
+
 class DecoderLevel(nn.Module):
     """Upsample (transposed convolution), join the skip, convolve; where asked for, scale and shift by the lip feature."""
 
@@ -394,6 +406,10 @@ class Decoder(nn.Module):
 
     def forward(self, lip_feature: Tensor, features: FaceFeatures) -> Tensor:
         """lip_feature (B, C), features as the face encoder gives them; (B, 3, h, w) in [-1, 1], the drawn box."""
+        return self.drawn(lip_feature, features).picture
+
+    def drawn(self, lip_feature: Tensor, features: FaceFeatures) -> DrawnFace:
+        """The same with what was painted, and where the rest of it was copied from."""
         config = self._config
         x = torch.cat([lip_feature[..., None, None], features.levels[-1]], dim=1)
         cropped = False
@@ -407,19 +423,19 @@ class Decoder(nn.Module):
                 box, cropped = (None, True) if cropped else ((y0, y1, x0, x1), True)
             x = stage(x, skip, lip_feature, box)
             if self.flow is not None and stride == _FLOW_STRIDE:
-                flow = self.flow(x)
+                # Up to a quarter of the crop in either direction; in float32, since half precision cannot tell pixels apart.
+                flow = 0.5 * torch.tanh(self.flow(x).float())
         picture = self.picture(x)
         if flow is None:
-            return torch.tanh(picture)
-        drawn, share = torch.tanh(picture[:, :3]), torch.sigmoid(picture[:, 3:])
-        return share * drawn + (1 - share) * self._moved(features.reference, flow)
+            return DrawnFace(torch.tanh(picture), None, None)
+        paint, painted = torch.tanh(picture[:, :3]), torch.sigmoid(picture[:, 3:])
+        return DrawnFace(painted * paint + (1 - painted) * self._moved(features.reference, flow), painted, flow)
 
     def _moved(self, reference: Tensor, flow: Tensor) -> Tensor:
         """The reference's pixels (B, 3, S, S) as the flow (B, 2, h / 4, w / 4) brings them into the drawn box: (B, 3, h, w)."""
         config = self._config
         y0, y1, x0, x1 = config.drawn
-        # Up to a quarter of the crop in either direction; in float32, since half precision cannot tell pixels apart.
-        flow = F.interpolate(0.5 * torch.tanh(flow.float()), (y1 - y0, x1 - x0), mode="bilinear", align_corners=False)
+        flow = F.interpolate(flow, (y1 - y0, x1 - x0), mode="bilinear", align_corners=False)
         y = (torch.arange(y0, y1, device=flow.device) + 0.5) * (2 / config.size) - 1
         x = (torch.arange(x0, x1, device=flow.device) + 0.5) * (2 / config.size) - 1
         grid = torch.stack([flow[:, 0] + x[None, None, :], flow[:, 1] + y[None, :, None]], dim=-1)
