@@ -360,6 +360,24 @@ def crops_of_planes(chunk: YuvChunk, face: Face) -> Crops:
     return crop.take(chunk, np.array([0]), similarity[None], outline[None], SPEC.size)
 
 
+@given(roll_deg=st.floats(-40, 40), x=st.floats(230, 280))
+@settings(max_examples=10, deadline=None)
+def test_sharp_crops_keep_more_of_what_is_fine_and_lie_where_the_others_do(roll_deg: float, x: float) -> None:
+    face = face_at((x, 256), height=280, roll_deg=roll_deg)
+    similarity = crop.fit_similarity(face.landmarks)
+    side = round(1 / float(np.hypot(*similarity[:2])))
+
+    def taken(frame: NDArray[np.uint8], *, sharp: bool) -> NDArray[np.float32]:
+        empty = np.empty((1, 0, 2), np.float32)
+        return crop.take(chunk_of(frame), np.array([0]), similarity[None], empty, side, sharp=sharp).pixels[0].astype(np.float32)
+
+    # Inside the frame: where the border is repeated there is nothing fine.
+    inner = slice(side // 4, -(side // 4))
+    energy = {sharp: cv2.Laplacian(taken(textured_picture(), sharp=sharp), cv2.CV_32F)[inner, inner].var() for sharp in (False, True)}
+    assert energy[True] > 1.1 * energy[False]
+    assert np.abs(taken(smooth_picture(), sharp=True) - taken(smooth_picture(), sharp=False)).max() <= 2
+
+
 @given(height=st.floats(60, 400), roll_deg=st.floats(-40, 40), x=st.floats(120, 400), y=st.floats(120, 400))
 @settings(max_examples=20, deadline=None)
 def test_crops_of_planes_and_of_pixels_show_the_same(height: float, roll_deg: float, x: float, y: float) -> None:
@@ -415,7 +433,9 @@ def reference_of(chunk: YuvChunk, face: Face, number: int = 0) -> Reference:
     similarity = crop.fit_similarity(face.landmarks)
     outline = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity)
     side = 2 * round(0.5 / float(np.hypot(*similarity[:2])))
-    pixels, detail = (crop.take(chunk, np.array([0]), similarity[None], outline[None], px).pixels[0] for px in (SPEC.size, side))
+    pixels, detail = (
+        crop.take(chunk, np.array([0]), similarity[None], outline[None], px, sharp=px > SPEC.size).pixels[0] for px in (SPEC.size, side)
+    )
     return Reference(number, pixels, detail)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -83,21 +84,31 @@ def unit_to_frame(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def take(
-    chunk: FrameChunk | YuvChunk, rows: NDArray[np.int64], similarities: NDArray[np.float64], outlines: NDArray[np.float32], size: int
+    chunk: FrameChunk | YuvChunk,
+    rows: NDArray[np.int64],
+    similarities: NDArray[np.float64],
+    outlines: NDArray[np.float32],
+    size: int,
+    *,
+    sharp: bool = False,
 ) -> Crops:
     """Aligned crops of side `size` px of the chunk's frames `rows` (M,), by frame-to-unit `similarities` (M, 4) with unit
-    `outlines` (M, P, 2). Where the crop reaches outside the frame, the border is repeated."""
+    `outlines` (M, P, 2). Where the crop reaches outside the frame, the border is repeated.
+
+    sharp: interpolate with cubics, for crops about as fine as the frame, which linear weights blur; networks are fed with linear ones.
+    """
+    interpolation = cv2.INTER_CUBIC if sharp else cv2.INTER_LINEAR
     matrices = unit_to_frame(similarities)
     matrices[:, :, :2] /= size
     # Pixel centres: crop px (i + 0.5) / size is the unit coordinate, and frame px likewise.
     matrices[:, :, 2] += (matrices[:, :, :2] @ np.array([0.5, 0.5])) - 0.5
     pixels = np.empty((len(rows), size, size, 3), np.uint8)
     for slot, row in enumerate(rows):
-        pixels[slot] = _warp_in(picture_of(chunk, int(row)), matrices[slot], size)
+        pixels[slot] = _warp_in(picture_of(chunk, int(row)), matrices[slot], size, interpolation)
     return Crops(pixels, matrices, np.asarray(rows, np.int64), np.asarray(outlines * size, np.float32))
 
 
-def _warp_in(picture: Picture, to_frame: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+def _warp_in(picture: Picture, to_frame: NDArray[np.float64], size: int, interpolation: int) -> NDArray[np.uint8]:
     """One crop; a face larger than the crop is averaged down first, so that nothing aliases."""
     corners = np.array([[0, 0, 1], [size, 0, 1], [0, size, 1], [size, size, 1]], np.float64) @ to_frame.T
     height, width = picture.height, picture.width
@@ -116,7 +127,7 @@ def _warp_in(picture: Picture, to_frame: NDArray[np.float64], size: int) -> NDAr
         matrix = matrix * factor[:, None]
         matrix[:, 2] += 0.5 * (factor - 1)
     region = picture.rgb(int(low[0]), int(low[1]), int(high[0]), int(high[1]), size=small)
-    warped = cv2.warpAffine(region, matrix, (size, size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    warped = cv2.warpAffine(region, matrix, (size, size), flags=interpolation | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(warped, np.uint8)
 
 
@@ -224,7 +235,7 @@ def unchanged(drawn: NDArray[np.float32], taken: NDArray[np.uint8]) -> NDArray[n
     drawn: float32 (S, S, 3), colour-matched. taken: uint8 (S, S, 3), the crop as it was. Skin, beard and chin that did not move keep the
     frame's own fine detail, which a crop of S px cannot hold; the mouth that changed keeps nothing of the old one.
     """
-    difference = cv2.absdiff(drawn, taken.astype(np.float32)).max(axis=2)
+    difference = _largest(cv2.absdiff(drawn, taken.astype(np.float32)))
     near = max(1, round(SAME_REACH * len(taken)))
     # The largest difference nearby counts: fine detail of a lip's old edge must not survive beside the new one.
     widest = cv2.dilate(difference, np.ones((2 * near + 1, 2 * near + 1), np.uint8))
@@ -278,7 +289,7 @@ def match_colour(drawn: NDArray[np.uint8], target: NDArray[np.uint8], mask: NDAr
     ring[:, int(0.8 * half) :] = 0
     difference = cv2.subtract(shrunk[0], shrunk[1], dtype=cv2.CV_32F)
     # Where the two differ much they do not show the same thing (hair, a hand): leave it out. The worst of the pixels around counts.
-    worst = cv2.dilate(cv2.absdiff(target, drawn), np.ones((3, 3), np.uint8))[: 2 * half : 2, : 2 * half : 2].max(axis=2)
+    worst = _largest(cv2.dilate(cv2.absdiff(target, drawn), np.ones((3, 3), np.uint8)))[: 2 * half : 2, : 2 * half : 2]
     ring *= np.exp(-((worst.astype(np.float32) / 40) ** 2))
     if 4 * float(ring.sum()) < 1.0:
         return drawn.astype(np.float32)
@@ -291,6 +302,12 @@ def match_colour(drawn: NDArray[np.uint8], target: NDArray[np.uint8], mask: NDAr
     offset = (local[..., :3] + trust * mean) / (local[..., 3:] + trust)
     carried = cv2.resize(offset, (size, size), interpolation=cv2.INTER_LINEAR)
     return np.asarray(np.clip(cv2.add(carried, drawn, dtype=cv2.CV_32F), 0, 255, out=carried), np.float32)
+
+
+def _largest(picture: NDArray[Any]) -> NDArray[Any]:
+    """The largest of each pixel's three channels, (H, W): in a tenth of the time that numpy takes along an axis of three."""
+    red, green, blue = cv2.split(picture)
+    return np.asarray(cv2.max(cv2.max(red, green), blue))
 
 
 def _blend(

@@ -443,11 +443,11 @@ def _look(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """The crop of a face by its similarity, uint8 (S, S, 3), and the same square as finely as the frame shows it, where that is finer."""
 
-    def taken(side: int) -> NDArray[np.uint8]:
-        return crop.take(chunk, np.array([offset]), similarity[None], np.empty((1, 0, 2), np.float32), side).pixels[0]
+    def taken(side: int, *, sharp: bool) -> NDArray[np.uint8]:
+        return crop.take(chunk, np.array([offset]), similarity[None], np.empty((1, 0, 2), np.float32), side, sharp=sharp).pixels[0]
 
     side = detail_px(similarity, size)
-    return taken(size), None if side is None else taken(side)
+    return taken(size, sharp=False), None if side is None else taken(side, sharp=True)
 
 
 def repeat_still(track: FaceTrack) -> FaceTrack:
