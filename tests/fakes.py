@@ -115,8 +115,8 @@ def as_version_1(folder: Path) -> None:
     del graph.graph.output[:]
     graph.graph.output.extend(face)
     onnx.save(graph, folder / bundle.GENERATOR_GRAPH)
-    described = json.loads(rewrite_spec(folder, copies=False).to_json())
-    del described["copies"]
+    described = json.loads(rewrite_spec(folder, copies=False, voice_bands=0).to_json())
+    del described["copies"], described["voice_bands"]
     (folder / bundle.SPEC_FILE).write_text(json.dumps(described | {"format_version": 1}), encoding="utf-8")
 
 

@@ -211,10 +211,10 @@ class StoredMel:
         return cut_windows(self.clip.mel.astype(np.float32), times_s, COMPACT.mel)
 
 
-@pytest.mark.parametrize("smoothing_s", [0.0, 0.03])
-def test_the_held_out_part_is_drawn_as_sync_draws_it(clip: Clip, toy: Path, smoothing_s: float) -> None:
-    """Same recall, same smoothing, same pauses, same pixels as the runtime, but for half precision."""
-    spec = replace(bundle.load_spec(toy), smoothing_s=smoothing_s)
+@pytest.mark.parametrize(("smoothing_s", "voice_bands"), [(0.0, 0), (0.03, 0), (0.03, 2)])
+def test_the_held_out_part_is_drawn_as_sync_draws_it(clip: Clip, toy: Path, smoothing_s: float, voice_bands: int) -> None:
+    """Same recall, same smoothing, same voices, same pauses, same pixels as the runtime, but for half precision."""
+    spec = replace(bundle.load_spec(toy), smoothing_s=smoothing_s, voice_bands=voice_bands)
     mel = clip.mel.copy()
     mel[:, 760:820] = -4.0  # a pause
     clip = replace(clip, mel=mel)

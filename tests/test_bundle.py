@@ -52,13 +52,15 @@ def edit(folder: Path, **changes: Any) -> None:
     smoothing_s=st.floats(0.0, 1.0),
     text=st.text(min_size=1),
     copies=st.booleans(),
+    voice_bands=st.integers(0, 79),
 )
-def test_a_spec_survives_the_way_to_disk(rest: list[float], smoothing_s: float, text: str, copies: bool) -> None:
+def test_a_spec_survives_the_way_to_disk(rest: list[float], smoothing_s: float, text: str, copies: bool, voice_bands: int) -> None:
     spec = replace(
         fake_spec(copies=copies),
         rest_feature=tuple(rest),
         lip_channels=len(rest),
         smoothing_s=smoothing_s,
+        voice_bands=voice_bands,
         license=text,
         training_data=text,
     )
@@ -82,6 +84,8 @@ def test_a_spec_survives_the_way_to_disk(rest: list[float], smoothing_s: float, 
         ({"graphs": {"memory.onnx": "0" * 64, "generator.onnx": "nonsense"}}, "sha256"),
         ({"smoothing_s": -0.1}, "smoothing_s"),
         ({"smoothing_s": float("nan")}, "smoothing_s"),
+        ({"voice_bands": -1}, "voice_bands"),
+        ({"voice_bands": 80}, "voice_bands"),
     ],
 )
 def test_a_spec_that_does_not_fit_together_is_not_built(changes: dict[str, Any], message: str) -> None:
@@ -94,6 +98,9 @@ def test_a_spec_that_does_not_fit_together_is_not_built(changes: dict[str, Any],
     [
         (["slots"], None, "key 'slots' is missing"),
         (["smoothing_s"], None, "key 'smoothing_s' is missing"),
+        (["voice_bands"], None, "key 'voice_bands' is missing"),
+        (["voice_bands"], 80, "voice_bands"),
+        (["voice_bands"], -1, "voice_bands"),
         (["copies"], None, "key 'copies' is missing"),
         (["copies"], 1, "key 'copies' must be of type bool, got 1"),
         (["copies"], "yes", "key 'copies' must be of type bool"),
@@ -183,19 +190,20 @@ def test_another_format_version_is_refused_before_its_keys_are_looked_at(folder:
 
 def test_a_bundle_of_version_1_is_read_as_one_that_does_not_tell_of_copies(folder: Path) -> None:
     now = bundle.load_spec(folder)
-    edit(folder, format_version=1, copies=None)
+    edit(folder, format_version=1, copies=None, voice_bands=None)
     assert bundle.load_spec(folder) == now
-    assert (now.format_version, now.copies) == (2, False)
+    assert (now.format_version, now.copies, now.voice_bands) == (2, False, 0)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"copies": False}, "key 'copies' is unknown"),
+        ({"copies": None, "voice_bands": 0}, "key 'voice_bands' is unknown"),
         ({"copies": True}, "key 'copies' is unknown"),
-        ({"copies": None, "speed": 1}, "key 'speed' is unknown"),
-        ({"copies": None, "slots": None}, "key 'slots' is missing"),
-        ({"copies": None, "slots": "8"}, "key 'slots' must be of type int"),
+        ({"copies": None, "voice_bands": None, "speed": 1}, "key 'speed' is unknown"),
+        ({"copies": None, "voice_bands": None, "slots": None}, "key 'slots' is missing"),
+        ({"copies": None, "voice_bands": None, "slots": "8"}, "key 'slots' must be of type int"),
     ],
 )
 def test_nothing_else_of_version_1_is_taken_lightly(folder: Path, changes: dict[str, Any], message: str) -> None:

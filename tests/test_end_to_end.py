@@ -6,16 +6,19 @@ import signal
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from drawn import draw_video, write_wav
 from faces_for_tests import SPEECH, portrait_frames
 from numpy.typing import NDArray
 
-from lipdub import bundle, media
+from lipdub import bundle, crop, dub, media
 from lipdub.cli.app import main
 from lipdub.errors import LipdubError
 from lipdub.faces import MediapipeDetector
+from lipdub.generators import Generator, open_generator
+from lipdub.records import Drawn
 from lipdub.tracks import opening_of
 
 FRAMES, RATE = 50, 16000
@@ -57,6 +60,47 @@ def lipdub(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return int(left.value.code or 0)
+
+
+class WithoutCopies:
+    """The default model as if it did not tell what it copied: its drawing, enlarged."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._generator, name)
+
+    def draw(self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]) -> Drawn:
+        return Drawn(self._generator.draw(targets, references, lip_features).pixels)
+
+
+def test_what_is_copied_is_pasted_as_sharp_as_the_video(tmp_path: Path) -> None:
+    """The portrait, large, its mouth open throughout: chin and cheeks move with the jaw, and come from the reference."""
+    pictures = portrait_frames(13)
+    large = [np.asarray(cv2.resize(picture, None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC), np.uint8) for picture in pictures]
+    grain = np.random.default_rng(0).normal(0, 6, large[0].shape[:2])[..., None]
+    draw_video(tmp_path / "clip.mp4", pictures=[np.clip(picture + grain, 0, 255).astype(np.uint8) for picture in large], fps=25)
+    write_wav(tmp_path / "speech.wav", np.concatenate(list(media.read_audio(SPEECH, RATE)))[RATE : 3 * RATE // 2])
+    generator = open_generator("base", device="cpu")
+    shown = {}
+    for name, drawing in (("plain", WithoutCopies(generator)), ("copied", generator)):
+        dub(tmp_path / "clip.mp4", tmp_path / "speech.wav", tmp_path / f"{name}.mp4", generator=drawing)  # type: ignore[arg-type]
+        shown[name] = frames_of(tmp_path / f"{name}.mp4")
+    source = frames_of(tmp_path / "clip.mp4")
+    with MediapipeDetector() as detector:
+        (face,) = detector.detect(source[0])
+    low, high = (face.landmarks[list(crop.JAW), :2].min(axis=0).astype(int), face.landmarks[list(crop.JAW), :2].max(axis=0).astype(int))
+    region = np.s_[:, low[1] : high[1], low[0] : high[0], 1]
+    changed = np.abs(shown["plain"][region].astype(int) - source[region]).max(axis=0) > 12
+    fine = {name: float(laplacian_of(pictures[region])[:, changed].var()) for name, pictures in (shown | {"source": source}).items()}
+    assert fine["copied"] > 1.5 * fine["plain"]
+    # As sharp as the source, not sharper.
+    assert fine["copied"] < 1.2 * fine["source"]
+
+
+def laplacian_of(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.stack([cv2.Laplacian(picture.astype(np.float32), cv2.CV_32F) for picture in pictures])
 
 
 def test_the_example_speaks_and_falls_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

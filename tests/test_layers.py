@@ -25,7 +25,7 @@ LEVELS = (
     {"picture", "points", "references", "stages"},
     {"detail"},
     {"media", "mel", "crop", "runtime", "bundle", "timeline", "phonemes", "fresh"},
-    {"faces", "tracks", "generators", "reports", "expert"},
+    {"faces", "tracks", "generators", "hearing", "reports", "expert"},
     {"cache", "trial"},
     {"pipeline", "sheet", "inspect"},
     {"batch", "evaluate", "doctor", "bench"},

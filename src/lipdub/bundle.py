@@ -29,7 +29,9 @@ from lipdub.records import CropSpec, MelSpec
 
 FORMAT_VERSION: Final = 2
 """Version of ``bundle.json`` and of the tensors below; a bundle of another version is refused, but for those of `_EARLIER`."""
-_EARLIER: Final[Mapping[int, Mapping[str, object]]] = types.MappingProxyType({1: types.MappingProxyType({"copies": False})})
+_EARLIER: Final[Mapping[int, Mapping[str, object]]] = types.MappingProxyType(
+    {1: types.MappingProxyType({"copies": False, "voice_bands": 0})}
+)
 """Versions that are read, too, as if they were of this one: the keys that they do not have, and what those bundles mean by it."""
 
 SPEC_FILE: Final = "bundle.json"
@@ -100,7 +102,8 @@ class BundleSpec:
     finite numbers. license, training_data: one line each, shown to users. graphs: file name to sha256 (64 hex digits);
     empty until `finish`. created_with: lipdub version. smoothing_s: sigma in seconds of the zero-phase gaussian that
     smooths the lip features over time; 0 for none. copies: generator.onnx also tells what of the face was copied from the
-    reference, and from where.
+    reference, and from where. voice_bands: the outer windows of the smoothing are heard with their mel bands moved down and
+    up by this many (``lipdub.hearing``).
 
     Raises ``ValueError`` when built with values that do not fit together.
     """
@@ -119,6 +122,7 @@ class BundleSpec:
     created_with: str
     smoothing_s: float = 0.0
     copies: bool = False
+    voice_bands: int = 0
 
     def __post_init__(self) -> None:
         for holds, message in (
@@ -139,6 +143,7 @@ class BundleSpec:
             ),
             (all(SHA256_DIGITS.fullmatch(digest) for digest in self.graphs.values()), "graphs must map to sha256 hex digests"),
             (0.0 <= self.smoothing_s < math.inf, f"smoothing_s must be 0 or more seconds, got {self.smoothing_s}"),
+            (0 <= self.voice_bands < self.mel.bands, f"voice_bands must be less than the mel's {self.mel.bands}, got {self.voice_bands}"),
             (
                 not self.copies or not any(edge % FLOW_STRIDE for edge in self.crop.drawn),
                 f"drawn must lie on cells of {FLOW_STRIDE} px where pixels are copied, got {self.crop.drawn}",
@@ -154,7 +159,7 @@ class BundleSpec:
     @classmethod
     def from_json(cls, text: str, *, where: str = SPEC_FILE) -> BundleSpec:
         """The spec that `text` holds. Every key must be there and no other may be. One of format version 1 is read as it would be
-        written today, with `copies` False.
+        written today, with `copies` False and no `voice_bands`.
 
         `where` names the text in messages. Raises BundleInvalid: no JSON, another format version, a missing, unknown or
         wrongly typed key (named), or values that do not fit together.

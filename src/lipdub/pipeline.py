@@ -19,7 +19,8 @@ from lipdub.detail import FineReference
 from lipdub.errors import NoFaceFound, UnreadableMedia
 from lipdub.faces import MediapipeDetector
 from lipdub.generators import Generator, open_generator
-from lipdub.mel import MelTrack, silence_weight
+from lipdub.hearing import hear
+from lipdub.mel import MelTrack
 from lipdub.picture import YuvChunk, YuvColor
 from lipdub.records import Crops, Device, Drawn, DubReport, Fit, Silence, Span, VideoInfo
 from lipdub.references import ReferenceStore
@@ -338,17 +339,9 @@ def _seen(piece: _Piece) -> NDArray[np.uint8]:
 
 
 def _hear(times_s: NDArray[np.float64], generator: Generator, mel: MelTrack) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Lip features (N, C) and how far each moment is a pause (N,), both float32.
-
-    The bundle's smoothing is three taps around each time, so it needs no frame rate and no look ahead over frames.
-    """
-    reach = generator.spec.smoothing_s
-    taps, weights = ((-reach, 0.0, reach), (0.25, 0.5, 0.25)) if reach > 0 else ((0.0,), (1.0,))
-    windows = mel.windows(np.concatenate([times_s + tap for tap in taps]))
-    recalled = generator.recall(windows).lip_feature.reshape(len(taps), len(times_s), -1)
-    lip_features = np.einsum("k,knc->nc", np.array(weights, np.float32), recalled)
-    silent = np.einsum("k,kn->n", np.array(weights, np.float32), silence_weight(windows).reshape(len(taps), -1))
-    return lip_features, silent
+    """Lip features (N, C) and how far each moment is a pause (N,), both float32. No frame rate is needed, and no look ahead over frames."""
+    heard = hear(times_s, generator.spec, mel.windows)
+    return heard.mean(generator.recall(heard.windows).lip_feature), heard.silent
 
 
 def _spans(track: FaceTrack, timeline: Timeline) -> tuple[Span, ...]:

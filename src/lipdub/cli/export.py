@@ -11,6 +11,8 @@ from lipdub.cli.console import results
 
 SMOOTHING_S = 0.04
 """Of a bundle that comes from a checkpoint, where nothing else is asked for."""
+VOICE_BANDS = 2
+"""Likewise: about a twelfth of a vocal tract's length either way."""
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -45,6 +47,15 @@ def export_onnx(
         float | None,
         typer.Option(min=0.0, max=0.2, help=f"Smoothing of the lip-feature track, seconds. Default: {SMOOTHING_S:g}, or the bundle's."),
     ] = None,
+    voice_bands: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=8,
+            help="The outer windows of the smoothing are heard in voices this many mel bands lower and higher: better on unknown speakers. "
+            f"Default: {VOICE_BANDS}, or the bundle's.",
+        ),
+    ] = None,
     drawn_kappa: Annotated[
         float | None,
         typer.Option(
@@ -75,9 +86,11 @@ def export_onnx(
 
     if smoothing_s is None and not checkpoint.is_dir():
         smoothing_s = SMOOTHING_S
+    if voice_bands is None and not checkpoint.is_dir():
+        voice_bands = VOICE_BANDS
     done = export(
-        checkpoint, output, half=half, name=name, rest_from=rest_from, smoothing_s=smoothing_s, drawn_kappa=drawn_kappa,
-        license_text=license_text, training_data=training_data, force=force,
+        checkpoint, output, half=half, name=name, rest_from=rest_from, smoothing_s=smoothing_s, voice_bands=voice_bands,
+        drawn_kappa=drawn_kappa, license_text=license_text, training_data=training_data, force=force,
     )  # fmt: skip
     _print_differences(done.differences, done.tolerance)
     results().print(f"wrote {output} ({done.bytes / 2**20:.1f} MiB, {done.gflop_per_frame:.2f} GFLOP a frame)", soft_wrap=True)

@@ -77,6 +77,7 @@ def export(
     name: str | None = None,
     rest_from: Path | None = None,
     smoothing_s: float | None = None,
+    voice_bands: int | None = None,
     drawn_kappa: float | None = None,
     license_text: str | None = None,
     training_data: str | None = None,
@@ -85,8 +86,8 @@ def export(
     """Write the bundle folder `out` from a generator checkpoint, or anew from the weights in the folder of another bundle.
 
     rest_from: prepared clips whose closed mouths give the resting lip feature; else the recall of silence does, or it is the other
-    bundle's. drawn_kappa: sharpness of the audio addresses in place of the checkpoint's or the other bundle's. smoothing_s, license_text,
-    training_data: None for what the other bundle says; of a checkpoint, for no smoothing and "unstated".
+    bundle's. drawn_kappa: sharpness of the audio addresses in place of the checkpoint's or the other bundle's. smoothing_s, voice_bands,
+    license_text, training_data: None for what the other bundle says; of a checkpoint, for no smoothing, no other voices and "unstated".
 
     Raises CheckpointInvalid, BundleInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and a bundle that was
     there stays.
@@ -106,6 +107,8 @@ def export(
         rest = rest_feature(config, memory, load_clips(rest_from)[:400] if rest_from is not None else [])
     if smoothing_s is None:
         smoothing_s = old.smoothing_s if old is not None else 0.0
+    if voice_bands is None:
+        voice_bands = old.voice_bands if old is not None else 0
     if license_text is None:
         license_text = old.license if old is not None else "unstated"
     if training_data is None:
@@ -115,9 +118,12 @@ def export(
             name=name or out.resolve().name, backend="memory", format_version=bundle.FORMAT_VERSION, crop=config.crop, mel=config.mel,
             slots=config.slots, lip_channels=config.channels, rest_feature=rest, license=license_text,
             training_data=training_data, graphs={}, created_with=__version__, smoothing_s=smoothing_s, copies=config.copies,
+            voice_bands=voice_bands,
         )  # fmt: skip
     except ValueError as error:
-        raise ExportFailed(f"cannot describe the bundle: {error}; --name, --license and --smoothing-s set what it says") from error
+        raise ExportFailed(
+            f"cannot describe the bundle: {error}; --name, --license, --smoothing-s and --voice-bands set what it says"
+        ) from error
     beside = _beside(checkpoint, (MODEL_CARD, ADAPTED_NOTE)) if old is not None else {}
     beside |= _beside(out, (MODEL_CARD,))
     return write_bundle(out, spec, config, memory, generator, half=half, beside=beside, force=force)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lipdub.bundle import BundleSpec
 from lipdub.faces import FaceDetector
-from lipdub.mel import cut_windows, silence_weight
+from lipdub.hearing import Heard, hear
+from lipdub.mel import cut_windows
 from lipdub.tracks import REFERENCE_BIN_DEG, REFERENCE_OPENING
 from lipdub.train.data import Clip, to_network
 from lipdub.train.generator_stage import _around_mouth
@@ -92,30 +93,25 @@ def references(clip: Clip, rows: NDArray[np.int64], end: int) -> NDArray[np.int6
 class HeldOut:
     """What of a held-out part stays the same from one validation to the next; N frames.
 
-    crops: uint8 (N, S, S, 3), the truth. references: uint8 (N, S, S, 3). windows: float32 (taps N, bands, columns). weights: float32
-    (taps,) of the smoothing. silent: float32 (N,). opening: float32 (N,) as the detector measures it, NaN where it finds no face.
+    crops: uint8 (N, S, S, 3), the truth. references: uint8 (N, S, S, 3). heard: the sound of the N moments. opening: float32 (N,) as the
+    detector measures it, NaN where it finds no face.
     """
 
     config: NetworkConfig
     crops: NDArray[np.uint8]
     references: NDArray[np.uint8]
-    windows: NDArray[np.float32]
-    weights: NDArray[np.float32]
-    silent: NDArray[np.float32]
+    heard: Heard
     opening: NDArray[np.float32]
 
     @classmethod
     def of(cls, clip: Clip, first: int, end: int, spec: BundleSpec, config: NetworkConfig, detector: FaceDetector) -> HeldOut:
         """The frames of `clip` from `first` on, with references among the frames [0, end)."""
         rows = np.unique(np.linspace(first, len(clip) - 1, min(MOST_JUDGED, len(clip) - first)).round().astype(np.int64))
-        reach = spec.smoothing_s
-        taps, weights = ((-reach, 0.0, reach), (0.25, 0.5, 0.25)) if reach > 0 else ((0.0,), (1.0,))
-        times = np.concatenate([clip.times_s[rows] + clip.offset_s + tap for tap in taps])
-        windows = cut_windows(clip.mel.astype(np.float32), times, config.mel)
-        silent = np.einsum("k,kn->n", np.array(weights, np.float32), silence_weight(windows).reshape(len(taps), -1))
+        mel = clip.mel.astype(np.float32)
+        heard = hear(clip.times_s[rows] + clip.offset_s, spec, lambda times_s: cut_windows(mel, times_s, config.mel))
         crops = np.concatenate([central(clip, row, row + 1, config) for row in rows.tolist()])
         chosen = np.concatenate([central(clip, row, row + 1, config) for row in references(clip, rows, end).tolist()])
-        return cls(config, crops, chosen, windows, np.array(weights, np.float32), silent, measured(crops, detector))
+        return cls(config, crops, chosen, heard, measured(crops, detector))
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -126,10 +122,9 @@ class HeldOut:
         generator.eval()
         memory.eval()
         device = next(generator.parameters()).device
-        recalled = [memory(part.to(device))[1] for part in torch.split(torch.from_numpy(self.windows)[:, None], AT_ONCE)]
-        taps = torch.cat(recalled).view(len(self.weights), len(self), -1)
-        lip_features = torch.einsum("k,knc->nc", torch.from_numpy(self.weights).to(device), taps)
-        silent = torch.from_numpy(self.silent).to(device)[:, None]
+        recalled = [memory(part.to(device))[1] for part in torch.split(torch.from_numpy(self.heard.windows)[:, None], AT_ONCE)]
+        lip_features = torch.from_numpy(self.heard.mean(torch.cat(recalled).float().cpu().numpy())).to(device)
+        silent = torch.from_numpy(self.heard.silent).to(device)[:, None]
         lip_features = lip_features + silent * (torch.from_numpy(rest).to(device) - lip_features)
         y0, y1, x0, x1 = self.config.drawn
         drawn = self.crops.copy()
