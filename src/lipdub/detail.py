@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from lipdub.picture import YuvColor
 from lipdub.records import Reference
+from lipdub.references import LEAST_GAIN
 
-FINER = 1.15
-"""A frame whose crop is wider than S by less than this factor has nothing that the crop has not."""
 SIDE_STEP_PX = 32
 """A face that comes and goes is looked up in pictures whose sides are multiples of this."""
 
@@ -36,7 +35,7 @@ class FineReference:
     def planes(self, crop_px: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
         """Luma (D, D) and chroma (D / 2, D / 2, 2) for a frame in which the crop's side measures `crop_px`, both uint8; None where that
         frame is no finer than the crop, or the reference is not."""
-        if self._detail is None or crop_px < FINER * len(self.pixels):
+        if self._detail is None or crop_px < LEAST_GAIN * len(self.pixels):
             return None
         # Averaged down to the frame's own scale, so that nothing aliases; even, for chroma.
         side = min(len(self._detail) // 2 * 2, SIDE_STEP_PX * math.ceil(crop_px / SIDE_STEP_PX))

@@ -21,7 +21,7 @@ from lipdub.records import Reference
 DETAIL_PX = 512
 """No detail has a longer side: a face that fills a 4K picture is averaged down."""
 LEAST_GAIN = 1.15
-"""Where the video shows a face less than this much finer than the crop, the crop has it all."""
+"""Where a video or one of its frames shows a face less than this much finer than the crop, the crop has it all."""
 MOST_JPEG_BYTES = 2**21
 """No detail takes more: noise of the longest side takes less than half of it."""
 
