@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lipdub.picture import YuvColor
 from lipdub.records import Reference
-from lipdub.references import LEAST_GAIN
+from lipdub.references import FINER_THAN_FRAME, LEAST_GAIN
 
 SIDE_STEP_PX = 32
 """A face that comes and goes is looked up in pictures whose sides are multiples of this."""
@@ -38,7 +38,7 @@ class FineReference:
         if self._detail is None or crop_px < LEAST_GAIN * len(self.pixels):
             return None
         # Averaged down to the frame's own scale, so that nothing aliases; even, for chroma.
-        side = min(len(self._detail) // 2 * 2, SIDE_STEP_PX * math.ceil(crop_px / SIDE_STEP_PX))
+        side = min(len(self._detail) // 2 * 2, SIDE_STEP_PX * math.ceil(FINER_THAN_FRAME * crop_px / SIDE_STEP_PX))
         found = self._at.get(side)
         if found is None:
             # Two threads that come at once make the same planes.

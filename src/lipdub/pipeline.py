@@ -31,7 +31,7 @@ from lipdub.tracks import DUBBED, NO_FACE, WHY, FaceTrack, analyse, repeat_still
 HELD_FRAMES = 8
 """A held frame is handed on in pieces of this many."""
 HELD_REFERENCES = 8
-"""References that are held with their planes, about 2 MB each; a shot uses two or three."""
+"""References that are held with their planes, at most 3 MB each; a shot uses two or three."""
 GATHERED_BYTES = 256 * 2**20
 """Frames that wait for a batch to fill take at most this much."""
 DEFAULT_CRF = 12
