@@ -28,7 +28,7 @@ from lipdub import cache as cache_module
 from lipdub import crop, tracks
 from lipdub.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, analysis_key, default_cache, parse_size
 from lipdub.errors import LipdubError, UnreadableMedia
-from lipdub.references import DETAIL_PX, MOST_JPEG_BYTES
+from lipdub.references import DETAIL_PX, MOST_JPEG_BYTES, ReferenceStore
 from lipdub.tracks import DUBBED, LIPS, NO_FACE, FaceTrack, TrackDamaged
 
 ARRAYS = ("pts", "why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference")
@@ -309,8 +309,9 @@ def jpeg(picture: np.ndarray) -> bytes:
 @pytest.mark.parametrize(
     "blob",
     [
-        b"no picture", jpeg(np.zeros((8, 8, 3), np.uint8)), jpeg(np.zeros((DETAIL_PX + 2, DETAIL_PX + 2, 3), np.uint8)), jpeg(np.zeros((20, 24, 3), np.uint8)),
-        jpeg(np.zeros((20, 20), np.uint8)), jpeg(np.zeros((20, 20, 3), np.uint8))[:-30], b"\xff\xd8" + bytes(MOST_JPEG_BYTES),
+        b"no picture", jpeg(np.zeros((8, 8, 3), np.uint8)), jpeg(np.zeros((DETAIL_PX + 2, DETAIL_PX + 2, 3), np.uint8)),
+        jpeg(np.zeros((20, 24, 3), np.uint8)), jpeg(np.zeros((20, 20), np.uint8)), jpeg(np.zeros((20, 20, 3), np.uint8))[:-30],
+        b"\xff\xd8" + bytes(MOST_JPEG_BYTES),
     ],
 )  # fmt: skip
 def test_details_that_are_no_pictures_are_a_miss(whole, tmp_path, monkeypatch, blob):
