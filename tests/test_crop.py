@@ -553,3 +553,26 @@ def test_fine_references_are_averaged_down_to_the_frames_scale() -> None:
     assert fine.planes(10_000.0) is fine.planes(9_000.0)
     luma, chroma = fine.planes(9_000.0) or (np.empty(0), np.empty(0))
     assert chroma.shape == (luma.shape[0] // 2, luma.shape[1] // 2, 2)
+
+
+@given(seed=st.integers(0, 1000), red=st.integers(-30, 80))
+@settings(max_examples=30, deadline=None)
+def test_paint_is_nowhere_greener_than_the_skin_allows(seed: int, red: int) -> None:
+    random = np.random.default_rng(seed)
+    taken = np.empty((SPEC.size, SPEC.size, 3), np.uint8)
+    taken[...] = (120 + red, 120, 90)
+    drawn = random.uniform(60, 190, (40, 50, 3)).astype(np.float32)
+    painted = random.integers(0, 256, (40, 50)).astype(np.uint8)
+    before = drawn.copy()
+    found = crop.without_green(drawn, painted, taken)
+    assert (drawn == before).all()
+    least = crop.LEAST_RED * max(0, red)
+    over_green, was = found[..., 0] - found[..., 1], drawn[..., 0] - drawn[..., 1]
+    assert (over_green[painted >= 128] >= least - 1e-3).all()
+    # What is red enough, and what was not painted, stays; blue and brightness stay everywhere.
+    same = (was >= least) | (painted == 0)
+    assert (found[same] == drawn[same]).all()
+    assert (over_green >= was - 1e-3).all()
+    assert (found[..., 2] == drawn[..., 2]).all()
+    luma = np.array([0.299, 0.587, 0.114], np.float32)
+    assert np.abs(found @ luma - drawn @ luma).max() < 0.5
