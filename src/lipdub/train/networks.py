@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lipdub.bundle import FLOW_STRIDE as _FLOW_STRIDE
 from lipdub.errors import CheckpointInvalid, TrainingError
 from lipdub.phonemes import CLASSES
 from lipdub.records import CropSpec, MelSpec
@@ -31,8 +32,6 @@ WEIGHTS_FILE = "weights.safetensors"
 """Both networks' weights in a bundle, written by the exporter and read to train on."""
 _LIP_SIDE = ("lip_encoder.", "memory.values", "memory.lip_query.", "landmark_head.")
 """Weights of a ``LipMemory`` that lips alone go through."""
-_FLOW_STRIDE = 4
-"""Decoder level (crop px per cell) at which the flow is drawn."""
 
 
 @dataclass(frozen=True, slots=True)
