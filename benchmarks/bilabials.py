@@ -20,15 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import common
-from lipdub import phonemes
 from lipdub.errors import PhonemesError
 from lipdub.generators import open_generator
-from lipdub.inspect import closures, random_closures
-from lipdub.inspect.mouths import draw, find_sitter, measure_openings
-from lipdub.inspect.usage import slot_features
-from lipdub.mel import cut_windows, log_mel
-from lipdub.phonemes import Alignment, Phoneme
+from lipdub.memory_view import closures, random_closures
+from lipdub.memory_view.mouths import draw, find_sitter, measure_openings
+from lipdub.memory_view.usage import slot_features
+from lipdub.phonetics import phonemes
+from lipdub.phonetics.phonemes import Alignment, Phoneme
 from lipdub.pipeline import dub
+from lipdub.speech.mel import cut_windows, log_mel
 
 TARGET = 0.8
 PAUSE_S = 0.6

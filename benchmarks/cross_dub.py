@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from benchmarks import common
-from lipdub.bundle import load_spec, resolve
+from lipdub.bundles.bundle import load_spec, resolve
 from lipdub.errors import NoAudioStream
 from lipdub.evaluate import openings
 from lipdub.evaluate.clips import clips_in

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.fresh import cpu_between, cpu_seconds, run_fresh
 
 CACHE_LIMIT_BYTES = 2**33
-NO_CACHE = "this lipdub has no analysis cache (lipdub.cache, dub(cache=...)): second dubs are left out"
+NO_CACHE = "this lipdub has no analysis cache (lipdub.faces.cache, dub(cache=...)): second dubs are left out"
 
 
 def measure_dub(
@@ -47,7 +47,7 @@ def dub_once(task: dict[str, Any]) -> dict[str, Any]:
 
     more: dict[str, Any] = {}
     if task["cache"] is not None:
-        from lipdub.cache import AnalysisCache
+        from lipdub.faces.cache import AnalysisCache
 
         more["cache"] = AnalysisCache(Path(task["cache"]), limit_bytes=CACHE_LIMIT_BYTES)
     before = cpu_seconds()
@@ -63,7 +63,7 @@ def cache_is_there() -> bool:
     """Whether the lipdub that is installed keeps analyses."""
     from lipdub.pipeline import dub
 
-    return find_spec("lipdub.cache") is not None and "cache" in inspect.signature(dub).parameters
+    return find_spec("lipdub.faces.cache") is not None and "cache" in inspect.signature(dub).parameters
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks import common
 from lipdub import media
+from lipdub.checkup.sheet import contact_sheet
 from lipdub.errors import LipdubError
 from lipdub.pipeline import dub
-from lipdub.sheet import contact_sheet
 
 
 def main(arguments: list[str]) -> int:

@@ -33,7 +33,8 @@ from benchmarks.footage import looped, looped_sound, resized, size_of
 from benchmarks.fresh import usable_cores
 from benchmarks.onnx_cost import NodeCost, costs, with_plain_weights
 from benchmarks.record import record
-from lipdub import bundle, media
+from lipdub import media
+from lipdub.bundles import bundle
 from lipdub.errors import LipdubError
 from lipdub.generators import Generator, open_generator
 

@@ -23,11 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import common, record
-from lipdub import crop, faces, media
-from lipdub.faces import MediapipeDetector
-from lipdub.picture import Picture, YuvChunk
+from lipdub import media
+from lipdub.faces import crop
+from lipdub.faces import detector as detector_module
+from lipdub.faces.detector import MediapipeDetector
+from lipdub.faces.follow import analyse
+from lipdub.faces.track import DUBBED, FaceTrack
+from lipdub.media.planes import Picture, YuvChunk
 from lipdub.records import Face
-from lipdub.tracks import DUBBED, FaceTrack, analyse
 
 FULL_PX = 4096
 CORNERS = np.array([[0, 0, 1], [1, 0, 1], [0, 1, 1], [1, 1, 1]], np.float64)
@@ -38,7 +41,7 @@ class Way:
     """One way of finding landmarks. mesh_px: longest side of a window; anew: search every frame; every: frames between two looks."""
 
     name: str
-    mesh_px: int = faces.MESH_PX
+    mesh_px: int = detector_module.MESH_PX
     anew: bool = False
     every: int = 1
 
@@ -113,14 +116,14 @@ def main(arguments: list[str]) -> int:
 
 def look(video: Path, way: Way, frames: int) -> tuple[FaceTrack, float, float]:
     """The track of the first `frames`, the shake of the raw alignment, and the seconds of processor time in the calling thread."""
-    faces.MESH_PX, kept = way.mesh_px, faces.MESH_PX
+    detector_module.MESH_PX, kept = way.mesh_px, detector_module.MESH_PX
     try:
         with MediapipeDetector() as detector, closing(media.read_planes(video)) as chunks:
             looking = _Looking(detector, way)
             track = analyse(_first(chunks, frames), looking, size=32)
             track.references.close()
     finally:
-        faces.MESH_PX = kept
+        detector_module.MESH_PX = kept
     raw = np.stack(looking.raw) @ CORNERS.T
     return track, float(np.abs(np.diff(raw, n=2, axis=0)).mean()), looking.seconds
 

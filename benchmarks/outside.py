@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import common
-from lipdub import bundle, media
+from lipdub import media
+from lipdub.bundles import bundle
 from lipdub.evaluate.clips import cut_pictures
 from lipdub.evaluate.outside import OutsideError, outside_mask
-from lipdub.faces import MediapipeDetector
+from lipdub.faces.detector import MediapipeDetector
+from lipdub.faces.follow import analyse
 from lipdub.pipeline import DEFAULT_CRF, DEFAULT_PRESET, dub
-from lipdub.tracks import analyse
 
 TARGET_DB = 42.0
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import common
 from lipdub import media
-from lipdub.bundle import load_spec, resolve
+from lipdub.bundles.bundle import load_spec, resolve
 from lipdub.evaluate.clips import SOUND_HZ, cut_pictures, seconds_of, write_wav
 from lipdub.evaluate.openings import OPEN_ABOVE, Openings, open_share, openings_of
 from lipdub.evaluate.watch import openings_beside, tracked

@@ -16,9 +16,10 @@ from typing import Any
 from drawn import draw_video, sine, write_wav
 from fakes import write_fake_bundle
 
-from lipdub import bundle, media
+from lipdub import media
 from lipdub.batch import Options, Row, RowResult, Task
 from lipdub.batch.row import write_row_report
+from lipdub.bundles import bundle
 from lipdub.errors import EncodingFailed, NoFaceFound, OutputRefused
 from lipdub.records import DubReport
 from lipdub.reports import content_of

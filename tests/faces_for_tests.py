@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
-from lipdub.faces import MediapipeDetector
+from lipdub.faces.detector import MediapipeDetector
 from lipdub.records import Face, FrameChunk
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -20,8 +20,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from lipdub import bundle
-from lipdub.bundle import BundleSpec
+from lipdub.bundles import bundle
+from lipdub.bundles.bundle import BundleSpec
 from lipdub.records import CropSpec, MelSpec
 
 OPSET = 17

@@ -26,12 +26,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from toys import COMPACT, SIZE, write_clip
 
-from lipdub import __version__, bundle, pipeline
+from lipdub import __version__, pipeline
+from lipdub.bundles import bundle
 from lipdub.cli.app import main
 from lipdub.errors import CheckpointInvalid, LipdubError, OutputRefused, TrainingDataError, TrainingError
 from lipdub.generators import open_generator
-from lipdub.mel import cut_windows
 from lipdub.records import Face, MelSpec
+from lipdub.speech.mel import cut_windows
 from lipdub.train import adapt as adapting
 from lipdub.train import export, held_out, networks
 from lipdub.train import prepare as preparing

@@ -16,8 +16,9 @@ from batch_jobs import make_job, manifest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipdub import batch, bundle, pipeline
+from lipdub import batch, pipeline
 from lipdub.batch import Options, Row, check_manifest, read_manifest
+from lipdub.bundles import bundle
 from lipdub.errors import ManifestError
 
 

@@ -18,8 +18,9 @@ import pytest
 from fakes import write_fake_bundle
 from typer.testing import CliRunner
 
-from lipdub import bench, fresh, media, trial
-from lipdub.bench import BenchReport, DubSpeed
+from lipdub import media
+from lipdub.checkup import bench, isolated, sample_media
+from lipdub.checkup.bench import BenchReport, DubSpeed
 from lipdub.cli import bench as command
 from lipdub.cli.app import app
 from lipdub.errors import LipdubError, OutputRefused
@@ -71,25 +72,25 @@ def sleep(marker):
 
 
 def test_work_is_done_elsewhere():
-    outcome = fresh.run(f"{__name__}:echo", {"a": [1, None, "ü"]})
+    outcome = isolated.run(f"{__name__}:echo", {"a": [1, None, "ü"]})
     assert outcome.answer["task"] == {"a": [1, None, "ü"]}
     assert outcome.answer["pid"] != os.getpid()
     assert outcome.wall_s > 0
 
 
 def test_what_it_writes_does_not_stop_it():
-    assert fresh.run(f"{__name__}:flood", None, timeout_s=30).answer == "done"
+    assert isolated.run(f"{__name__}:flood", None, timeout_s=30).answer == "done"
 
 
 def test_its_errors_are_ours_and_its_bugs_are_one_line():
     with pytest.raises(LipdubError, match=r"no face in 'talk\.mp4'; use another one"):
-        fresh.run(f"{__name__}:refuse", None)
-    with pytest.raises(fresh.ProcessFailed, match="ZeroDivisionError") as caught:
-        fresh.run(f"{__name__}:divide", 0)
+        isolated.run(f"{__name__}:refuse", None)
+    with pytest.raises(isolated.ProcessFailed, match="ZeroDivisionError") as caught:
+        isolated.run(f"{__name__}:divide", 0)
     assert "\n" not in str(caught.value)
     assert "in divide" in caught.value.said
-    with pytest.raises(fresh.ProcessFailed, match="No module named"):
-        fresh.run("no_such_module:work", None)
+    with pytest.raises(isolated.ProcessFailed, match="No module named"):
+        isolated.run("no_such_module:work", None)
 
 
 def divide(by):
@@ -98,14 +99,14 @@ def divide(by):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_crash_is_told_by_name():
-    with pytest.raises(fresh.ProcessFailed, match=r"crashed \(SIGABRT\) after: about to crash"):
-        fresh.run(f"{__name__}:crash", None)
+    with pytest.raises(isolated.ProcessFailed, match=r"crashed \(SIGABRT\) after: about to crash"):
+        isolated.run(f"{__name__}:crash", None)
 
 
 def test_a_process_that_hangs_is_ended(tmp_path):
     started = time.perf_counter()
-    with pytest.raises(fresh.ProcessFailed, match="did not end within"):
-        fresh.run(f"{__name__}:sleep", str(tmp_path / "pid"), timeout_s=1)
+    with pytest.raises(isolated.ProcessFailed, match="did not end within"):
+        isolated.run(f"{__name__}:sleep", str(tmp_path / "pid"), timeout_s=1)
     assert time.perf_counter() - started < 20
 
 
@@ -121,7 +122,7 @@ def gone(pid: int) -> bool:
 def test_it_ends_when_we_are_killed(tmp_path):
     """SIGKILL leaves nobody to clean up: the process notices by itself."""
     marker = tmp_path / "pid"
-    code = f"import sys; sys.path[:] = {sys.path!r}; from lipdub import fresh; fresh.run('test_bench:sleep', {str(marker)!r})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from lipdub import fresh; isolated.run('test_bench:sleep', {str(marker)!r})"
     parent = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.time() + 20
     while not (marker.exists() and marker.read_text()) and time.time() < deadline:
@@ -139,9 +140,9 @@ def test_its_memory_is_its_own():
     """Not what the caller holds (Linux tells a new process's peak from before it began), and its children's with it."""
     ours = bytearray(300 * MIB)
     ours[::4096] = b"x" * len(ours[::4096])
-    nothing = fresh.run(f"{__name__}:hold", 0).peak_bytes
-    own = fresh.run(f"{__name__}:hold", 150).peak_bytes
-    with_child = fresh.run(f"{__name__}:hold_in_a_child", 150).peak_bytes
+    nothing = isolated.run(f"{__name__}:hold", 0).peak_bytes
+    own = isolated.run(f"{__name__}:hold", 150).peak_bytes
+    with_child = isolated.run(f"{__name__}:hold_in_a_child", 150).peak_bytes
     assert len(ours) == 300 * MIB
     assert nothing < 200 * MIB
     assert 145 * MIB < own - nothing < 175 * MIB
@@ -153,7 +154,9 @@ def test_its_memory_is_its_own():
 
 def test_the_trial_video_is_as_asked_for(tmp_path):
     told = []
-    trial.write_video(tmp_path / "v.mp4", seconds=0.6, width=320, height=180, on_frames=lambda done, total: told.append((done, total)))
+    sample_media.write_video(
+        tmp_path / "v.mp4", seconds=0.6, width=320, height=180, on_frames=lambda done, total: told.append((done, total))
+    )
     info = media.probe(tmp_path / "v.mp4")
     assert (info.width, info.height, float(info.duration_s), info.has_audio) == (320, 180, 0.6, False)
     assert told[-1] == (15, 15)
@@ -164,7 +167,7 @@ def test_the_trial_video_is_as_asked_for(tmp_path):
 
 
 def test_the_trial_speech_speaks_and_pauses(tmp_path):
-    trial.write_speech(tmp_path / "s.wav", seconds=5)
+    sample_media.write_speech(tmp_path / "s.wav", seconds=5)
     with wave.open(str(tmp_path / "s.wav")) as file:
         assert (file.getnframes(), file.getframerate(), file.getnchannels()) == (80000, 16000, 1)
         samples = np.frombuffer(file.readframes(80000), "<i2") / 32768
@@ -175,14 +178,14 @@ def test_the_trial_speech_speaks_and_pauses(tmp_path):
 
 
 def test_the_portrait_is_small_enough_to_ship():
-    assert trial.PORTRAIT.stat().st_size < 60_000
-    assert "public domain" in (trial.PORTRAIT.parent / "README.md").read_text()
+    assert sample_media.PORTRAIT.stat().st_size < 60_000
+    assert "public domain" in (sample_media.PORTRAIT.parent / "README.md").read_text()
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_an_excerpt_has_the_same_pictures(tmp_path, suffix):
     source = tmp_path / f"long{suffix}"
-    trial.write_video(source, seconds=3, width=128, height=96)
+    sample_media.write_video(source, seconds=3, width=128, height=96)
     folder = tmp_path / "out"
     folder.mkdir()
     short = excerpt(source, folder, seconds=1)
@@ -236,7 +239,7 @@ def test_a_bench_measures_a_first_and_a_second_dub(tmp_path, monkeypatch):
     """With the toy model, and small: what it draws does not matter here. Nor does how warm the machine is."""
     monkeypatch.setattr(bench, "_warm_up", lambda *args: None)
     write_fake_bundle(tmp_path / "fake")
-    trial.write_video(tmp_path / "talk.mp4", seconds=0.6, width=256, height=256)
+    sample_media.write_video(tmp_path / "talk.mp4", seconds=0.6, width=256, height=256)
     told, before = [], sorted(Path(tempfile.gettempdir()).glob("lipdub-bench-*"))
     found = bench.measure(
         tmp_path / "talk.mp4", model=str(tmp_path / "fake"), threads=1, on_progress=lambda what, done, total: told.append((what, done))
@@ -263,7 +266,7 @@ def test_without_a_video_a_portrait_is_dubbed_and_a_long_one_is_cut(tmp_path, mo
 
     monkeypatch.setattr(bench, "_timed", timed)
     assert bench.measure(seconds=1.0).video == ""
-    trial.write_video(tmp_path / "long.mkv", seconds=4, width=128, height=96)
+    sample_media.write_video(tmp_path / "long.mkv", seconds=4, width=128, height=96)
     assert bench.measure(tmp_path / "long.mkv", seconds=1.0).video == str(tmp_path / "long.mkv")
     warm, first, again, _, cut, _ = dubbed
     assert (warm["info"].width, first["info"].width, first["info"].height) == (512, 1280, 720)
@@ -275,9 +278,9 @@ def test_without_a_video_a_portrait_is_dubbed_and_a_long_one_is_cut(tmp_path, mo
 
 def test_a_dub_that_fails_is_an_error_in_one_line(tmp_path, monkeypatch):
     def fails(work, task):
-        raise fresh.ProcessFailed("crashed (SIGKILL)")
+        raise isolated.ProcessFailed("crashed (SIGKILL)")
 
-    monkeypatch.setattr(fresh, "run", fails)
+    monkeypatch.setattr(isolated, "run", fails)
     with pytest.raises(LipdubError, match="SIGKILL"):
         bench.measure(seconds=1.0)
 

@@ -12,7 +12,7 @@ from fakes import write_fake_bundle
 
 from benchmarks import ort
 from benchmarks.ort_precisions import PRECISIONS, write_in_precision
-from lipdub import bundle
+from lipdub.bundles import bundle
 from lipdub.runtime import Tuning
 
 

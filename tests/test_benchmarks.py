@@ -25,7 +25,8 @@ from onnx import TensorProto, helper
 from benchmarks import dub_once, footage, fresh, gpu, memory_growth, profile, results, roofline, scale
 from benchmarks.__main__ import NAMES
 from benchmarks.onnx_cost import NodeCost, costs, with_plain_weights
-from lipdub import bundle, media
+from lipdub import media
+from lipdub.bundles import bundle
 from lipdub.generators import open_generator
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system ties no process to cores")

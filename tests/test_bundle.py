@@ -13,8 +13,8 @@ from fakes import fake_spec, write_fake_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipdub import bundle, expert
-from lipdub.bundle import BundleSpec
+from lipdub.bundles import bundle, expert
+from lipdub.bundles.bundle import BundleSpec
 from lipdub.errors import BundleInvalid, BundleNotFound
 from lipdub.records import CropSpec
 

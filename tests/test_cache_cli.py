@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from test_cache import made_track
 from typer.testing import CliRunner
 
-from lipdub.cache import AnalysisCache
 from lipdub.cli import cache as command
 from lipdub.cli.app import app
+from lipdub.faces.cache import AnalysisCache
 
 RUN = CliRunner()
 
@@ -59,7 +59,7 @@ def test_it_clears_what_is_old_then_all(folder):
 
 
 def test_what_cannot_be_removed_is_said(folder, monkeypatch):
-    monkeypatch.setattr("lipdub.cache._remove", lambda path: False)
+    monkeypatch.setattr("lipdub.faces.cache._remove", lambda path: False)
     done = RUN.invoke(app, ["cache", "clear"])
     assert done.exit_code == 1
     assert "2 analyses could not be removed" in done.output

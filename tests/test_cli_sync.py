@@ -22,7 +22,8 @@ from drawn import draw_video, write_wav
 from faces_for_tests import ScriptedDetector, face_at, portrait_frames, scaled
 from fakes import rewrite_spec, write_fake_bundle
 
-from lipdub import __version__, bundle, media, pipeline
+from lipdub import __version__, media, pipeline
+from lipdub.bundles import bundle
 from lipdub.cli.app import main
 
 FRAMES, SIDE, RATE = 12, 256, 16000

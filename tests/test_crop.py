@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub import crop
-from lipdub.detail import FineReference
-from lipdub.picture import YuvChunk, YuvColor, planes_of
+from lipdub.faces import crop
+from lipdub.faces.landmarks import LIPS
+from lipdub.media.planes import YuvChunk, YuvColor, planes_of
+from lipdub.paste.blend import paste, paste_planes
+from lipdub.paste.detail import FineReference
+from lipdub.paste.light import LEAST_RED, match_colour, without_green
+from lipdub.paste.mask import mask_of
 from lipdub.records import Copied, Crops, CropSpec, Drawn, Face, FrameChunk, Reference
-from lipdub.tracks import LIPS
 
 SPEC = CropSpec(size=128, drawn=(56, 128, 16, 112), masked_from=64)
 
@@ -53,7 +56,7 @@ def smooth_picture(width: int = 512, height: int = 512) -> NDArray[np.uint8]:
 
 
 def mask_in_frame(crops: Crops, shape: tuple[int, ...], spec: CropSpec = SPEC) -> NDArray[np.float32]:
-    mask = crop.mask_of(crops.outline[0], spec)
+    mask = mask_of(crops.outline[0], spec)
     return np.asarray(cv2.warpAffine(mask, crops.to_frame[0], (shape[1], shape[0]), flags=cv2.INTER_LINEAR), np.float32)
 
 
@@ -147,7 +150,7 @@ def test_pasting_what_was_taken_changes_almost_nothing_and_nothing_at_all_outsid
     frame = smooth_picture()
     before = frame.copy()
     crops = crops_of(frame, face_at((x, y), height=height, roll_deg=roll_deg))
-    pasted = crop.paste(frame[None], crops, crops.pixels, np.array([strength], np.float32), SPEC)[0]
+    pasted = paste(frame[None], crops, crops.pixels, np.array([strength], np.float32), SPEC)[0]
     assert (frame == before).all()
     difference = np.abs(pasted.astype(int) - frame)
     assert difference.max() <= 4
@@ -159,7 +162,7 @@ def test_where_the_mask_is_zero_every_bit_stays() -> None:
     frame = rng.integers(0, 256, (512, 512, 3), dtype=np.uint8)
     crops = crops_of(frame, face_at(roll_deg=12))
     drawn = rng.integers(0, 256, crops.pixels.shape, dtype=np.uint8)
-    pasted = crop.paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
+    pasted = paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
     outside = mask_in_frame(crops, frame.shape) == 0
     assert (pasted[outside] == frame[outside]).all()
     assert 0.85 < outside.mean() < 0.99
@@ -174,7 +177,7 @@ def test_inside_the_mask_the_new_picture_is_taken() -> None:
     middle = face.landmarks[[UPPER_LIP, LOWER_LIP], :2].mean(axis=0)
     unit = crop.to_unit(middle, crop.fit_similarity(face.landmarks)) * SPEC.size
     drawn[0, int(unit[1]) - 8 : int(unit[1]) + 9, int(unit[0]) - 8 : int(unit[0]) + 9] = (250, 10, 10)
-    pasted = crop.paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
+    pasted = paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
     np.testing.assert_allclose(pasted[int(middle[1]), int(middle[0])], (250, 10, 10), atol=12)
 
 
@@ -184,7 +187,7 @@ def test_strength_fades_from_the_frame_to_the_drawing() -> None:
     drawn = np.full_like(crops.pixels, 30)
 
     def change(strength: float) -> NDArray[np.float64]:
-        return crop.paste(frame[None], crops, drawn, np.array([strength], np.float32), SPEC)[0].astype(np.float64) - frame
+        return paste(frame[None], crops, drawn, np.array([strength], np.float32), SPEC)[0].astype(np.float64) - frame
 
     assert (change(0.0) == 0).all()
     np.testing.assert_allclose(change(0.5), change(1.0) / 2, atol=1.1)
@@ -196,9 +199,9 @@ def test_no_crops_no_change_and_each_crop_goes_into_its_own_frame() -> None:
     similarity = crop.fit_similarity(face.landmarks)[None]
     outline = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity[0])[None]
     none = crop.take(chunk_of(*frames), np.zeros(0, np.int64), similarity[:0], outline[:0], SPEC.size)
-    assert (crop.paste(frames, none, none.pixels, np.zeros(0, np.float32), SPEC) == frames).all()
+    assert (paste(frames, none, none.pixels, np.zeros(0, np.float32), SPEC) == frames).all()
     one = crop.take(chunk_of(*frames), np.array([1]), similarity, outline, SPEC.size)
-    pasted = crop.paste(frames, one, np.zeros_like(one.pixels), np.ones(1, np.float32), SPEC)
+    pasted = paste(frames, one, np.zeros_like(one.pixels), np.ones(1, np.float32), SPEC)
     assert [(after != before).any() for after, before in zip(pasted, frames, strict=True)] == [False, True, False]
 
 
@@ -209,7 +212,7 @@ def test_what_did_not_change_keeps_the_detail_that_a_crop_cannot_hold(height: fl
     frame = np.random.default_rng(seed).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     crops = crops_of(frame, face_at(height=height, roll_deg=roll_deg))
     # A drawing is matched in colour, which here may move it by a level or so.
-    pasted = crop.paste(frame[None], crops, crops.pixels, np.ones(1, np.float32), SPEC)[0]
+    pasted = paste(frame[None], crops, crops.pixels, np.ones(1, np.float32), SPEC)[0]
     assert np.abs(pasted.astype(int) - frame).max() <= 2
 
 
@@ -222,7 +225,7 @@ def test_detail_of_the_old_mouth_does_not_survive_in_the_new_one() -> None:
     middle = face.landmarks[[UPPER_LIP, LOWER_LIP], :2].mean(axis=0)
     x, y = (crop.to_unit(middle, crop.fit_similarity(face.landmarks)) * SPEC.size).astype(int)
     drawn[0, y - 10 : y + 11, x - 10 : x + 11] = 20
-    pasted = crop.paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
+    pasted = paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
     px, py = middle.astype(int)
     inside = pasted[py - 12 : py + 13, px - 12 : px + 13].astype(int)
     assert np.ptp(inside) <= 4
@@ -235,7 +238,7 @@ def test_detail_of_the_old_mouth_does_not_survive_in_the_new_one() -> None:
 def test_a_face_that_is_half_outside_the_frame_works(centre: tuple[float, float], height: float) -> None:
     frame = smooth_picture()
     crops = crops_of(frame, face_at(centre, height=height))
-    pasted = crop.paste(frame[None], crops, crops.pixels, np.ones(1, np.float32), SPEC)[0]
+    pasted = paste(frame[None], crops, crops.pixels, np.ones(1, np.float32), SPEC)[0]
     difference = np.abs(pasted.astype(int) - frame)
     assert difference.max() <= 8
     assert difference[mask_in_frame(crops, frame.shape) == 0].max() == 0
@@ -244,7 +247,7 @@ def test_a_face_that_is_half_outside_the_frame_works(centre: tuple[float, float]
 def test_a_face_that_is_wholly_outside_the_frame_changes_nothing() -> None:
     frame = smooth_picture()
     crops = crops_of(frame, face_at((-900, 2000)))
-    assert (crop.paste(frame[None], crops, np.zeros_like(crops.pixels), np.ones(1, np.float32), SPEC)[0] == frame).all()
+    assert (paste(frame[None], crops, np.zeros_like(crops.pixels), np.ones(1, np.float32), SPEC)[0] == frame).all()
 
 
 # -------------------------------------------------------------------------------------------------------------- mask
@@ -255,7 +258,7 @@ def portrait_mask() -> tuple[NDArray[np.float32], Crops, NDArray[np.float32]]:
     face = portrait_face()
     crops = crops_of(portrait(), face)
     points = crop.to_unit(face.landmarks[:, :2], crop.fit_similarity(face.landmarks)) * SPEC.size
-    return crop.mask_of(crops.outline[0], SPEC), crops, points
+    return mask_of(crops.outline[0], SPEC), crops, points
 
 
 def test_the_mask_covers_mouth_jaw_and_chin_of_the_example_and_leaves_the_nose() -> None:
@@ -285,7 +288,7 @@ def test_the_mask_covers_a_chin_that_drops_below_the_sources() -> None:
 def test_the_mask_is_zero_outside_the_drawn_box(drawn: tuple[int, int, int, int], jitter: int) -> None:
     _, crops, _ = portrait_mask()
     spec = CropSpec(128, drawn, 64)
-    mask = crop.mask_of(crops.outline[0] + np.float32(jitter - 10), spec)
+    mask = mask_of(crops.outline[0] + np.float32(jitter - 10), spec)
     y0, y1, x0, x1 = drawn
     inside = np.zeros_like(mask, bool)
     inside[y0:y1, x0:x1] = True
@@ -302,7 +305,7 @@ def test_the_mask_has_soft_edges() -> None:
 def test_the_mask_is_the_same_at_every_crop_side(size: int) -> None:
     spec = CropSpec(size, (56 * size // 128, size, 16 * size // 128, 112 * size // 128), size // 2)
     mask, crops, _ = portrait_mask()
-    other = crop.mask_of(crops.outline[0] * np.float32(size / 128), spec)
+    other = mask_of(crops.outline[0] * np.float32(size / 128), spec)
     shrunk = cv2.resize(other, (128, 128), interpolation=cv2.INTER_AREA)
     assert np.abs(shrunk - mask).mean() < 0.01
 
@@ -316,7 +319,7 @@ def test_a_constant_difference_of_colour_is_taken_out(offset: tuple[int, int, in
     mask, crops, _ = portrait_mask()
     target = crops.pixels[0].clip(30, 225)
     drawn = (target.astype(int) + offset).astype(np.uint8)
-    matched = crop.match_colour(drawn, target, mask)
+    matched = match_colour(drawn, target, mask)
     inside = mask > 0.5
     assert np.abs(matched - target)[inside].mean() < 0.05 * max(1, *np.abs(offset)) + 0.5
 
@@ -327,16 +330,16 @@ def test_a_mouth_that_was_drawn_differently_keeps_its_own_colour() -> None:
     drawn = target.copy()
     x, y = points[[UPPER_LIP, LOWER_LIP]].mean(axis=0).astype(int)
     drawn[y - 6 : y + 7, x - 12 : x + 13] = (60, 10, 10)
-    matched = crop.match_colour(drawn, target, mask)
+    matched = match_colour(drawn, target, mask)
     assert np.abs(matched - drawn).max() < 6
 
 
 def test_nothing_to_compare_leaves_the_drawing_as_it_is() -> None:
     mask, crops, _ = portrait_mask()
     drawn = np.where(crops.pixels[0] > 127, 0, 255).astype(np.uint8)
-    empty = crop.match_colour(drawn, crops.pixels[0], np.zeros_like(mask))
+    empty = match_colour(drawn, crops.pixels[0], np.zeros_like(mask))
     assert (empty == drawn).all()
-    assert np.isfinite(crop.match_colour(drawn, crops.pixels[0], mask)).all()
+    assert np.isfinite(match_colour(drawn, crops.pixels[0], mask)).all()
 
 
 # ------------------------------------------------------------------------------------------------------------ planes
@@ -396,8 +399,8 @@ def test_a_drawing_pasted_into_planes_looks_as_in_pixels_and_leaves_the_rest(hei
     chunk, crops = planes_chunk(frame), crops_of(frame, face)
     drawn = cv2.GaussianBlur(255 - crops.pixels[0], (0, 0), 3)[None]
     before = chunk.data.copy()
-    wanted = crop.paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
-    crop.paste_planes(chunk, crops, Drawn(drawn), np.ones(1, np.float32), SPEC)
+    wanted = paste(frame[None], crops, drawn, np.ones(1, np.float32), SPEC)[0]
+    paste_planes(chunk, crops, Drawn(drawn), np.ones(1, np.float32), SPEC)
     shown = chunk.picture(0).rgb(0, 0, 512, 512)
     # Chroma of half the sides blurs the mask's edge by a pixel.
     assert np.abs(shown.astype(int) - wanted).mean() < 1.5
@@ -416,7 +419,7 @@ def test_no_strength_and_no_crops_leave_planes_as_they_are() -> None:
     chunk = planes_chunk(smooth_picture())
     before = chunk.data.copy()
     crops = crops_of_planes(chunk, face_at())
-    crop.paste_planes(chunk, crops, Drawn(255 - crops.pixels), np.zeros(1, np.float32), SPEC)
+    paste_planes(chunk, crops, Drawn(255 - crops.pixels), np.zeros(1, np.float32), SPEC)
     assert (chunk.data == before).all()
 
 
@@ -478,8 +481,8 @@ def test_what_was_copied_is_as_fine_as_the_video(roll_deg: float, x: float, y: f
     mask = mask_in_frame(crops, other.shape)
     coarse, fine = (planes_chunk(other) for _ in range(2))
     one = np.ones(1, np.float32)
-    crop.paste_planes(coarse, crops, drawn, one, SPEC)
-    crop.paste_planes(fine, crops, drawn, one, SPEC, [FineReference(reference, fine.color)])
+    paste_planes(coarse, crops, drawn, one, SPEC)
+    paste_planes(fine, crops, drawn, one, SPEC, [FineReference(reference, fine.color)])
     before, enlarged, copied = (fine_energy(each.picture(0).y, mask) for each in (chunk, coarse, fine))
     assert enlarged < 0.5 * before
     assert copied > 0.7 * before
@@ -500,7 +503,7 @@ def test_copied_detail_lies_where_the_flow_says() -> None:
     fine = planes_chunk(np.full_like(shown, 128))
     plain = crops_of_planes(fine, face)
     drawn = drawn_as_copied(plain, reference, all_copied(flow))
-    crop.paste_planes(fine, plain, drawn, np.ones(1, np.float32), SPEC, [FineReference(reference, fine.color)])
+    paste_planes(fine, plain, drawn, np.ones(1, np.float32), SPEC, [FineReference(reference, fine.color)])
     mask = mask_in_frame(crops, shown.shape) > 0.98
     wanted = np.roll(planes_chunk(shown).picture(0).y, -6, axis=1).astype(np.float32)
     wanted -= cv2.GaussianBlur(wanted, (0, 0), 3)
@@ -523,7 +526,7 @@ def test_what_was_painted_or_cannot_be_finer_is_pasted_as_ever(height: float) ->
     pasted = []
     for one in (None, FineReference(reference, chunk.color), FineReference(bare, chunk.color)):
         fresh = planes_chunk(frame)
-        crop.paste_planes(fresh, crops, drawn, np.ones(1, np.float32), SPEC, [] if one is None else [one])
+        paste_planes(fresh, crops, drawn, np.ones(1, np.float32), SPEC, [] if one is None else [one])
         pasted.append(fresh.data.astype(int))
     assert np.abs(pasted[1] - pasted[0]).max() <= 1
     assert (pasted[2] == pasted[0]).all()
@@ -538,7 +541,7 @@ def test_what_stands_still_keeps_the_frames_own_detail_not_the_references() -> N
     reference = reference_of(chunk, face)
     drawn = Drawn(crops.pixels, all_copied())
     before = chunk.data.copy()
-    crop.paste_planes(chunk, crops, drawn, np.ones(1, np.float32), SPEC, [FineReference(reference, chunk.color)])
+    paste_planes(chunk, crops, drawn, np.ones(1, np.float32), SPEC, [FineReference(reference, chunk.color)])
     assert np.abs(chunk.data.astype(int) - before).max() <= 2
 
 
@@ -566,9 +569,9 @@ def test_paint_is_nowhere_greener_than_the_skin_allows(seed: int, red: int) -> N
     drawn = random.uniform(60, 190, (40, 50, 3)).astype(np.float32)
     painted = random.integers(0, 256, (40, 50)).astype(np.uint8)
     before = drawn.copy()
-    found = crop.without_green(drawn, painted, taken)
+    found = without_green(drawn, painted, taken)
     assert (drawn == before).all()
-    least = crop.LEAST_RED * max(0, red)
+    least = LEAST_RED * max(0, red)
     over_green, was = found[..., 0] - found[..., 1], drawn[..., 0] - drawn[..., 1]
     assert (over_green[painted >= 128] >= least - 1e-3).all()
     # What is red enough, and what was not painted, stays; blue and brightness stay everywhere.

@@ -18,10 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from lipdub import bundle, doctor, fresh, media, trial
+from lipdub import media
+from lipdub.bundles import bundle
+from lipdub.checkup import doctor, isolated, sample_media
+from lipdub.checkup.doctor import libraries, machine, networks, self_dub, storage
+from lipdub.checkup.doctor.finding import Finding, guarded, one_line
 from lipdub.cli.app import app
-from lipdub.doctor import libraries, machine, networks, self_dub, storage
-from lipdub.doctor.finding import Finding, guarded, one_line
 from lipdub.errors import ProviderUnavailable
 from lipdub.media import facts
 from lipdub.records import FrameChunk
@@ -362,7 +364,7 @@ def test_a_dub_that_draws_nothing_is_found_out(tmp_path, monkeypatch):
 def test_the_box_of_the_mouth_is_where_the_mouth_is(tmp_path):
     """A change there is seen, one elsewhere is not."""
     for name in ("source", "mouth", "eyes"):
-        trial.write_video(tmp_path / f"{name}.mp4", seconds=0.2, width=256, height=256)
+        sample_media.write_video(tmp_path / f"{name}.mp4", seconds=0.2, width=256, height=256)
     info = media.probe(tmp_path / "source.mp4")
     frames = next(media.read_frames(tmp_path / "source.mp4")).pixels
     for name, row in (("mouth", 0.45), ("eyes", 0.3)):
@@ -381,12 +383,12 @@ def test_the_box_of_the_mouth_is_where_the_mouth_is(tmp_path):
 def test_a_look_that_crashes_or_hangs_is_a_red_line_and_the_others_are_there(monkeypatch):
     def crashes(work, task, *, timeout_s=None):
         if "libraries" in work:
-            raise fresh.ProcessFailed("crashed (SIGILL) after: mediapipe")
+            raise isolated.ProcessFailed("crashed (SIGILL) after: mediapipe")
         if "networks" in work:
-            raise fresh.ProcessFailed("did not end within 120 s")
-        return fresh.Outcome([{"name": "fine", "colour": "green", "what": "works", "fix": ""}], 1.0, None)
+            raise isolated.ProcessFailed("did not end within 120 s")
+        return isolated.Outcome([{"name": "fine", "colour": "green", "what": "works", "fix": ""}], 1.0, None)
 
-    monkeypatch.setattr(fresh, "run", crashes)
+    monkeypatch.setattr(isolated, "run", crashes)
     found = list(doctor.examine(dub=True, seconds=1.0))
     assert {"lipdub", "Python", "cores", "memory", "GPU", "libraries", "models", "fine"} <= {finding.name for finding in found}
     assert {finding.name: finding.what for finding in found if finding.colour == "red"} == {
@@ -442,9 +444,9 @@ def test_the_folder_of_the_dub_goes_though_its_process_crashes(monkeypatch):
         if "self_dub" in work:
             seen.append(Path(task["folder"]))
             (seen[0] / "half.mp4").write_bytes(b"half")
-        raise fresh.ProcessFailed("crashed (SIGSEGV)")
+        raise isolated.ProcessFailed("crashed (SIGSEGV)")
 
-    monkeypatch.setattr(fresh, "run", crashes)
+    monkeypatch.setattr(isolated, "run", crashes)
     found = list(doctor.examine(seconds=1.0))
     assert found[-1].name == "self-dub"
     assert found[-1].colour == "red"

@@ -13,13 +13,15 @@ from drawn import draw_video, write_wav
 from faces_for_tests import SPEECH, portrait_frames
 from numpy.typing import NDArray
 
-from lipdub import bundle, crop, dub, media
+from lipdub import dub, media
+from lipdub.bundles import bundle
 from lipdub.cli.app import main
 from lipdub.errors import LipdubError
-from lipdub.faces import MediapipeDetector
+from lipdub.faces import crop
+from lipdub.faces.detector import MediapipeDetector
+from lipdub.faces.landmarks import opening_of
 from lipdub.generators import Generator, open_generator
 from lipdub.records import Drawn
-from lipdub.tracks import opening_of
 
 FRAMES, RATE = 50, 16000
 OPEN = 0.06

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub import crop, media
+from lipdub import media
 from lipdub.errors import UnreadableMedia
 from lipdub.evaluate import clips, drawings, openings, pixels, scorecard, sync
 from lipdub.evaluate.frozen import FrozenMouth, with_one_reference
@@ -27,9 +27,11 @@ from lipdub.evaluate.openings import Openings
 from lipdub.evaluate.outside import GROW_PX, OutsideError, outside_mask
 from lipdub.evaluate.scoring import public_crop
 from lipdub.evaluate.watch import same_file, side_by_side, tracked
+from lipdub.faces import crop
+from lipdub.faces.track import DUBBED, FaceTrack
+from lipdub.paste.blend import paste
 from lipdub.records import CropSpec, FrameChunk
-from lipdub.references import ReferenceStore
-from lipdub.tracks import DUBBED, FaceTrack
+from lipdub.references.store import ReferenceStore
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -226,7 +228,7 @@ def steady_track(frames: int = 4, *, references: int = 1, size: int = 32) -> Fac
     STORES.append(store)
     for level in range(references):
         store.add(np.full((size, size, 3), 10 * level, np.uint8))
-    from lipdub.tracks import LIPS
+    from lipdub.faces.landmarks import LIPS
 
     def repeated(points: NDArray[np.float32]) -> NDArray[np.float16]:
         return np.repeat(crop.to_unit(points, similarity)[None], frames, axis=0).astype(np.float16)
@@ -252,7 +254,7 @@ def test_changes_by_the_paste_alone_leave_the_outside_alone():
     frame = np.random.default_rng(0).integers(0, 256, (160, 160, 3)).astype(np.uint8)
     where = outside_mask(track, 0, spec, (160, 160))
     crops = crop.take(_chunk(frame), np.array([0]), track.similarity[:1], track.outline[:1].astype(np.float32), 32)
-    pasted = crop.paste(frame[None], crops, 255 - crops.pixels, np.ones(1, np.float32), spec)[0]
+    pasted = paste(frame[None], crops, 255 - crops.pixels, np.ones(1, np.float32), spec)[0]
     assert (pasted != frame).any()
     error = OutsideError()
     error.add(frame, pasted, where)

@@ -31,7 +31,7 @@ from lipdub.evaluate import page, scoring, watch, whole_set
 from lipdub.evaluate.one_dub import evaluate_dub
 from lipdub.evaluate.scoring import Judges, Known, score
 from lipdub.evaluate.whole_set import ClipResult, SetOptions, Task
-from lipdub.picture import Picture, as_picture
+from lipdub.media.planes import Picture, as_picture
 from lipdub.records import CropSpec, Face, MelSpec
 
 SIDE, FRAMES, RATE = 128, 80, 16000

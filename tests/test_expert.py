@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from toys import SIZE, STORED, rest_lips, toy_settings
 
 from lipdub.errors import CheckpointInvalid, TrainingDataError
-from lipdub.mel import SILENCE
+from lipdub.speech.mel import SILENCE
 from lipdub.train import checkpoints, offsets
 from lipdub.train.data import Clip, loader
 from lipdub.train.expert_network import Expert, ExpertConfig, load_expert

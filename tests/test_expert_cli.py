@@ -112,7 +112,7 @@ def test_what_is_neither_is_one_line(run: Run, prepared: Path, tmp_path: Path) -
 
 
 def test_a_generator_trains_against_the_expert(run: Run, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lipdub.faces.MediapipeDetector", lambda **_: nullcontext())
+    monkeypatch.setattr("lipdub.faces.detector.MediapipeDetector", lambda **_: nullcontext())
     expert, memory = an_expert(tmp_path), a_memory(tmp_path)
     arguments = ("train", "generator", prepared, "--memory", memory, "-o", tmp_path / "run", *QUICK, "--expert", expert)
     code, _, err = run(*arguments, "--draw-frames", "1")

@@ -15,11 +15,12 @@ import torch
 from test_expert import TOY, bar_clip
 from toys import SIZE
 
-from lipdub import bundle, runtime
-from lipdub import expert as judging
+from lipdub import runtime
+from lipdub.bundles import bundle
+from lipdub.bundles import expert as judging
+from lipdub.bundles.expert import ExpertSpec, open_expert
 from lipdub.cli.export import export_onnx as export_command
 from lipdub.errors import BundleInvalid, BundleNotFound, CheckpointInvalid, ExportFailed, OutputRefused
-from lipdub.expert import ExpertSpec, open_expert
 from lipdub.train import checkpoints
 from lipdub.train.expert_export import ExportedExpert, export_expert
 from lipdub.train.expert_network import Expert, load_expert

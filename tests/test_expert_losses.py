@@ -14,8 +14,8 @@ from test_expert import TOY, bar_clip
 from toys import COMPACT, PAPER, boxes_of, toy_settings
 
 from lipdub.errors import TrainingError
-from lipdub.faces import Face
-from lipdub.mel import SILENCE
+from lipdub.faces.detector import Face
+from lipdub.speech.mel import SILENCE
 from lipdub.train import generator_stage, losses
 from lipdub.train.data import Clip, Samples, loader
 from lipdub.train.expert_network import Expert

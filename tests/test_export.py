@@ -19,7 +19,8 @@ import torch
 from fakes import as_version_1, rewrite_spec
 from toys import COMPACT, PAPER, toy_settings, write_clips
 
-from lipdub import bundle, runtime
+from lipdub import runtime
+from lipdub.bundles import bundle
 from lipdub.cli.export import export_onnx as export_command
 from lipdub.errors import BundleInvalid, CheckpointInvalid, ExportFailed, OutputRefused, TrainingDataError
 from lipdub.generators import open_generator

@@ -9,7 +9,7 @@ import pytest
 from faces_for_tests import CHIN, FOREHEAD, portrait, portrait_face, portrait_frames, scaled
 from numpy.typing import NDArray
 
-from lipdub.faces import MAX_FACES, SEARCH_EVERY, MediapipeDetector
+from lipdub.faces.detector import MAX_FACES, SEARCH_EVERY, MediapipeDetector
 from lipdub.records import Face
 
 WIDE = (720, 1280, 3)

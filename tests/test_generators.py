@@ -13,7 +13,7 @@ import pytest
 from fakes import Draws, as_version_1, fake_spec, rewrite_spec, write_fake_bundle
 from numpy.typing import NDArray
 
-from lipdub import bundle
+from lipdub.bundles import bundle
 from lipdub.errors import BundleInvalid, BundleNotFound
 from lipdub.generators import GENERATORS, Generator, Recall, device_graph, memory, open_generator
 from lipdub.generators.drawing import ConvertedByHost, ConvertedOnDevice

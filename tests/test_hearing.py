@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub.hearing import Tap, hear, in_another_voice, taps_of
-from lipdub.mel import SILENCE, cut_windows, silence_weight
 from lipdub.records import MelSpec
+from lipdub.speech.mel import SILENCE, cut_windows, silence_weight
+from lipdub.speech.windows import Tap, hear, in_another_voice, taps_of
 
 SPEC = MelSpec()
 

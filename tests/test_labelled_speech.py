@@ -12,8 +12,8 @@ import torch
 from toys import COMPACT, toy_settings, write_clips
 
 from lipdub.errors import CheckpointInvalid, TrainingDataError
-from lipdub.mel import SILENCE
-from lipdub.phonemes import CLASSES
+from lipdub.phonetics.phonemes import CLASSES
+from lipdub.speech.mel import SILENCE
 from lipdub.train import checkpoints
 from lipdub.train.data import Clip, load_clips
 from lipdub.train.labelled_speech import LabelledSpeech

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub import media
-from lipdub.mel import SILENCE, MelStream, MelTrack, cut_windows, first_column, log_mel, silence_weight
 from lipdub.records import MelSpec
+from lipdub.speech.mel import SILENCE, MelStream, MelTrack, cut_windows, first_column, log_mel, silence_weight
 
 SPEC = MelSpec()
 RATE = SPEC.sample_rate_hz

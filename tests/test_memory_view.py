@@ -15,16 +15,16 @@ from fakes import write_fake_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipdub import phonemes
 from lipdub.errors import BundleNotFound, EncodingFailed, MediaError, NoFaceFound, OutputRefused, PhonemesError
 from lipdub.generators import open_generator
-from lipdub.inspect import Closures, closures, look, random_closures
-from lipdub.inspect import agreement as agreement_module
-from lipdub.inspect import look as look_function
-from lipdub.inspect.agreement import agreement, clusters, information_bits
-from lipdub.inspect.mouths import Sitter, draw, find_sitter, measure_openings
-from lipdub.inspect.usage import explained_by_address, slot_features, usage_of
-from lipdub.phonemes import BILABIAL, CLASSES, Alignment, Phoneme
+from lipdub.memory_view import Closures, closures, look, random_closures
+from lipdub.memory_view import agreement as agreement_module
+from lipdub.memory_view import look as look_function
+from lipdub.memory_view.agreement import agreement, clusters, information_bits
+from lipdub.memory_view.mouths import Sitter, draw, find_sitter, measure_openings
+from lipdub.memory_view.usage import explained_by_address, slot_features, usage_of
+from lipdub.phonetics import phonemes
+from lipdub.phonetics.phonemes import BILABIAL, CLASSES, Alignment, Phoneme
 
 ROOT = Path(__file__).parent.parent
 PORTRAIT = ROOT / "examples" / "portrait.jpg"

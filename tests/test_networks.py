@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from toys import COMPACT, PAPER, TOYS, boxes_of
 
-from lipdub.bundle import load_spec
+from lipdub.bundles.bundle import load_spec
 from lipdub.errors import CheckpointInvalid, TrainingError
 from lipdub.generators import open_generator
 from lipdub.train import checkpoints

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipdub import phonemes
 from lipdub.errors import PhonemesError
-from lipdub.phonemes import BILABIAL, CLASSES, SILENCE, Alignment, Phoneme, classes_of, read_alignment, to_ascii, write_alignment
+from lipdub.phonetics import phonemes
+from lipdub.phonetics.phonemes import BILABIAL, CLASSES, SILENCE, Alignment, Phoneme, classes_of, read_alignment, to_ascii, write_alignment
 
 needs_espeak = pytest.mark.skipif(not phonemes.can_synthesise(), reason="espeak-ng is not installed")
 
@@ -404,7 +404,7 @@ def test_recipes_keep_what_is_held_out_apart():
 
 @needs_espeak
 def test_speech_to_train_on(tmp_path):
-    from lipdub.mel import SILENCE as QUIET
+    from lipdub.speech.mel import SILENCE as QUIET
     from lipdub.train import synthetic_speech as made
 
     out = tmp_path / "speech.npz"

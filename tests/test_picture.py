@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub.picture import RgbPicture, YuvChunk, YuvColor, YuvPicture, as_picture, i420_bytes, picture_of, planes_of
+from lipdub.media.planes import RgbPicture, YuvChunk, YuvColor, YuvPicture, as_picture, i420_bytes, picture_of, planes_of
 from lipdub.records import FrameChunk
 
 BT709, BT601_FULL = YuvColor(0.2126, 0.0722, False), YuvColor(0.299, 0.114, True)

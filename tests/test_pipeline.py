@@ -21,15 +21,16 @@ from faces_for_tests import LOWER_LIP, PHOTO, UPPER_LIP, ScriptedDetector, face_
 from fakes import rewrite_spec, write_fake_bundle
 from numpy.typing import NDArray
 
-from lipdub import crop, media, pipeline
-from lipdub.cache import AnalysisCache
+from lipdub import media, pipeline
 from lipdub.errors import LipdubError, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
+from lipdub.faces import crop
+from lipdub.faces.cache import AnalysisCache
+from lipdub.faces.track import WHY
 from lipdub.generators import open_generator
-from lipdub.picture import YuvChunk, YuvColor
+from lipdub.media.planes import YuvChunk, YuvColor
 from lipdub.pipeline import dub
 from lipdub.records import Crops, DubReport
 from lipdub.stages import Clock
-from lipdub.tracks import WHY
 
 FRAMES, SIDE, RATE = 25, 256, 16000
 MARK = 8  # px: frame k has a white square at column k * MARK of the dark strip on top

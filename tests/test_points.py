@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipdub.points import PointStore
+from lipdub.faces.points import PointStore
 
 
 @given(count=st.integers(1, 700), data=st.data())

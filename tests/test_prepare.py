@@ -12,13 +12,14 @@ import pytest
 from drawn import draw_video, sine
 from numpy.typing import NDArray
 
-from lipdub import crop, media
+from lipdub import media
 from lipdub.cli.prepare import prepare as prepare_command
 from lipdub.errors import OutputRefused, TrainingDataError
-from lipdub.faces import MediapipeDetector
-from lipdub.mel import MelTrack
+from lipdub.faces import crop
+from lipdub.faces.detector import MediapipeDetector
+from lipdub.faces.follow import analyse
 from lipdub.records import MelSpec
-from lipdub.tracks import analyse
+from lipdub.speech.mel import MelTrack
 from lipdub.train import prepare as preparing
 from lipdub.train.data import load_clips
 from lipdub.train.memory_stage import central

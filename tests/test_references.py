@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub.references import DETAIL_PX, LEAST_GAIN, MOST_JPEG_BYTES, ReferenceStore, detail_px
+from lipdub.references.store import DETAIL_PX, LEAST_GAIN, MOST_JPEG_BYTES, ReferenceStore, detail_px
 
 SIZE = 8
 sides = st.integers(SIZE + 1, 90) | st.just(DETAIL_PX)

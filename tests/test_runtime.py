@@ -20,8 +20,8 @@ import pytest
 from fakes import write_fake_bundle
 from onnx import TensorProto, helper, numpy_helper
 
-from lipdub import bundle
-from lipdub.bundle import GraphTensors
+from lipdub.bundles import bundle
+from lipdub.bundles.bundle import GraphTensors
 from lipdub.errors import BundleInvalid, LipdubError, ModelError, ProviderUnavailable
 from lipdub.records import Device
 from lipdub.runtime import CPU, CUDA, TENSORRT, DeviceMemoryFull, Session, Tuning, buffers, gpu, open_session, ort_words, tensorrt_wanted

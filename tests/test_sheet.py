@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from drawn import draw_photo, draw_video, picture
 
-from lipdub import media, sheet
+from lipdub import media
+from lipdub.checkup import sheet
+from lipdub.checkup.sheet import CELL_PX, GAP_PX, SheetReport, check_picture, contact_sheet
 from lipdub.errors import EncodingFailed, NoVideoStream, OutputRefused, UnreadableMedia
-from lipdub.sheet import CELL_PX, GAP_PX, SheetReport, check_picture, contact_sheet
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

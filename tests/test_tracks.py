@@ -17,11 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub import crop, media, tracks
-from lipdub.faces import MediapipeDetector
+from lipdub import media
+from lipdub.faces import crop, follow, smoothing
+from lipdub.faces.detector import MediapipeDetector
+from lipdub.faces.follow import analyse
+from lipdub.faces.landmarks import LIPS, opening_of, pose_of
+from lipdub.faces.smoothing import smooth
+from lipdub.faces.track import DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, WHY, FaceTrack
 from lipdub.records import Face
-from lipdub.references import DETAIL_PX, LEAST_GAIN, ReferenceStore, detail_px
-from lipdub.tracks import DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, WHY, FaceTrack, analyse, opening_of, pose_of, smooth
+from lipdub.references.store import DETAIL_PX, LEAST_GAIN, ReferenceStore, detail_px
 
 SIZE = (320, 240)
 FACE = face_at((160, 120), height=90)
@@ -167,8 +171,8 @@ def test_a_face_that_is_turned_away_is_passed_through_and_says_so() -> None:
     with tracked([[face_at((160, 120), height=90, yaw_deg=float(yaw))] for yaw in yaws]) as track:
         for yaw, why, measured in zip(yaws, track.why, track.pose[:, 0], strict=True):
             assert abs(abs(float(measured)) - yaw) < 4
-            if abs(yaw - tracks.TURNED_DEG) > 3:
-                assert why == (TURNED_AWAY if yaw > tracks.TURNED_DEG else DUBBED)
+            if abs(yaw - follow.TURNED_DEG) > 3:
+                assert why == (TURNED_AWAY if yaw > follow.TURNED_DEG else DUBBED)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -268,7 +272,7 @@ def test_lips_and_outline_stay_where_they_are_in_the_picture() -> None:
         matrices = crop.unit_to_frame(track.similarity)
         for k, face in enumerate(faces):
             lips = track.lips[k].astype(np.float64) @ matrices[k, :, :2].T + matrices[k, :, 2]
-            np.testing.assert_allclose(lips, face.landmarks[tracks.LIPS, :2], atol=0.15)
+            np.testing.assert_allclose(lips, face.landmarks[LIPS, :2], atol=0.15)
             outline = track.outline[k].astype(np.float64) @ matrices[k, :, :2].T + matrices[k, :, 2]
             np.testing.assert_allclose(outline, face.landmarks[crop.OUTLINE, :2], atol=3)
             assert track.opening[k] == pytest.approx(opening_of(face.landmarks))
@@ -287,7 +291,7 @@ def test_strength_fades_beside_what_is_passed_through_and_nowhere_else() -> None
 
 def test_a_photos_strength_is_whole() -> None:
     with tracked([[FACE]]) as track:
-        assert tracks.repeat_still(track).strength.tolist() == [1.0]
+        assert track.repeat_still(track).strength.tolist() == [1.0]
 
 
 # -------------------------------------------------------------------------------------------------------- references
@@ -388,7 +392,7 @@ def test_the_detail_shows_the_square_that_the_crop_shows(planes: bool, face: Fac
 
 def test_a_photos_references_are_those_of_its_one_frame() -> None:
     with tracked([[FACE]], draw=shade) as track:
-        still = tracks.repeat_still(track)
+        still = track.repeat_still(track)
         assert still.references is track.references
         assert still.references.get(0).detail is not None
 
@@ -465,7 +469,7 @@ def test_a_detector_that_fails_leaves_no_open_file(monkeypatch: pytest.MonkeyPat
         stores.append(ReferenceStore(size))
         return stores[-1]
 
-    monkeypatch.setattr(tracks, "ReferenceStore", noted)
+    monkeypatch.setattr(follow, "ReferenceStore", noted)
     with pytest.raises(KeyboardInterrupt):
         analyse(chunks_of(20, grey), Failing([[FACE]] * 20), size=16)
     assert [store._file.closed for store in stores] == [True]
@@ -481,7 +485,7 @@ def test_pose_is_that_of_the_mesh(yaw_deg: float) -> None:
 
 def test_detectors_that_take_turns_see_what_one_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real landmarks of the example, watched in stretches of five frames by two detectors, and as a whole by one."""
-    monkeypatch.setattr(tracks, "STRETCH_FRAMES", 5)
+    monkeypatch.setattr(follow, "STRETCH_FRAMES", 5)
     frames = portrait_frames(22)
     with MediapipeDetector() as one, MediapipeDetector() as two, MediapipeDetector() as three:
         alone = analyse(chunks_of(len(frames), lambda k: frames[k]), one, size=64)
@@ -499,7 +503,7 @@ def test_detectors_that_take_turns_see_what_one_sees(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("more", [0, 2])
 def test_cuts_are_numbered_and_detectors_forget_at_them(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracks, "STRETCH_FRAMES", 4)
+    monkeypatch.setattr(follow, "STRETCH_FRAMES", 4)
     resets: list[int] = []
 
     class Counting(ScriptedDetector):
@@ -534,12 +538,12 @@ def test_blocks_give_the_track_that_the_whole_gives(seed: int, block: int) -> No
     def track() -> FaceTrack:
         return analyse(chunks_of(90, lambda k: np.full((512, 512, 3), 40 if k < 55 else 210, np.uint8)), ScriptedDetector(script), size=16)
 
-    whole, kept = track(), tracks.BLOCK_FRAMES
-    tracks.BLOCK_FRAMES = block
+    whole, kept = track(), smoothing.BLOCK_FRAMES
+    smoothing.BLOCK_FRAMES = block
     try:
         pieces = track()
     finally:
-        tracks.BLOCK_FRAMES = kept
+        smoothing.BLOCK_FRAMES = kept
     for name in ("why", "shot", "similarity", "outline", "lips", "opening", "strength", "reference"):
         np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), atol=1e-3, err_msg=name)
     assert (pieces.why == whole.why).all()
@@ -549,7 +553,7 @@ def test_blocks_give_the_track_that_the_whole_gives(seed: int, block: int) -> No
 
 def test_no_thread_looks_through_a_detector_once_the_analysis_was_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """The detectors are closed next; a thread that still looked through one would crash the process."""
-    monkeypatch.setattr(tracks, "STRETCH_FRAMES", 4)
+    monkeypatch.setattr(follow, "STRETCH_FRAMES", 4)
 
     class Slow(ScriptedDetector):
         def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:

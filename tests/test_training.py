@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from toys import COMPACT, SIZE, STORED, TOYS, rest_lips, toy_settings, write_clip, write_clips
 
 from lipdub.errors import CheckpointInvalid, MemoryCollapsed, OutputRefused, TrainingDataError, TrainingError
-from lipdub.tracks import LIPS
+from lipdub.faces.landmarks import LIPS
 from lipdub.train import checkpoints, data, memory_stage
 from lipdub.train.data import Clip, Samples, load_clips, loader, split_speakers, to_network
 from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights, _GeneratorStep

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lipdub.mel import SILENCE
+from lipdub.speech.mel import SILENCE
 from lipdub.train.loop import LoopSettings
 from lipdub.train.networks import PRESETS, NetworkConfig
 from lipdub.train.prepare import FORMAT, GRID_HZ, MARGIN

@@ -13,20 +13,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub import __version__, crop, media
-from lipdub.cache import AnalysisCache, analysis_key
-from lipdub.detail import FineReference
+from lipdub import __version__, media
 from lipdub.errors import NoFaceFound, UnreadableMedia
-from lipdub.faces import MediapipeDetector
+from lipdub.faces import crop
+from lipdub.faces.cache import AnalysisCache, analysis_key
+from lipdub.faces.detector import MediapipeDetector
+from lipdub.faces.follow import analyse, repeat_still
+from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack
 from lipdub.generators import Generator, open_generator
-from lipdub.hearing import hear
-from lipdub.mel import MelTrack
-from lipdub.picture import YuvChunk, YuvColor
+from lipdub.media.planes import YuvChunk, YuvColor
+from lipdub.paste.blend import paste_planes
+from lipdub.paste.detail import FineReference
 from lipdub.records import Crops, Device, Drawn, DubReport, Fit, Silence, Span, VideoInfo
-from lipdub.references import ReferenceStore
+from lipdub.references.store import ReferenceStore
+from lipdub.speech.mel import MelTrack
+from lipdub.speech.windows import hear
 from lipdub.stages import Clock, Stages, cores, spread
 from lipdub.timeline import Timeline, plan
-from lipdub.tracks import DUBBED, NO_FACE, WHY, FaceTrack, analyse, repeat_still
 
 HELD_FRAMES = 8
 """A held frame is handed on in pieces of this many."""
@@ -248,7 +251,7 @@ def _redrawn(
     def pasted(drawn: tuple[_Piece, Drawn]) -> _Piece:
         piece, mouths = drawn
         with clock("paste"):
-            crop.paste_planes(piece.frames, piece.crops, mouths, piece.strength, generator.spec.crop, piece.references)
+            paste_planes(piece.frames, piece.crops, mouths, piece.strength, generator.spec.crop, piece.references)
         return piece
 
     decoded = stages.ahead(clock.timed("decode", _source_frames(video, track, timeline)))

@@ -241,7 +241,7 @@ def _everywhere(place: Location) -> Location:
 
 def _model_everywhere(model: str) -> str:
     """A bundle's name stays; its folder becomes absolute."""
-    from lipdub import bundle
+    from lipdub.bundles import bundle
 
     folder = Path(model).expanduser()
     return model if model in bundle.available() or not folder.is_dir() else str(folder.absolute())

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from lipdub import __version__, bundle
+from lipdub import __version__
 from lipdub.batch.rows import Location, Row
 from lipdub.batch.storage import Identity, is_url
+from lipdub.bundles import bundle
 
 Facts = dict[str, Any]
 """What a fingerprint was made of; JSON."""

@@ -24,11 +24,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn, get_args
 
-from lipdub import bundle, media
+from lipdub import media
 from lipdub.batch.lock import lock_path
 from lipdub.batch.rows import PRESETS, REQUIRED, Location, Options, Row, one_line
 from lipdub.batch.state import state_path
 from lipdub.batch.storage import Identity, check_place, identities, is_url, suffix_of
+from lipdub.bundles import bundle
 from lipdub.errors import LipdubError, ManifestError, OutputRefused, UnreadableMedia
 from lipdub.records import Device, Fit, Silence
 from lipdub.reports import check_report

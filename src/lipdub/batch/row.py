@@ -118,7 +118,7 @@ def _dubbed(row: Row, tell: OnProgress, cache: bool, stack: ExitStack) -> DubRep
 
     options = asdict(row.options)
     if cache:
-        from lipdub.cache import default_cache
+        from lipdub.faces.cache import default_cache
 
         options["cache"] = default_cache()
     if isinstance(row.video, Path) and isinstance(row.speech, Path) and isinstance(row.output, Path):

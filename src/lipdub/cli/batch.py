@@ -86,7 +86,7 @@ def batch(
     if ray is not None and jobs > 1:
         raise typer.BadParameter("--jobs is for this machine; with --ray the cluster says how many rows run at once")
     from lipdub.batch import Options, State, batch_lock, lock_path, make_plan, run
-    from lipdub.cache import default_cache
+    from lipdub.faces.cache import default_cache
 
     defaults = Options(
         model=model, device=device.value, fit=fit.value, silence=silence.value, crf=crf, preset=preset.value,

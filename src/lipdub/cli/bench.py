@@ -11,7 +11,7 @@ from lipdub.cli.console import progress, results, say
 from lipdub.cli.sync import DeviceChoice
 
 if TYPE_CHECKING:
-    from lipdub.bench import BenchReport, DubSpeed
+    from lipdub.checkup.bench import BenchReport, DubSpeed
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -46,7 +46,7 @@ def bench(
 
     Each dub runs in a fresh process, after a short one that is not counted. Close other programs first. Nothing is kept.
     """
-    from lipdub.bench import check_file, measure, write_file
+    from lipdub.checkup.bench import check_file, measure, write_file
 
     if json is not None:
         check_file(json, force=force)

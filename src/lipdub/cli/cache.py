@@ -11,7 +11,7 @@ import typer
 from lipdub.cli.console import results, say
 
 if TYPE_CHECKING:
-    from lipdub.cache import AnalysisCache
+    from lipdub.faces.cache import AnalysisCache
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -127,7 +127,7 @@ def age_text(seconds: float) -> str:
 
 def _cache() -> AnalysisCache | None:
     """This user's cache; where there is none, say so."""
-    from lipdub.cache import FOLDER_VARIABLE, LIMIT_VARIABLE, default_cache
+    from lipdub.faces.cache import FOLDER_VARIABLE, LIMIT_VARIABLE, default_cache
 
     cache = default_cache()
     if cache is None:

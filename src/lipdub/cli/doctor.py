@@ -11,7 +11,7 @@ import typer
 from lipdub.cli.console import errors, results, say
 
 if TYPE_CHECKING:
-    from lipdub.doctor import Finding
+    from lipdub.checkup.doctor import Finding
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -35,7 +35,7 @@ def doctor(
 
     Exit code 1 if any line is red.
     """
-    from lipdub.doctor import examine
+    from lipdub.checkup.doctor import examine
 
     found: list[Finding] = []
     try:

@@ -11,7 +11,7 @@ from lipdub.cli.console import progress, results, say
 from lipdub.cli.sync import DeviceChoice
 
 if TYPE_CHECKING:
-    from lipdub.inspect import MemoryReport
+    from lipdub.memory_view import MemoryReport
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -57,9 +57,9 @@ def memory(
     if alignment is not None and speech is None:
         raise typer.BadParameter("--alignment needs the --speech that it belongs to")
     try:
-        from lipdub.inspect import look
-        from lipdub.inspect.look import check_folder
-        from lipdub.phonemes import read_alignment, synthesise
+        from lipdub.memory_view import look
+        from lipdub.memory_view.look import check_folder
+        from lipdub.phonetics.phonemes import read_alignment, synthesise
 
         check_folder(output, force=force)
         face = face or _example("portrait.mp4", "--face with a photo or video of a face")
@@ -95,7 +95,7 @@ def show(report: MemoryReport, output: Path, *, rows: int = 12) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from lipdub.inspect.look import agreement_lines
+    from lipdub.memory_view.look import agreement_lines
 
     usage = report.usage
     table = Table(title=Text(f"memory of {report.model}, {report.speech_s:.1f} s of speech"), title_justify="left", header_style="bold")

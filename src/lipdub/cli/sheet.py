@@ -28,7 +28,7 @@ def sheet(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")] = False,
 ) -> None:
     """Show evenly spaced frames of VIDEO in one picture, each with its time and the face below it enlarged."""
-    from lipdub.sheet import contact_sheet
+    from lipdub.checkup.sheet import contact_sheet
 
     with progress(quiet=quiet) as tell:
         done = contact_sheet(video, output, rows=rows, columns=columns, faces=faces, force=force, on_progress=tell)

@@ -94,7 +94,7 @@ def sync(
 ) -> None:
     """Redraw the mouth in VIDEO so that it speaks SPEECH. All other pixels, the timing and the sound stay as they are."""
     try:
-        from lipdub.cache import default_cache
+        from lipdub.faces.cache import default_cache
         from lipdub.pipeline import dub
         from lipdub.reports import check_report, write_report
 

@@ -281,7 +281,7 @@ def generator(
     """Second stage: the generator, on what the memory recalls; with --joint, both together."""
     from functools import partial
 
-    from lipdub.faces import MediapipeDetector
+    from lipdub.faces.detector import MediapipeDetector
     from lipdub.train import networks
     from lipdub.train.expert_network import load_expert
     from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.bundle import BundleSpec
+from lipdub.bundles.bundle import BundleSpec
+from lipdub.faces.track import FaceTrack
 from lipdub.generators import Recall
 from lipdub.records import Copied, Drawn
-from lipdub.tracks import FaceTrack
 
 
 class FrozenMouth:

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub import crop
 from lipdub.evaluate.lips import FACE_PX
 from lipdub.evaluate.outside import OutsideError, outside_mask
 from lipdub.evaluate.pixels import (
@@ -24,8 +23,9 @@ from lipdub.evaluate.pixels import (
     ssim_mouth,
 )
 from lipdub.evaluate.watch import Sight, take_one, unit_px
+from lipdub.faces.track import DUBBED, FaceTrack
+from lipdub.paste.mask import mask_of
 from lipdub.records import CropSpec
-from lipdub.tracks import DUBBED, FaceTrack
 
 NATIVE_PX = (48, 1024)
 """Bounds of the crop at the source's own resolution."""
@@ -79,7 +79,7 @@ class PictureMeters:
 
     def _add_seam(self, dub: NDArray[np.float32], source: NDArray[np.float32], row: int) -> None:
         outline = (self.track.outline[row].astype(np.float32) * self.spec.size).astype(np.float32)
-        mask = crop.mask_of(outline, self.spec)
+        mask = mask_of(outline, self.spec)
         if self.spec.size != FACE_PX:
             mask = np.asarray(cv2.resize(mask, (FACE_PX, FACE_PX), interpolation=cv2.INTER_AREA), np.float32)
         self._seams.append((*seam_steps(dub, mask), *seam_steps(source, mask)))

@@ -18,8 +18,8 @@ from lipdub.evaluate.scoring import Known, faces_at, open_judges, score
 from lipdub.evaluate.sync import PublicSync
 from lipdub.evaluate.watch import same_file, tracked
 from lipdub.evaluate.whole_set import FIGURES_VERSION, address_of
+from lipdub.faces.track import NO_FACE
 from lipdub.generators import open_generator
-from lipdub.tracks import NO_FACE
 
 OnProgress = Callable[[str, int, int | None], None]
 LONGEST_HEAT_S = 60.0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.tracks import NO_FACE, FaceTrack
+from lipdub.faces.track import NO_FACE, FaceTrack
 
 OPEN_ABOVE = 0.06
 """Above this opening a mouth counts as open."""

@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub import crop
 from lipdub.evaluate.pixels import LUMA, psnr_of
+from lipdub.faces import crop
+from lipdub.faces.track import DUBBED, FaceTrack
+from lipdub.paste.mask import mask_of
 from lipdub.records import CropSpec
-from lipdub.tracks import DUBBED, FaceTrack
 
 GROW_PX = 8
 """A codec spreads a change within its blocks: this far around the mask no pixel is counted."""
@@ -54,7 +55,7 @@ def outside_mask(track: FaceTrack, number: int, spec: CropSpec, shape: tuple[int
     """Which pixels (H, W) of a frame the paste does not reach, `GROW_PX` away from the mask."""
     if track.why[number] != DUBBED:
         return np.ones(shape, bool)
-    mask = crop.mask_of((track.outline[number].astype(np.float32) * spec.size).astype(np.float32), spec)
+    mask = mask_of((track.outline[number].astype(np.float32) * spec.size).astype(np.float32), spec)
     # Crop px to frame px, pixel centres at whole numbers, as crop.take has it.
     to_frame = crop.unit_to_frame(track.similarity[number][None])[0]
     to_frame[:, :2] /= spec.size

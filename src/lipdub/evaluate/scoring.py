@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
+from lipdub.bundles.expert import open_expert
 from lipdub.errors import LipdubError
 from lipdub.evaluate import openings
 from lipdub.evaluate.lips import lmd
@@ -20,10 +21,9 @@ from lipdub.evaluate.openings import Openings, openings_of
 from lipdub.evaluate.scorecard import FIGURES
 from lipdub.evaluate.sync import GridCrops, PublicSync, SyncExpert, embed_centred, embed_forward, sync_of
 from lipdub.evaluate.watch import Frames, Sight, lips_at, same_file, side_by_side, take_one, unit_px
-from lipdub.expert import open_expert
-from lipdub.mel import SILENCE, MelTrack
+from lipdub.faces.track import NO_FACE, FaceTrack
 from lipdub.records import CropSpec, MelSpec
-from lipdub.tracks import NO_FACE, FaceTrack
+from lipdub.speech.mel import SILENCE, MelTrack
 
 STRIP_FRAMES = 12
 STRIP_PX = 160

@@ -45,7 +45,7 @@ class ExpertSpec(Protocol):
 
 
 class SyncExpert(Protocol):
-    """Our sync expert (``lipdub.expert.Expert``)."""
+    """Our sync expert (``lipdub.bundles.expert.Expert``)."""
 
     @property
     def spec(self) -> ExpertSpec:

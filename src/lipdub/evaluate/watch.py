@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub import crop, media
+from lipdub import media
 from lipdub.errors import UnreadableMedia
 from lipdub.evaluate.openings import Openings, nearest, openings_of
-from lipdub.faces import FaceDetector, MediapipeDetector
+from lipdub.faces import crop
+from lipdub.faces.detector import FaceDetector, MediapipeDetector
+from lipdub.faces.follow import analyse, repeat_still
+from lipdub.faces.landmarks import LIPS, opening_of
+from lipdub.faces.track import NO_FACE, FaceTrack
 from lipdub.records import Face, FrameChunk
-from lipdub.tracks import LIPS, NO_FACE, FaceTrack, analyse, opening_of, repeat_still
 
 CACHE_VERSION = 2
 SMALLEST_REFERENCE_PX = 16

@@ -27,7 +27,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub import __version__, bundle, media
+from lipdub import __version__, media
+from lipdub.bundles import bundle
+from lipdub.bundles.expert import SPEC_FILE as EXPERT_FILE
 from lipdub.errors import LipdubError, NoAudioStream, OutputRefused, UnreadableMedia
 from lipdub.evaluate import openings
 from lipdub.evaluate.clips import SUFFIXES, ListedClip, cut_pictures, cut_sound, list_clips, seconds_of, write_wav
@@ -38,11 +40,10 @@ from lipdub.evaluate.scorecard import plain, summarise
 from lipdub.evaluate.scoring import Judges, Known, Score, faces_at, open_judges, score
 from lipdub.evaluate.sync import PublicSync
 from lipdub.evaluate.watch import file_key, tracked
-from lipdub.expert import SPEC_FILE as EXPERT_FILE
 from lipdub.generators import Generator, open_generator
-from lipdub.mel import cut_windows, log_mel
 from lipdub.pipeline import DEFAULT_CRF, DEFAULT_PRESET, dub
 from lipdub.records import Device, Fit, Silence
+from lipdub.speech.mel import cut_windows, log_mel
 
 FIGURES_VERSION = 3
 """Goes up whenever a figure is measured otherwise than before: kept results are measured again then."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from lipdub import bundle
+from lipdub.bundles import bundle
 from lipdub.errors import BundleInvalid
 from lipdub.generators.memory import MemoryGenerator
 from lipdub.generators.protocol import Backend, Generator, Recall

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from lipdub import bundle, runtime
-from lipdub.bundle import BATCH, BundleSpec, GraphTensors, Shape
+from lipdub import runtime
+from lipdub.bundles import bundle
+from lipdub.bundles.bundle import BATCH, BundleSpec, GraphTensors, Shape
 from lipdub.errors import BundleInvalid
 
 if TYPE_CHECKING:

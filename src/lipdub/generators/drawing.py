@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub import bundle
-from lipdub.bundle import BundleSpec
+from lipdub.bundles import bundle
+from lipdub.bundles.bundle import BundleSpec
 from lipdub.errors import BundleInvalid
 from lipdub.generators import device_graph
 from lipdub.records import Copied, Drawn

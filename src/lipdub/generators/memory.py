@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub import bundle, runtime
-from lipdub.bundle import BundleSpec
+from lipdub import runtime
+from lipdub.bundles import bundle
+from lipdub.bundles.bundle import BundleSpec
 from lipdub.errors import BundleInvalid, ModelError
 from lipdub.generators import device_graph
 from lipdub.generators.drawing import ConvertedByHost, ConvertedOnDevice, Drawing

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.bundle import BundleSpec
+from lipdub.bundles.bundle import BundleSpec
 from lipdub.records import Device, Drawn
 
 
@@ -42,7 +42,7 @@ class Generator(Protocol):
     """A model that is ready to run. Order is kept, inputs are not changed, and the same input gets the same answer twice.
 
     Threads: `draw` may be called from any thread, `recall` from another at the same time; two calls of one of them wait for each
-    other. All normalisation lives in the backend: callers see log-mel windows as `lipdub.mel` makes them, and uint8 RGB.
+    other. All normalisation lives in the backend: callers see log-mel windows as `lipdub.speech.mel` makes them, and uint8 RGB.
     """
 
     @property

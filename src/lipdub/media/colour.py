@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from av.video.reformatter import Interpolation
 
-from lipdub.picture import YuvColor
+from lipdub.media.planes import YuvColor
 from lipdub.records import ColorTags, VideoInfo
 
 UNSPECIFIED = 2

@@ -12,8 +12,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from lipdub.media.colour import EXACT, FULL, LIMITED, SWS_MATRIX, UNSPECIFIED, sws_matrix, yuv_color
+from lipdub.media.planes import YuvChunk, i420_bytes, planes_of
 from lipdub.media.turning import AS_STORED, display_matrix, upright
-from lipdub.picture import YuvChunk, i420_bytes, planes_of
 from lipdub.records import FrameChunk
 
 Chunk = TypeVar("Chunk", FrameChunk, YuvChunk, covariant=True)

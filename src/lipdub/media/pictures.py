@@ -17,8 +17,8 @@ from lipdub.errors import UnreadableMedia
 from lipdub.media.clock import NO_PTS, FrameClock, shown_until_s
 from lipdub.media.converting import Chunk, Converter, ToPlanes, ToRgb
 from lipdub.media.files import decoded, is_photo_format, opened, origin_of_s, video_stream
+from lipdub.media.planes import YuvChunk
 from lipdub.media.turning import quarter_turns
-from lipdub.picture import YuvChunk
 from lipdub.records import ColorTags, FrameChunk, VideoInfo
 
 _MAX_FRAMES = 16

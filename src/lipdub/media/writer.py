@@ -21,7 +21,7 @@ from lipdub.media.colour import FULL, LIMITED, sws_matrix, written_color
 from lipdub.media.converting import rgb_to_yuv
 from lipdub.media.files import mapped, url_of
 from lipdub.media.output import COMMENT, FORMATS, part_file
-from lipdub.picture import YuvChunk
+from lipdub.media.planes import YuvChunk
 from lipdub.records import FrameChunk, VideoInfo
 
 

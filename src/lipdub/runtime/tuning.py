@@ -115,7 +115,7 @@ def tensorrt_options(inputs: Shapes, tuning: Tuning) -> dict[str, str]:
 
 
 def _engine_folder() -> Path | None:
-    """Where TensorRT keeps its engines: in the cache folder of lipdub (see `lipdub.cache.default_cache`), None for nowhere."""
+    """Where TensorRT keeps its engines: in the cache folder of lipdub (see `lipdub.faces.cache.default_cache`), None for nowhere."""
     named = os.environ.get("LIPDUB_CACHE")
     if named is not None and named.strip().lower() in ("", "off"):
         return None

@@ -26,9 +26,10 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from lipdub import __version__, bundle, media
+from lipdub import __version__, media
+from lipdub.bundles import bundle
 from lipdub.errors import EncodingFailed, OutputRefused, TrainingDataError, TrainingError
-from lipdub.faces import FaceDetector, MediapipeDetector
+from lipdub.faces.detector import FaceDetector, MediapipeDetector
 from lipdub.records import Device
 from lipdub.train import export
 from lipdub.train.data import Clip, load_clip, loader

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lipdub.errors import TrainingDataError
-from lipdub.mel import cut_windows
 from lipdub.records import MelSpec
+from lipdub.speech.mel import cut_windows
 from lipdub.train.networks import LIP_POINTS, NetworkConfig
 from lipdub.train.prepare import FORMAT, GRID_HZ, MARGIN
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
-from lipdub import __version__, expert
+from lipdub import __version__
+from lipdub.bundles import expert
 from lipdub.errors import ExportFailed
 from lipdub.records import CropSpec
 from lipdub.train.expert_network import Expert, load_expert

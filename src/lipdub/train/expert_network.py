@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipdub import bundle
+from lipdub.bundles import bundle
+from lipdub.bundles.expert import SPEC_FILE, ExpertSpec
 from lipdub.errors import CheckpointInvalid, ModelError, TrainingError
-from lipdub.expert import SPEC_FILE, ExpertSpec
 from lipdub.records import MelSpec
 from lipdub.train import checkpoints
 from lipdub.train.networks import LIP_POINTS, WEIGHTS_FILE, ConvBlock, ResidualBlock

@@ -21,9 +21,10 @@ from safetensors.torch import save as serialised
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lipdub import __version__, bundle, runtime
+from lipdub import __version__, runtime
+from lipdub.bundles import bundle
 from lipdub.errors import CheckpointInvalid, ExportFailed, OutputRefused
-from lipdub.mel import SILENCE
+from lipdub.speech.mel import SILENCE
 from lipdub.train import checkpoints
 from lipdub.train.data import Clip, load_clips, to_network
 from lipdub.train.memory_stage import central, lip_windows

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipdub.bundle import BundleSpec
-from lipdub.faces import FaceDetector
-from lipdub.hearing import Heard, hear
-from lipdub.mel import cut_windows
-from lipdub.tracks import REFERENCE_BIN_DEG, REFERENCE_OPENING
+from lipdub.bundles.bundle import BundleSpec
+from lipdub.faces.detector import FaceDetector
+from lipdub.references.selection import REFERENCE_BIN_DEG, REFERENCE_OPENING
+from lipdub.speech.mel import cut_windows
+from lipdub.speech.windows import Heard, hear
 from lipdub.train.data import Clip, to_network
 from lipdub.train.generator_stage import _around_mouth
 from lipdub.train.measure import measured

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdub.errors import TrainingDataError
-from lipdub.phonemes import CLASSES
+from lipdub.phonetics.phonemes import CLASSES
 from lipdub.records import MelSpec
 
 CLOSED_SHARE = 0.6

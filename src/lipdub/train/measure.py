@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.faces import FaceDetector
-from lipdub.tracks import opening_of
+from lipdub.faces.detector import FaceDetector
+from lipdub.faces.landmarks import opening_of
 
 ENLARGED = 3
 """Crops are enlarged by this before the mouth is measured: the detector sees small faces badly."""

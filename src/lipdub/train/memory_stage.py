@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from lipdub.errors import TrainingDataError
-from lipdub.phonemes import CLASSES
+from lipdub.phonetics.phonemes import CLASSES
 from lipdub.train import losses
 from lipdub.train.data import SPEAKER_BALANCE, Clip, Samples, opening_from_lips, to_network
 from lipdub.train.labelled_speech import LabelledSpeech

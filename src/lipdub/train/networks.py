@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipdub.bundle import FLOW_STRIDE as _FLOW_STRIDE
+from lipdub.bundles.bundle import FLOW_STRIDE as _FLOW_STRIDE
 from lipdub.errors import CheckpointInvalid, TrainingError
-from lipdub.phonemes import CLASSES
+from lipdub.phonetics.phonemes import CLASSES
 from lipdub.records import CropSpec, MelSpec
 from lipdub.train import checkpoints
 

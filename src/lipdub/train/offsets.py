@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lipdub.mel import cut_windows
+from lipdub.speech.mel import cut_windows
 from lipdub.train.data import OFFSETS_FILE, Clip, opening_from_lips
 from lipdub.train.expert_network import Expert
 from lipdub.train.memory_stage import correlation

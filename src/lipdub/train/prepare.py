@@ -25,12 +25,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub import crop, media
+from lipdub import media
 from lipdub.errors import LipdubError, OutputRefused, TrainingDataError, TrainingError
-from lipdub.faces import MediapipeDetector
-from lipdub.mel import cut_windows, log_mel, silence_weight
+from lipdub.faces import crop
+from lipdub.faces.detector import MediapipeDetector
+from lipdub.faces.follow import analyse
+from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.records import FrameChunk, MelSpec
-from lipdub.tracks import DUBBED, FaceTrack, analyse
+from lipdub.speech.mel import cut_windows, log_mel, silence_weight
 
 FORMAT = 1
 MARGIN = 1.25

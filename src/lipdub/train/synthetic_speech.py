@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
-from lipdub import phonemes
 from lipdub.errors import LipdubError, OutputRefused, PhonemesError
-from lipdub.mel import log_mel
+from lipdub.phonetics import phonemes
 from lipdub.records import MelSpec
+from lipdub.speech.mel import log_mel
 
 FORMAT = 1
 TRAIN, UNSEEN_WORDS, UNSEEN_VOICE = 0, 1, 2

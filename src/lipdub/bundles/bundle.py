@@ -1,0 +1,373 @@
+"""Model bundles on disk: a folder with ``bundle.json`` and the ONNX graphs it vouches for.
+
+    models/<name>/
+      bundle.json           what the model is: BundleSpec below
+      memory.onnx           mel windows -> address, lip feature
+      generator.onnx        target face, reference face, lip feature -> the drawn box
+      weights.safetensors   the same weights to go on training from (optional, never read here)
+      MODEL_CARD.md         for people (optional, never read here)
+
+The names and axes of the graphs' tensors are constants here and nowhere else; the exporter, the checks when a graph is
+opened and the test doubles all read them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar, get_args, get_origin, get_type_hints
+
+from lipdub.errors import BundleInvalid, BundleNotFound
+from lipdub.records import CropSpec, MelSpec
+
+FORMAT_VERSION: Final = 2
+"""Version of ``bundle.json`` and of the tensors below; a bundle of another version is refused, but for those of `_EARLIER`."""
+_EARLIER: Final[Mapping[int, Mapping[str, object]]] = types.MappingProxyType(
+    {1: types.MappingProxyType({"copies": False, "voice_bands": 0})}
+)
+"""Versions that are read, too, as if they were of this one: the keys that they do not have, and what those bundles mean by it."""
+
+SPEC_FILE: Final = "bundle.json"
+MEMORY_GRAPH: Final = "memory.onnx"
+GENERATOR_GRAPH: Final = "generator.onnx"
+
+MEL: Final = "mel"
+ADDRESS: Final = "address"
+LIP_FEATURE: Final = "lip_feature"
+TARGET: Final = "target"
+REFERENCE: Final = "reference"
+FACE: Final = "face"
+PAINTED: Final = "painted"
+FLOW: Final = "flow"
+
+BATCH: Final = "B"
+"""Name of the one dynamic axis; every other axis has a fixed size in the graph."""
+
+FLOW_STRIDE: Final = 4
+"""Crop px per cell of the flow, either way."""
+
+Shape = tuple[int | str, ...]
+"""Sizes of a tensor's axes; a name stands for a size that is not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphTensors:
+    """Inputs and outputs of one graph: name to shape, in the graph's order. Every tensor is float32."""
+
+    inputs: Mapping[str, Shape]
+    outputs: Mapping[str, Shape]
+
+
+TENSORS: Final[Mapping[str, GraphTensors]] = types.MappingProxyType(
+    {
+        MEMORY_GRAPH: GraphTensors(
+            inputs={MEL: (BATCH, 1, "bands", "window")},
+            outputs={ADDRESS: (BATCH, "slots"), LIP_FEATURE: (BATCH, "lip_channels")},
+        ),
+        GENERATOR_GRAPH: GraphTensors(
+            inputs={TARGET: (BATCH, 3, "S", "S"), REFERENCE: (BATCH, 3, "S", "S"), LIP_FEATURE: (BATCH, "lip_channels")},
+            outputs={FACE: (BATCH, 3, "h", "w"), PAINTED: (BATCH, 1, "h", "w"), FLOW: (BATCH, 2, "fh", "fw")},
+        ),
+    }
+)
+"""Tensors of each graph file, sizes still by name; `tensors` fills them in.
+
+mel: log-mel windows in [-4, 4]. address: softmax over the slots. target, reference: RGB in [-1, 1]; rows of the target from
+`CropSpec.masked_from` on are 0. face: RGB in [-1, 1], the ``drawn`` box of the crop only, h x w px. All float32, also where
+the weights inside the graph are float16.
+
+Only in a bundle that says `copies`: painted, in [0, 1], the share of each pixel of the face that was painted; the rest of it was copied
+from the reference. flow, (x, y) in crop sides: where it was copied from, minus its own place, at the middles of cells of `FLOW_STRIDE` px.
+"""
+_OF_COPIES: Final = (PAINTED, FLOW)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+SHA256_DIGITS: Final = re.compile(r"[0-9a-f]{64}")
+_Record = TypeVar("_Record")
+
+
+@dataclass(frozen=True, slots=True)
+class BundleSpec:
+    """What a bundle says of itself.
+
+    name: lower-case letters, digits, dot, dash, underscore. backend: key of ``lipdub.generators.GENERATORS``. slots: of the
+    memory. lip_channels: length of a lip feature. rest_feature: the lip feature of a resting, closed mouth, `lip_channels`
+    finite numbers. license, training_data: one line each, shown to users. graphs: file name to sha256 (64 hex digits);
+    empty until `finish`. created_with: lipdub version. smoothing_s: sigma in seconds of the zero-phase gaussian that
+    smooths the lip features over time; 0 for none. copies: generator.onnx also tells what of the face was copied from the
+    reference, and from where. voice_bands: the outer windows of the smoothing are heard with their mel bands moved down and
+    up by this many (``lipdub.speech.windows``).
+
+    Raises ``ValueError`` when built with values that do not fit together.
+    """
+
+    name: str
+    backend: str
+    format_version: int
+    crop: CropSpec
+    mel: MelSpec
+    slots: int
+    lip_channels: int
+    rest_feature: tuple[float, ...]
+    license: str
+    training_data: str
+    graphs: dict[str, str] = field(hash=False)
+    created_with: str
+    smoothing_s: float = 0.0
+    copies: bool = False
+    voice_bands: int = 0
+
+    def __post_init__(self) -> None:
+        for holds, message in (
+            (_NAME.fullmatch(self.name), f"name must be lower-case letters, digits, '.', '-' or '_', got {self.name!r}"),
+            (self.backend, "backend must not be empty"),
+            (self.format_version == FORMAT_VERSION, f"format_version must be {FORMAT_VERSION}, got {self.format_version}"),
+            (self.slots > 0, f"slots must be positive, got {self.slots}"),
+            (self.lip_channels > 0, f"lip_channels must be positive, got {self.lip_channels}"),
+            (
+                len(self.rest_feature) == self.lip_channels,
+                f"rest_feature must hold lip_channels = {self.lip_channels} numbers, got {len(self.rest_feature)}",
+            ),
+            (all(math.isfinite(value) for value in self.rest_feature), "rest_feature must be finite"),
+            (self.license, "license must not be empty"),
+            (
+                not self.graphs or set(self.graphs) == set(TENSORS),
+                f"graphs must name {_listed(TENSORS)}, got {_listed(self.graphs)}",
+            ),
+            (all(SHA256_DIGITS.fullmatch(digest) for digest in self.graphs.values()), "graphs must map to sha256 hex digests"),
+            (0.0 <= self.smoothing_s < math.inf, f"smoothing_s must be 0 or more seconds, got {self.smoothing_s}"),
+            (0 <= self.voice_bands < self.mel.bands, f"voice_bands must be less than the mel's {self.mel.bands}, got {self.voice_bands}"),
+            (
+                not self.copies or not any(edge % FLOW_STRIDE for edge in self.crop.drawn),
+                f"drawn must lie on cells of {FLOW_STRIDE} px where pixels are copied, got {self.crop.drawn}",
+            ),
+        ):
+            if not holds:
+                raise ValueError(message)
+
+    def to_json(self) -> str:
+        """The text of ``bundle.json``; `from_json` gives an equal spec back."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str = SPEC_FILE) -> BundleSpec:
+        """The spec that `text` holds. Every key must be there and no other may be. One of format version 1 is read as it would be
+        written today, with `copies` False and no `voice_bands`.
+
+        `where` names the text in messages. Raises BundleInvalid: no JSON, another format version, a missing, unknown or
+        wrongly typed key (named), or values that do not fit together.
+        """
+        return read_record(text, cls, where=where, version=FORMAT_VERSION, earlier=_EARLIER)
+
+
+def tensors(graph: str, spec: BundleSpec) -> GraphTensors:
+    """``TENSORS[graph]`` with the sizes of `spec` filled in, only the batch axis keeps its name; without what a bundle that does not say
+    `copies` lacks."""
+    y0, y1, x0, x1 = spec.crop.drawn
+    sizes: dict[str, int] = {
+        "bands": spec.mel.bands,
+        "window": spec.mel.window,
+        "slots": spec.slots,
+        "lip_channels": spec.lip_channels,
+        "S": spec.crop.size,
+        "h": y1 - y0,
+        "w": x1 - x0,
+        "fh": (y1 - y0) // FLOW_STRIDE,
+        "fw": (x1 - x0) // FLOW_STRIDE,
+    }
+
+    def filled(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        return {
+            name: tuple(axis if axis == BATCH or isinstance(axis, int) else sizes[axis] for axis in shape)
+            for name, shape in shapes.items()
+            if spec.copies or name not in _OF_COPIES
+        }
+
+    return GraphTensors(inputs=filled(TENSORS[graph].inputs), outputs=filled(TENSORS[graph].outputs))
+
+
+def available(spec_file: str = SPEC_FILE) -> list[str]:
+    """Names of the bundles that `resolve` knows, sorted."""
+    return sorted({entry.parent.name for shelf in _shelves() for entry in shelf.glob(f"*/{spec_file}")})
+
+
+def resolve(name_or_path: str, *, spec_file: str = SPEC_FILE) -> Path:
+    """The folder of a bundle, given its name or its path.
+
+    A name of a bundle that came with lipdub wins over a folder of the same name in the working directory; write
+    ``./name`` for the latter. The folder's contents are not looked at (`load_spec` does). `spec_file` is the file that makes
+    a folder one of the wanted kind. Raises BundleNotFound, which lists the names there are.
+    """
+    if _NAME.fullmatch(name_or_path):
+        for shelf in _shelves():
+            if (shelf / name_or_path / spec_file).is_file():
+                return shelf / name_or_path
+    folder = Path(name_or_path).expanduser()
+    if name_or_path and folder.is_dir():
+        return folder
+    names = available(spec_file)
+    there_are = f"the names there are: {', '.join(names)}" if names else "no bundle came with this lipdub"
+    if folder.is_file():
+        raise BundleNotFound(f"{name_or_path} is a file; give the folder that holds {spec_file}, or a name ({there_are})")
+    raise BundleNotFound(f"no model bundle at {name_or_path!r}; give the path of a folder with {spec_file}, or a name ({there_are})")
+
+
+def load_spec(folder: Path) -> BundleSpec:
+    """The spec of the bundle in `folder`, after checking that its graphs are the ones that were exported.
+
+    Raises BundleNotFound: no such folder. BundleInvalid: no or unusable ``bundle.json``, another format version, a graph
+    that is missing or whose hash differs.
+    """
+    spec = BundleSpec.from_json(read_spec(folder, SPEC_FILE), where=str(folder / SPEC_FILE))
+    check_graphs(folder, spec.graphs, SPEC_FILE)
+    return spec
+
+
+def read_spec(folder: Path, spec_file: str) -> str:
+    """The text of a bundle's description. Raises BundleNotFound: no such folder. BundleInvalid: no such file, or it cannot be read."""
+    if not folder.is_dir():
+        raise BundleNotFound(f"there is no folder {folder}; give the name or the folder of a model bundle")
+    file = folder / spec_file
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise BundleInvalid(f"{folder} holds no {spec_file}: give the folder of a model bundle") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleInvalid(f"{file} cannot be read ({error}): export or copy the bundle again") from error
+
+
+def check_graphs(folder: Path, graphs: Mapping[str, str], spec_file: str) -> None:
+    """Raise BundleInvalid unless the files in `folder` have the sha256 that `graphs` says, and there are any."""
+    if not graphs:
+        raise BundleInvalid(f"{folder / spec_file} names no graphs: the export did not finish, export the bundle again")
+    for graph, digest in graphs.items():
+        if sha256(folder / graph) != digest:
+            raise BundleInvalid(f"{folder / graph} was altered since it was exported: hash differs; export or copy the bundle again")
+
+
+def finish(folder: Path, spec: BundleSpec) -> BundleSpec:
+    """Hash the graphs that lie in `folder`, write its ``bundle.json``, and give back `spec` with the hashes filled in.
+
+    The last step of an export: ``bundle.json`` is written to a temporary name and renamed, so a folder that has one is
+    whole. Raises BundleInvalid where a graph is missing.
+    """
+    whole = replace(spec, graphs={graph: sha256(folder / graph) for graph in TENSORS})
+    write_spec(folder, SPEC_FILE, whole.to_json())
+    return whole
+
+
+def write_spec(folder: Path, spec_file: str, text: str) -> None:
+    """Write a bundle's description, to a temporary name first."""
+    part = folder / f".{spec_file}.part"
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, folder / spec_file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_record(
+    text: str,
+    record: type[_Record],
+    *,
+    where: str,
+    version: int,
+    earlier: Mapping[int, Mapping[str, object]] = types.MappingProxyType({}),
+) -> _Record:
+    """The record that the JSON `text` holds. Every key must be there and no other may be; ``format_version`` must be `version`, or one of
+    `earlier`: each with the keys that it does not have yet, and their values. Such a text is read as one of `version`.
+
+    `where` names the text in messages. Raises BundleInvalid: no JSON, another format version, a missing, unknown or
+    wrongly typed key (named), or values that do not fit together.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise BundleInvalid(f"{where} is no JSON ({error}): export or copy the bundle again") from error
+    found = data.get("format_version", version) if isinstance(data, dict) else version
+    added = earlier.get(found) if type(found) is int else None
+    if found != version and added is None:
+        raise BundleInvalid(
+            f"{where} is of format version {found!r}, this lipdub reads {' and '.join(str(known) for known in (*earlier, version))}: "
+            "export the bundle again, or install the lipdub that made it"
+        )
+    try:
+        if added is not None:
+            for name in added:
+                if name in data:
+                    raise ValueError(f"key {name!r} is unknown")
+            data |= {**added, "format_version": version}
+        return _typed_record(data, record, "")
+    except ValueError as error:
+        raise BundleInvalid(f"{where}: {error}; export or copy the bundle again") from error
+
+
+def _shelves() -> tuple[Path, ...]:
+    """Folders whose subfolders are bundles: inside the installed package, or ``models/`` of a source checkout."""
+    package = Path(__file__).resolve().parent.parent
+    checkout = (package.parents[1] / "models",) if package.parent.name == "src" else ()
+    return (package / "models", *checkout)
+
+
+def sha256(file: Path) -> str:
+    """Hex sha256 of a file. Raises BundleInvalid where it is missing or unreadable."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise BundleInvalid(f"{file} is missing from the bundle: export or copy the bundle again") from error
+    except OSError as error:
+        raise BundleInvalid(f"{file} cannot be read ({error}): export or copy the bundle again") from error
+
+
+def _listed(names: Mapping[str, object]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _typed(value: object, hint: object, key: str) -> object:
+    """`value` out of JSON as the type `hint`, which is one that the fields of the specs use.
+
+    `key` is where in the file the value stands. Raises ``ValueError`` that names it.
+    """
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _typed_record(value, hint, key)
+    if get_origin(hint) is tuple and isinstance(value, list):
+        kinds = get_args(hint)
+        kinds = (kinds[0],) * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) != len(value):
+            raise ValueError(f"key {key!r} must hold {len(kinds)} values, got {len(value)}")
+        return tuple(_typed(item, kind, f"{key}[{at}]") for at, (item, kind) in enumerate(zip(value, kinds, strict=True)))
+    if get_origin(hint) is dict and isinstance(value, dict):
+        return {name: _typed(item, get_args(hint)[1], f"{key}.{name}") for name, item in value.items()}
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    kind = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
+    raise ValueError(f"key {key!r} must be of type {kind}, got {value!r}")
+
+
+def _typed_record(value: object, record: type[_Record], key: str) -> _Record:
+    """`value` out of JSON as a dataclass whose fields are all there, and nothing else is. Raises ``ValueError``."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{f'key {key!r}' if key else 'the file'} must be a JSON object")
+    dot = f"{key}." if key else ""
+    hints = get_type_hints(record)
+    known = list(hints)
+    for name in known:
+        if name not in value:
+            raise ValueError(f"key {dot + name!r} is missing")
+    for name in value:
+        if name not in known:
+            raise ValueError(f"key {dot + name!r} is unknown")
+    checked = {name: _typed(value[name], hints[name], dot + name) for name in known}
+    try:
+        return record(**checked)
+    except (ValueError, ArithmeticError) as error:
+        raise ValueError(f"{dot}{error}") from error

@@ -1,0 +1,1 @@
+"""Looking after an installation: the doctor, the benchmark, contact sheets, and media to try a dub on."""

@@ -1,0 +1,1 @@
+"""Faces: found, followed through a video, aligned, smoothed, and kept for the next language."""

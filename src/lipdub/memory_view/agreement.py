@@ -1,0 +1,182 @@
+"""Do slots stand for phonemes? Address against phoneme classes, beside chance and beside plain clusters of the sound.
+
+The paper (section 3, figure of forced slots) claims that slots hold lip shapes at the level of phonemes. Then the strongest slot
+should tell the phoneme, better than clusters of the sound that know nothing of lips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.memory_view.usage import ridge
+from lipdub.phonetics.phonemes import CLASSES, SILENCE, Alignment
+
+SHUFFLES = 50
+FOLDS = 5
+MEL_COMPONENTS = 160
+CLUSTERED_COMPONENTS = 32
+"""Principal components of the mel windows that the classifier and the clusters see."""
+CLUSTERED_AT_MOST = 8000
+FEWEST_WINDOWS = 200
+"""With fewer windows of speech the figures say nothing and are NaN."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """How well one way to sort windows into groups agrees with the phoneme classes; fewer groups in use find less.
+
+    information_bits: mutual information of group and class. shuffled_bits: the same when the phonemes of the speech change places at
+    random (mean), which is what so many groups reach by chance. purity: share of windows whose class is the commonest of their
+    group; shuffled_purity likewise. accuracy: of naming the class by the group, on stretches of time that were held out.
+    groups: how many occur.
+    """
+
+    information_bits: float
+    shuffled_bits: float
+    purity: float
+    shuffled_purity: float
+    accuracy: float
+    groups: int
+
+
+NAN = float("nan")
+NOTHING = Partition(NAN, NAN, NAN, NAN, NAN, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Phonemes against slots over the windows in which something is spoken (N of them).
+
+    matrix: float64 (classes, S), mean address of the windows of each class, rows sum to 1, NaN where a class does not occur.
+    windows: int64 (classes,), how many there are, silence included. class_bits: entropy of the classes, the most that could be told.
+    address_bits: mutual information of class and slot when every window counts for all slots by its address; address_shuffled_bits.
+    top_slot: windows sorted by their strongest slot. mel_clusters: by k-means of the mel windows, as many clusters as slots;
+    mel_clusters_few: as many clusters as there are strongest slots, the fair comparison for `top_slot`.
+    commonest: share of the commonest class, the accuracy of a guess. accuracy_address, accuracy_mel: of a linear classifier that sees
+    the whole address, and the mel window, on held-out stretches.
+    """
+
+    matrix: NDArray[np.float64]
+    windows: NDArray[np.int64]
+    class_bits: float
+    address_bits: float
+    address_shuffled_bits: float
+    top_slot: Partition
+    mel_clusters: Partition
+    mel_clusters_few: Partition
+    commonest: float
+    accuracy_address: float
+    accuracy_mel: float
+
+
+def agreement(
+    times_s: NDArray[np.float64], windows: NDArray[np.float32], address: NDArray[np.float32], alignment: Alignment, *, seed: int = 0
+) -> Agreement:
+    """Phoneme classes of `alignment` against slots. times_s (N,), windows (N, bands, columns), address (N, S) of the same moments."""
+    kinds = alignment.classes_at(times_s)
+    counts = np.bincount(kinds, minlength=len(CLASSES))
+    matrix = np.full((len(CLASSES), address.shape[1]), np.nan)
+    for kind in np.flatnonzero(counts):
+        matrix[kind] = address[kinds == kind].mean(axis=0)
+    spoken = np.flatnonzero(kinds != SILENCE)
+    if len(spoken) < FEWEST_WINDOWS or len(np.unique(kinds[spoken])) < 2:
+        return Agreement(matrix, counts, NAN, NAN, NAN, NOTHING, NOTHING, NOTHING, NAN, NAN, NAN)
+    if len(spoken) > CLUSTERED_AT_MOST:
+        spoken = spoken[np.linspace(0, len(spoken) - 1, CLUSTERED_AT_MOST).astype(int)]
+    random = np.random.default_rng(seed)
+    labels, weights = kinds[spoken], address[spoken].astype(np.float64)
+    segments = alignment.index_at(times_s[spoken])
+    shuffled = [_shuffled(labels, segments, random) for _ in range(SHUFFLES)]
+    sound = components(windows[spoken].reshape(len(spoken), -1), MEL_COMPONENTS)
+    top = weights.argmax(axis=1)
+    slots, in_use = address.shape[1], len(np.unique(top))
+    return Agreement(
+        matrix=matrix,
+        windows=counts,
+        class_bits=_entropy_bits(np.bincount(labels) / len(labels)),
+        address_bits=information_bits(_joint(labels, weights)),
+        address_shuffled_bits=float(np.mean([information_bits(_joint(other, weights)) for other in shuffled])),
+        top_slot=_partition(top, labels, shuffled),
+        mel_clusters=_partition(clusters(sound[:, :CLUSTERED_COMPONENTS], slots, seed), labels, shuffled),
+        mel_clusters_few=_partition(clusters(sound[:, :CLUSTERED_COMPONENTS], in_use, seed), labels, shuffled),
+        commonest=float(np.bincount(labels).max() / len(labels)),
+        accuracy_address=_linear_accuracy(address[spoken] / address[spoken].std(axis=0).clip(1e-6), labels),
+        accuracy_mel=_linear_accuracy(sound, labels),
+    )
+
+
+def _shuffled(labels: NDArray[np.int64], segments: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:
+    """The labels (N,) with the phonemes in another order: neighbouring windows still share theirs, as in speech."""
+    starts = np.flatnonzero(np.diff(np.stack([segments, labels]), prepend=-1).any(axis=0))
+    lengths = np.diff([*starts, len(labels)])
+    order = random.permutation(len(starts))
+    return np.repeat(labels[starts][order], lengths[order])
+
+
+def information_bits(joint: NDArray[np.float64]) -> float:
+    """Mutual information in bits of a joint distribution (rows x columns, sums to 1)."""
+    independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    known = joint > 0
+    return float((joint[known] * np.log2(joint[known] / independent[known])).sum())
+
+
+def _joint(labels: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Joint distribution (classes, groups) of labels (N,) and shares of groups (N, groups)."""
+    joint = np.eye(len(CLASSES))[:, labels] @ weights
+    return joint / joint.sum()
+
+
+def _entropy_bits(share: NDArray[np.float64]) -> float:
+    known = share[share > 0]
+    return float(-(known * np.log2(known)).sum())
+
+
+def _partition(groups: NDArray[np.int64], labels: NDArray[np.int64], shuffled: list[NDArray[np.int64]]) -> Partition:
+    member = np.eye(int(groups.max()) + 1)[groups]
+    joint, others = _joint(labels, member), [_joint(other, member) for other in shuffled]
+    right = 0
+    for fold in np.array_split(np.arange(len(labels)), FOLDS):
+        rest = np.setdiff1d(np.arange(len(labels)), fold)
+        table = _joint(labels[rest], member[rest])
+        # A group that was never seen is named by the commonest class.
+        table = table + 1e-9 * table.sum(axis=1, keepdims=True)
+        right += int((table.argmax(axis=0)[groups[fold]] == labels[fold]).sum())
+    return Partition(
+        information_bits=information_bits(joint),
+        shuffled_bits=float(np.mean([information_bits(other) for other in others])),
+        purity=float(joint.max(axis=0).sum()),
+        shuffled_purity=float(np.mean([other.max(axis=0).sum() for other in others])),
+        accuracy=right / len(labels),
+        groups=len(np.unique(groups)),
+    )
+
+
+def _linear_accuracy(given: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Held-out accuracy of ridge regression onto one-hot classes."""
+    right = 0
+    wanted = np.eye(len(CLASSES), dtype=np.float32)[labels]
+    for fold in np.array_split(np.arange(len(labels)), FOLDS):
+        rest = np.setdiff1d(np.arange(len(labels)), fold)
+        strength = 0.01 * len(rest) * float(given[rest].var(axis=0).mean())
+        right += int((ridge(given[rest], wanted[rest], given[fold], strength).argmax(axis=1) == labels[fold]).sum())
+    return right / len(labels)
+
+
+def components(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """The first principal components of `rows` (N, D): float32 (N, min(count, D))."""
+    centred = rows - rows.mean(axis=0)
+    _, vectors = np.linalg.eigh(centred.T @ centred)
+    return np.ascontiguousarray(centred @ vectors[:, ::-1][:, :count], np.float32)
+
+
+def clusters(rows: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
+    """k-means: the number of the cluster of each row of `rows` (N, D), at most `count` clusters. The same seed, the same clusters."""
+    cv2.setRNGSeed(seed)
+    stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 40, 1e-3)
+    empty = np.empty((len(rows), 1), np.int32)
+    _, labels, _ = cv2.kmeans(np.ascontiguousarray(rows, np.float32), min(count, len(rows)), empty, stop, 3, cv2.KMEANS_PP_CENTERS)
+    return np.asarray(labels, np.int64).reshape(-1)

@@ -1,0 +1,116 @@
+"""A face that sits for the memory: the same crop again and again, with the mouths that lip features draw on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Generator as TypeGenerator
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub import media
+from lipdub.errors import NoFaceFound
+from lipdub.faces import crop
+from lipdub.faces.detector import FaceDetector, MediapipeDetector
+from lipdub.faces.follow import analyse, repeat_still
+from lipdub.faces.landmarks import opening_of
+from lipdub.faces.track import DUBBED, FaceTrack
+from lipdub.generators import Generator
+from lipdub.paste.blend import paste
+from lipdub.records import FrameChunk
+
+FRAMES_SEARCHED = 150
+"""A sitter is taken from so many first frames of a video."""
+MEASURED_PX = 384
+"""Drawn crops are enlarged to this side before the detector measures them."""
+PIECE = 32
+
+Tell = Callable[[int], None]
+"""Told how many are done."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Sitter:
+    """An aligned crop and what is needed to draw on it. target, reference: uint8 (S, S, 3). outline: float32 (P, 2), unit crop."""
+
+    target: NDArray[np.uint8]
+    reference: NDArray[np.uint8]
+    outline: NDArray[np.float32]
+
+
+def find_sitter(path: Path, size: int, *, detector: FaceDetector | None = None) -> Sitter:
+    """The face of a photo, or in a video the one of its first frames that faces the camera most squarely.
+
+    size: side of the crop in px. Raises UnreadableMedia, NoVideoStream, NoFaceFound.
+    """
+    info = media.probe(path)
+    with closing(detector or MediapipeDetector()) as eyes, closing(_first_frames(path)) as frames:
+        track = analyse(frames, eyes, size=size)
+    track = repeat_still(track) if info.is_still else track
+    with closing(track.references):
+        usable = np.flatnonzero(track.why == DUBBED)
+        if len(usable) == 0:
+            raise NoFaceFound(f"no face in the first {len(track)} frames of '{path}' that could be redrawn; give another one with --face")
+        chosen = int(usable[np.abs(track.pose[usable]).sum(axis=1).argmin()])
+        return _sit(path, track, chosen, size)
+
+
+def _first_frames(path: Path) -> TypeGenerator[FrameChunk, None, None]:
+    with closing(media.read_frames(path)) as chunks:
+        for chunk in chunks:
+            yield chunk
+            if chunk.index + len(chunk) >= FRAMES_SEARCHED:
+                return
+
+
+def _sit(path: Path, track: FaceTrack, frame: int, size: int) -> Sitter:
+    with closing(media.read_frames(path)) as chunks:
+        for chunk in chunks:
+            if chunk.index <= frame < chunk.index + len(chunk):
+                row = np.array([frame - chunk.index])
+                outline = track.outline[frame][np.newaxis].astype(np.float32)
+                taken = crop.take(chunk, row, track.similarity[frame][np.newaxis], outline, size)
+                return Sitter(taken.pixels[0].copy(), track.references.get(int(track.reference[frame])).pixels.copy(), outline[0])
+    raise NoFaceFound(f"'{path}' gave fewer frames than before; was it changed meanwhile?")
+
+
+def draw(generator: Generator, sitter: Sitter, lip_features: NDArray[np.float32], *, on_drawn: Tell | None = None) -> NDArray[np.uint8]:
+    """The sitter with each of `lip_features` (N, C): uint8 (N, S, S, 3), pasted as a dub is."""
+    spec = generator.spec.crop
+    pictures = np.empty((len(lip_features), spec.size, spec.size, 3), np.uint8)
+    to_unit = np.array([1 / spec.size, 0, 0, 0], np.float64)
+    for first in range(0, len(lip_features), PIECE):
+        piece = lip_features[first : first + PIECE]
+        here = np.repeat(sitter.target[np.newaxis], len(piece), axis=0)
+        drawn = generator.draw(here, np.repeat(sitter.reference[np.newaxis], len(piece), axis=0), np.ascontiguousarray(piece, np.float32))
+        rows = np.arange(len(piece))
+        chunk = FrameChunk(0, here, rows, Fraction(1, 25))
+        outlines = np.repeat(sitter.outline[np.newaxis], len(piece), axis=0)
+        crops = crop.take(chunk, rows, np.repeat(to_unit[np.newaxis], len(piece), axis=0), outlines, spec.size)
+        pictures[first : first + len(piece)] = paste(here, crops, drawn.pixels, np.ones(len(piece), np.float32), spec)
+        if on_drawn is not None:
+            on_drawn(first + len(piece))
+    return pictures
+
+
+def measure_openings(
+    pictures: NDArray[np.uint8], *, detector: FaceDetector | None = None, on_measured: Tell | None = None
+) -> NDArray[np.float64]:
+    """Mouth opening in each of `pictures` (N, S, S, 3), as the detector sees it in a still: float64 (N,), NaN where it sees no face."""
+    openings = np.full(len(pictures), np.nan)
+    with closing(detector or MediapipeDetector()) as eyes:
+        for number, picture in enumerate(pictures):
+            # The same face in the same place: what was followed from the picture before would lag behind.
+            eyes.reset()
+            large = np.asarray(cv2.resize(picture, (MEASURED_PX, MEASURED_PX), interpolation=cv2.INTER_CUBIC), np.uint8)
+            faces = eyes.detect(large)
+            if faces:
+                openings[number] = opening_of(max(faces, key=lambda face: float(face.box[3] - face.box[1])).landmarks)
+            if on_measured is not None:
+                on_measured(number + 1)
+    return openings

@@ -1,0 +1,1 @@
+"""Drawn mouths back into the frames: mask, colour, blend."""

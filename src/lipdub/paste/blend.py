@@ -1,0 +1,194 @@
+"""Drawn crops into frames: only where the mask reaches, with the frame's own detail where nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.media.planes import YuvChunk, planes_of
+from lipdub.paste.detail import FineReference, moved
+from lipdub.paste.light import largest, match_colour, without_green
+from lipdub.paste.mask import mask_of
+from lipdub.records import Copied, Crops, CropSpec, Drawn
+
+SAME_LEVELS = 10.0
+"""A drawn pixel this many levels from what was there shows something else."""
+SAME_REACH = 0.016
+"""As far as this around it (unit crop), the frame's own fine detail is given up, too."""
+
+
+def paste(
+    pixels: NDArray[np.uint8], crops: Crops, drawn: NDArray[np.uint8], strength: NDArray[np.float32], spec: CropSpec
+) -> NDArray[np.uint8]:
+    """Frames with the drawn mouths in them: uint8 (N, H, W, 3), new where anything changed.
+
+    pixels: the frames (N, H, W, 3). crops: what ``take`` gave for them. drawn: uint8 (M, S, S, 3), crops with a new lower face.
+    strength: float32 (M,) in [0, 1], fades a crop in. Pixels where the mask is zero are not touched.
+    """
+    if len(crops) == 0:
+        return pixels
+    result = pixels.copy()
+    for slot, row in enumerate(crops.rows):
+        if strength[slot] > 0:
+            patch = _patch(crops, slot, drawn[slot], float(strength[slot]), spec)
+            planes = list(np.moveaxis(result[row], 2, 0))
+            _blend(planes, patch.drawn, patch.drawn - patch.taken, patch, crops.to_frame[slot], spec)
+    return result
+
+
+def paste_planes(
+    chunk: YuvChunk,
+    crops: Crops,
+    drawn: Drawn,
+    strength: NDArray[np.float32],
+    spec: CropSpec,
+    references: Sequence[FineReference] = (),
+) -> None:
+    """``paste`` for planes, drawn into the chunk itself. Only the pixels under the mask are touched: in luma those of the mask, in
+    chroma those that share a pixel with it.
+
+    references: of each crop the one that it was drawn from. Where the generator copied its pixels, they are copied once more here, as
+    finely as the frame can show them; without references the crop's own are enlarged.
+    """
+    to_yuv = chunk.color.from_rgb()
+    y0, y1, x0, x1 = spec.drawn
+    for slot, row in enumerate(crops.rows):
+        if strength[slot] <= 0:
+            continue
+        to_frame = crops.to_frame[slot]
+        patch = _patch(crops, slot, drawn.pixels[slot], float(strength[slot]), spec)
+        if drawn.copied is not None:
+            box = patch.drawn[y0:y1, x0:x1]
+            box[...] = without_green(box, drawn.copied.painted[slot], crops.pixels[slot])
+        new, old = (np.asarray(cv2.transform(picture, to_yuv), np.float32) for picture in (patch.drawn, patch.taken))
+        change = new - old
+        half = 0.5 * to_frame
+        half[:, 2] -= 0.25  # a chroma pixel lies in the middle of its four
+        luma, *chroma = planes_of(chunk.data[row], chunk.height, chunk.width)
+        fine = references[slot].planes(spec.size * float(np.hypot(to_frame[0, 0], to_frame[1, 0]))) if references else None
+        copied = None
+        if fine is not None and drawn.copied is not None:
+            copied = _Copied.of(drawn.copied, slot, spec)
+            new[y0:y1, x0:x1] -= copied.share[..., None] * copied.from_crop(references[slot].coarse)
+        _blend([luma], new[..., :1], change[..., :1], patch, to_frame, spec, copied, None if fine is None else fine[0])
+        _blend(chroma, new[..., 1:], change[..., 1:], patch, half, spec, copied, None if fine is None else fine[1])
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Patch:
+    """What one crop brings to its frame, all float32 and in crop px: drawn and taken (S, S, 3) levels, the picture now and before;
+    weights (S, S, 2): how far the frame is replaced, and where its own fine detail stays. box: x0, y0, x1, y1 that the mask reaches."""
+
+    drawn: NDArray[np.float32]
+    taken: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    box: tuple[int, int, int, int] | None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Copied:
+    """What of one drawn box was copied, px by px. share: float32 (h, w) in [0, 1]. flow: float32 (h, w, 2) in crop sides, from where."""
+
+    share: NDArray[np.float32]
+    flow: NDArray[np.float32]
+    spec: CropSpec
+
+    @classmethod
+    def of(cls, copied: Copied, slot: int, spec: CropSpec) -> _Copied:
+        painted = copied.painted[slot]
+        height, width = painted.shape
+        flow = cv2.resize(np.moveaxis(copied.flow[slot], 0, 2), (width, height), interpolation=cv2.INTER_LINEAR)
+        return cls(np.float32(1) - painted * np.float32(1 / 255), np.asarray(flow, np.float32), spec)
+
+    def from_crop(self, coarse: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The pixels that were copied, as the generator saw them: float32 (h, w, 3) of a crop (S, S, 3)."""
+        y0, y1, x0, x1 = self.spec.drawn
+        x = np.arange(x0, x1, dtype=np.float32)[None, :] + np.float32(self.spec.size) * self.flow[..., 0]
+        y = np.arange(y0, y1, dtype=np.float32)[:, None] + np.float32(self.spec.size) * self.flow[..., 1]
+        return np.asarray(cv2.remap(coarse, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)
+
+
+def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, spec: CropSpec) -> _Patch:
+    mask = mask_of(crops.outline[slot], spec)
+    taken = crops.pixels[slot]
+    matched = match_colour(drawn, taken, mask)
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    box = None if len(columns) == 0 else (int(columns[0]) - 1, int(rows[0]) - 1, int(columns[-1]) + 1, int(rows[-1]) + 1)
+    weights = np.stack([mask * np.float32(strength), unchanged(matched, taken)], axis=-1)
+    return _Patch(matched, taken.astype(np.float32), weights, box)
+
+
+def unchanged(drawn: NDArray[np.float32], taken: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Where the drawn crop shows what was there before: float32 (S, S), 1 for the same, falling to 0 within about ``SAME_LEVELS``.
+
+    drawn: float32 (S, S, 3), colour-matched. taken: uint8 (S, S, 3), the crop as it was. Skin, beard and chin that did not move keep the
+    frame's own fine detail, which a crop of S px cannot hold; the mouth that changed keeps nothing of the old one.
+    """
+    difference = largest(cv2.absdiff(drawn, taken.astype(np.float32)))
+    near = max(1, round(SAME_REACH * len(taken)))
+    # The largest difference nearby counts: fine detail of a lip's old edge must not survive beside the new one.
+    widest = cv2.dilate(difference, np.ones((2 * near + 1, 2 * near + 1), np.uint8))
+    smooth = np.asarray(cv2.GaussianBlur(widest, (0, 0), near), np.float32)
+    return np.asarray(np.exp(-((smooth / SAME_LEVELS) ** 2)), np.float32)
+
+
+def _blend(
+    planes: Sequence[NDArray[np.uint8]],
+    drawn: NDArray[np.float32],
+    change: NDArray[np.float32],
+    patch: _Patch,
+    to_plane: NDArray[np.float64],
+    spec: CropSpec,
+    copied: _Copied | None = None,
+    fine: NDArray[np.uint8] | None = None,
+) -> None:
+    """Blend the channels of a crop into C planes (H, W) of one size in place, only where the mask reaches; where the picture is as it
+    was, with the plane's own detail upon it.
+
+    drawn: float32 (S, S, C), less what is `copied`: that is taken from `fine`, uint8 (D, D[, C]). change: float32 (S, S, C), the whole
+    drawing less what was there before. to_plane: (2, 3), crop px to px of the planes.
+    """
+    if patch.box is None:
+        return
+    x0, y0, x1, y1 = patch.box
+    corners = np.array([[x, y, 1] for x in (x0, x1) for y in (y0, y1)], np.float64) @ to_plane.T
+    height, width = planes[0].shape
+    low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, [width, height])
+    high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 2, 0, [width, height])
+    if (high <= low).any():
+        return
+    extent = (int(high[0] - low[0]), int(high[1] - low[1]))
+    matrix = to_plane.copy()
+    matrix[:, 2] -= low
+    # A crop px wider than a frame px is interpolated smoothly; a narrower one is averaged by the area filter's stand-in, linear.
+    flags = cv2.INTER_CUBIC if float(np.hypot(matrix[0, 0], matrix[1, 0])) > 1 else cv2.INTER_LINEAR
+    weights = cv2.warpAffine(patch.weights, matrix, extent, flags=cv2.INTER_LINEAR)
+    alpha, same = weights[..., 0], weights[..., 1]
+    share, brought = None, None
+    if copied is not None and fine is not None:
+        of_box = matrix.copy()
+        of_box[:, 2] += matrix[:, :2] @ [spec.drawn[2], spec.drawn[0]]
+        # Enlarged as the drawing is, so that both shares of a pixel still make up the whole.
+        share = cv2.warpAffine(copied.share, of_box, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        brought = moved(fine, copied.flow, of_box, extent, box=spec.drawn, size=spec.size).reshape(*extent[::-1], len(planes))
+    for channel, plane in enumerate(planes):
+        pair = np.dstack([drawn[..., channel], change[..., channel]])
+        levels = cv2.warpAffine(pair, matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        new = levels[..., 0]
+        if share is not None and brought is not None:
+            new = new + share * brought[..., channel]
+        region = plane[low[1] : high[1], low[0] : high[0]]
+        # Where nothing changed the frame stays, but for that change: what the crop could not hold is there still.
+        kept = region + levels[..., 1]
+        kept -= new
+        kept *= same
+        kept += new
+        np.clip(kept, 0, 255, out=kept)
+        kept -= region
+        kept *= alpha
+        kept += region
+        np.copyto(region, np.rint(kept, out=kept), where=alpha > 0, casting="unsafe")

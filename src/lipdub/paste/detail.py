@@ -1,0 +1,78 @@
+"""Copied pixels at the video's own resolution: where a generator copied from a reference, the paste looks the pixel up again, finely.
+
+A generator works on crops of S px, in which a close-up is a third of its size. Where it says that it copied a pixel, and from where
+(``records.Copied``), nothing has to be made up: the reference has that pixel as sharp as the video is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.media.planes import YuvColor
+from lipdub.records import Reference
+from lipdub.references.store import FINER_THAN_FRAME, LEAST_GAIN
+
+SIDE_STEP_PX = 32
+"""A face that comes and goes is looked up in pictures whose sides are multiples of this."""
+
+
+class FineReference:
+    """A reference in the planes of a video, as finely as a frame can show it. Made once for many frames; threads may share it.
+
+    pixels: uint8 (S, S, 3) RGB, what the generator sees. coarse: float32 (S, S, 3), the same as luma and chroma levels.
+    """
+
+    def __init__(self, reference: Reference, color: YuvColor) -> None:
+        self._detail, self._matrix = reference.detail, color.from_rgb()
+        self._at: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
+        self.pixels = reference.pixels
+        self.coarse = np.asarray(cv2.transform(reference.pixels.astype(np.float32), self._matrix), np.float32)
+
+    def planes(self, crop_px: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+        """Luma (D, D) and chroma (D / 2, D / 2, 2) for a frame in which the crop's side measures `crop_px`, both uint8; None where that
+        frame is no finer than the crop, or the reference is not."""
+        if self._detail is None or crop_px < LEAST_GAIN * len(self.pixels):
+            return None
+        # Averaged down to the frame's own scale, so that nothing aliases; even, for chroma.
+        side = min(len(self._detail) // 2 * 2, SIDE_STEP_PX * math.ceil(FINER_THAN_FRAME * crop_px / SIDE_STEP_PX))
+        found = self._at.get(side)
+        if found is None:
+            # Two threads that come at once make the same planes.
+            found = self._at[side] = self._made(self._detail, side)
+        return found
+
+    def _made(self, detail: NDArray[np.uint8], side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        yuv = cv2.transform(cv2.resize(detail, (side, side), interpolation=cv2.INTER_AREA), self._matrix)
+        chroma = cv2.resize(yuv[..., 1:], (side // 2, side // 2), interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(yuv[..., 0]), np.asarray(chroma, np.uint8)
+
+
+def moved(
+    plane: NDArray[np.uint8],
+    flow: NDArray[np.float32],
+    to_region: NDArray[np.float64],
+    extent: tuple[int, int],
+    *,
+    box: tuple[int, int, int, int],
+    size: int,
+) -> NDArray[np.float32]:
+    """What the flow brings to each px of a region of a frame: float32 (H, W) or (H, W, C), as the plane has channels.
+
+    plane: uint8 (D, D[, C]) of the whole crop, whose side is `size` px. box: (y0, y1, x0, x1) of the crop that was drawn. flow: float32
+    (h, w, 2), (x, y) in crop sides, where a px of the box was copied from relative to its own place. to_region: (2, 3), px of the box to
+    px of the region of `extent` (W, H).
+    """
+    width, height = extent
+    here = cv2.warpAffine(flow, to_region, extent, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    (a, b, tx), (c, d, ty) = cv2.invertAffineTransform(to_region)
+    side = np.float32(plane.shape[0])
+    scale = float(side) / size
+    x, y = np.arange(width, dtype=np.float32)[None, :], np.arange(height, dtype=np.float32)[:, None]
+    # Pixel centres: the middle of crop px i lies at (i + 0.5) / S of the side.
+    across = side * here[..., 0] + (np.float32(a * scale) * x + np.float32(b * scale) * y + np.float32((tx + box[2] + 0.5) * scale - 0.5))
+    down = side * here[..., 1] + (np.float32(c * scale) * x + np.float32(d * scale) * y + np.float32((ty + box[0] + 0.5) * scale - 0.5))
+    return np.asarray(cv2.remap(plane, across, down, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.float32)

@@ -1,0 +1,1 @@
+"""Phonemes in time, classes by what the lips do, and synthetic speech."""

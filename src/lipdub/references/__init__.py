@@ -1,0 +1,1 @@
+"""Reference pictures of a person: what the generator sees, and what is copied."""

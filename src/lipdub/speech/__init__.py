@@ -1,0 +1,1 @@
+"""Speech as the networks hear it. Nothing else knows mel."""
