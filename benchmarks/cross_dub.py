@@ -27,8 +27,8 @@ from lipdub.evaluate.openings import MEASURABLE, Openings, openings_of
 from lipdub.evaluate.scorecard import statistics
 from lipdub.evaluate.watch import openings_beside, tracked
 from lipdub.evaluate.whole_set import Task, cut_clip
+from lipdub.options import Silence
 from lipdub.pipeline import dub
-from lipdub.records import Silence
 
 BETTER = {"r_cross": "higher", "r_cross_best": "higher", "r_leak": "zero", "articulation": "higher", "bias": "zero"}
 """Of an articulation the lowest is the worst: mumbling is what models do."""

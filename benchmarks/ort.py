@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from lipdub.generators.memory import MemoryGenerator
 from numpy.typing import NDArray
 
 from benchmarks import common
 from benchmarks.fresh import run_fresh, usable_cores
 from benchmarks.record import record
 from lipdub.bundles import bundle
-from lipdub.generators.memory import MemoryGenerator
 from lipdub.runtime import Tuning
 from lipdub.speech.mel import cut_windows
 

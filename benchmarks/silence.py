@@ -22,8 +22,8 @@ from lipdub.bundles.bundle import load_spec, resolve
 from lipdub.evaluate.clips import SOUND_HZ, cut_pictures, seconds_of, write_wav
 from lipdub.evaluate.openings import OPEN_ABOVE, Openings, open_share, openings_of
 from lipdub.evaluate.watch import openings_beside, tracked
+from lipdub.options import Silence
 from lipdub.pipeline import dub
-from lipdub.records import Silence
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks import common
 from lipdub import __version__, media
 from lipdub.evaluate.clips import cut_pictures
+from lipdub.options import Device
 from lipdub.pipeline import dub
-from lipdub.records import Device
 
 FULL = Path("../shared/clips/full")
 VIDEOS = (FULL / "synthetic_face_576x768_silent.mp4", FULL / "portrait_1080x1920_hevc.mp4")

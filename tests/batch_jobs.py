@@ -17,10 +17,11 @@ from drawn import draw_video, sine, write_wav
 from fakes import write_fake_bundle
 
 from lipdub import media
-from lipdub.batch import Options, Row, RowResult, Task
+from lipdub.batch import Row, RowResult, Task
 from lipdub.batch.row import write_row_report
 from lipdub.bundles import bundle
 from lipdub.errors import EncodingFailed, NoFaceFound, OutputRefused
+from lipdub.options import DubOptions
 from lipdub.records import DubReport
 from lipdub.reports import content_of
 
@@ -62,7 +63,7 @@ def scripted_rows(folder: Path, *scripts: str) -> list[str]:
 
 def a_report(row: Row) -> DubReport:
     return DubReport(
-        video=str(row.video), speech=str(row.speech), output=str(row.output), model="fake", provider="cpu", fit="longest", silence="close",
+        video=str(row.video), speech=str(row.speech), output=str(row.output), model="fake", provider="cpu", options=row.options,
         frames=8, dubbed=8, passed_through=0, spans=(), silent_frames=0, video_s=0.3, speech_s=0.2, output_s=0.3, wall_s=0.5, stage_s={},
         version="0",
     )  # fmt: skip
@@ -119,8 +120,8 @@ def written(folder: Path) -> list[str]:
     return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def options(**changes: Any) -> Options:
-    return Options(**changes)
+def options(**changes: Any) -> DubOptions:
+    return DubOptions(**changes)
 
 
 def main() -> None:

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
+from lipdub.faces import crop
 from lipdub.faces.detector import MediapipeDetector
-from lipdub.records import Face, FrameChunk
+from lipdub.media.planes import Picture, RgbPicture, YuvChunk
+from lipdub.records import ColorTags, Crops, Face, FrameChunk, VideoInfo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 VIDEO, PHOTO, SPEECH = EXAMPLES / "portrait.mp4", EXAMPLES / "portrait.jpg", EXAMPLES / "speech.wav"
@@ -43,7 +45,7 @@ def portrait_frames(count: int) -> NDArray[np.uint8]:
 @cache
 def _portrait_mesh() -> NDArray[np.float32]:
     with MediapipeDetector() as detector:
-        (face,) = detector.detect(portrait())
+        (face,) = detector.detect(RgbPicture(portrait()))
     return face.landmarks
 
 
@@ -62,7 +64,7 @@ def face_at(
 ) -> Face:
     """The portrait's mesh turned to look straight ahead, then by `yaw_deg` and `roll_deg`, its box `height` px high around `centre`.
 
-    opening: inner-lip distance over the distance of the outer eye corners, as `tracks.opening_of` measures it.
+    opening: inner-lip distance over the distance of the outer eye corners, as `faces.landmarks.opening_of` measures it.
     """
     points = _portrait_mesh().astype(np.float64)
     points -= points.mean(axis=0)
@@ -101,7 +103,7 @@ class ScriptedDetector:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
+    def detect(self, picture: Picture) -> list[Face]:
         self.seen += 1
         return list(next(self._script))
 
@@ -119,12 +121,43 @@ def chunks_of(
     time_base: Fraction = Fraction(1, 25),
     pts: Sequence[int] | None = None,
     chunk: int = 7,
-) -> Iterator[FrameChunk]:
-    """`count` drawn frames in chunks, as `media.read_frames` gives them."""
+) -> Iterator[YuvChunk]:
+    """`count` drawn frames in chunks, as `media.read_planes` gives them."""
     ticks = np.arange(count, dtype=np.int64) if pts is None else np.array(pts, np.int64)
     for first in range(0, count, chunk):
         end = min(count, first + chunk)
-        yield FrameChunk(first, np.stack([draw(k) for k in range(first, end)]), ticks[first:end], time_base)
+        pixels = np.stack([draw(k) for k in range(first, end)])
+        yield media.to_planes(FrameChunk(first, pixels, ticks[first:end], time_base))
+
+
+def chunk_of(*frames: NDArray[np.uint8], color: ColorTags | None = None) -> YuvChunk:
+    """Drawn frames, uint8 (H, W, 3) RGB each, as one chunk. color: of the video that they are of; full range where it is of none."""
+    pixels, ticks, time_base = np.stack(frames), np.arange(len(frames)), Fraction(1, 25)
+    info = None
+    if color is not None:
+        info = VideoInfo(Path("drawn.mp4"), pixels.shape[2], pixels.shape[1], time_base, 1 / time_base, None, color=color)
+    return media.to_planes(FrameChunk(0, pixels, ticks, time_base), info)
+
+
+def crops_of(chunk: YuvChunk, face: Face, size: int) -> Crops:
+    """The aligned crop of the chunk's first frame in which `face` is."""
+    similarity = crop.fit_similarity(face.landmarks)
+    outline = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity)
+    return crop.take(chunk, np.array([0]), similarity[None], outline[None], size)
+
+
+def smooth_picture(side: int = 512) -> NDArray[np.uint8]:
+    """Waves that a crop of any size can hold, uint8 (side, side, 3)."""
+    y, x = np.mgrid[0:side, 0:side]
+    waves = [np.sin(x / 40), np.cos(y / 50), np.sin((x + y) / 60)]
+    return np.stack([128 + 70 * wave for wave in waves], axis=-1).astype(np.uint8)
+
+
+def textured_picture(side: int = 512) -> NDArray[np.uint8]:
+    """The same with fine stripes and dots upon it, which a crop of 128 px cannot hold."""
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32)
+    fine = 20 * np.sin(1.2 * x + 0.4 * y) + 15 * np.cos(1.1 * y - 0.3 * x)
+    return np.clip(smooth_picture(side).astype(np.float32) * 0.7 + 40 + fine[..., None], 0, 255).astype(np.uint8)
 
 
 def scaled(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """Test doubles that go through the real code: ONNX graphs of a few kB and a whole model bundle made of them.
 
-The fake memory hears only how loud a window is: the mean of the mel picks slots, silence the first and the loudest sound
+The fake memory knows of a window only how loud it is: the mean of the mel picks slots, silence the first and the loudest sound
 the last. Lip feature 0 is that loudness, from 0 (closed) to 1 (wide open); the other channels are fixed per slot. The fake
 generator draws the reference's box, brightened by lip feature 0 (1 turns black into mid grey). So a test can follow sound
 into pixels: louder speech, brighter box; silence, the reference as it is. Where it is to tell of copies, `painted` is the
@@ -82,8 +82,8 @@ def write_fake_bundle(
     """Write a complete bundle into `folder` (made where it is missing) and give back its spec, hashes included.
 
     draws: ``target`` draws the masked target's box in place of the reference's, ``nan`` no numbers at all, ``nan painted`` and
-    ``nan flow`` none there alone. float16: weights
-    inside the graphs are float16. batch: a number fixes the batch axis, which lipdub must refuse.
+    ``nan flow`` none there alone. float16: weights inside the graphs are float16. batch: a number fixes the batch axis, which lipdub
+    must refuse.
     """
     spec = fake_spec(
         size=size,

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,26 @@ from faces_for_tests import ScriptedDetector, face_at, portrait, scaled
 from fakes import as_version_1
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from toys import COMPACT, SIZE, write_clip
 
-from lipdub import __version__, pipeline
+from lipdub import __version__
 from lipdub.bundles import bundle
 from lipdub.cli.app import main
 from lipdub.errors import CheckpointInvalid, LipdubError, OutputRefused, TrainingDataError, TrainingError
-from lipdub.generators import open_generator
+from lipdub.faces.detector import DetectorFactory, FaceDetector
+from lipdub.media.planes import Picture
+from lipdub.model import open_model
 from lipdub.records import Face, MelSpec
+from lipdub.speech.lip_track import PAUSE, lips_of
 from lipdub.speech.mel import cut_windows
+from lipdub.speech.memory import OnnxMemory
+from lipdub.speech.windows import windows_of
 from lipdub.train import adapt as adapting
 from lipdub.train import export, held_out, networks
-from lipdub.train import prepare as preparing
-from lipdub.train.adapt import Adapted, AdaptSettings, adapt, is_better
+from lipdub.train.adapt import Adapted, AdaptSettings, is_better
 from lipdub.train.data import Clip, load_clip
 from lipdub.train.generator_stage import GeneratorStage
-from lipdub.train.held_out import HeldOut, Judged, references, split
+from lipdub.train.held_out import HeldOut, Judged, TorchMemory, references, split
 from lipdub.train.networks import FaceGenerator, LipMemory
 from lipdub.train.prepare import GRID_HZ
 
@@ -50,14 +54,9 @@ SECONDS = 11
 class BrightMouths:
     """A FaceDetector for toy crops: the more of the mouth is bright, the more open is the face it finds."""
 
-    def __enter__(self) -> BrightMouths:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
-        side = len(pixels)
+    def detect(self, picture: Picture) -> list[Face]:
+        side = picture.height
+        pixels = picture.rgb(0, 0, side, side)
         mouth = pixels[int(0.6 * side) : int(0.9 * side), int(0.4 * side) : int(0.6 * side)]
         return [face_at(opening=float(mouth.mean()) / 255)]
 
@@ -68,11 +67,26 @@ class BrightMouths:
         """Holds nothing."""
 
 
+def facing(frame: int) -> list[Face]:
+    return [face_at((96.0, 76.0), height=64.0)]
+
+
+def finding(script: Callable[[int], list[Face]] = facing) -> DetectorFactory:
+    """Detectors: of toy crops, which show one face, and of a video, which shows the faces of a script in its frames."""
+
+    def made(*, max_faces: int = 4) -> FaceDetector:
+        return BrightMouths() if max_faces == 1 else ScriptedDetector(script(frame) for frame in range(10_000))
+
+    return made
+
+
+adapt = partial(adapting.adapt, detectors=finding())
+
+
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Toy networks behind the preset, no face model, and a temporary folder of its own, which is given."""
+    """Toy networks behind the preset, and a temporary folder of its own, which is given."""
     monkeypatch.setitem(networks.PRESETS, "compact", COMPACT)
-    monkeypatch.setattr(adapting, "MediapipeDetector", lambda max_faces: BrightMouths())
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -111,7 +125,7 @@ def toy(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def of_clip(monkeypatch: pytest.MonkeyPatch, clip: Clip) -> None:
     """Every video is that toy person, already prepared."""
-    monkeypatch.setattr(adapting, "_prepared", lambda video, folder, config, tell: clip)
+    monkeypatch.setattr(adapting, "_prepared", lambda video, folder, config, detectors, tell: clip)
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +141,6 @@ def footage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_photo(folder / "photo.png")
     (folder / "text.mp4").write_text("no video")
     return folder
-
-
-def scripted(
-    monkeypatch: pytest.MonkeyPatch, script: Callable[[int], list[Face]] = lambda frame: [face_at((96.0, 76.0), height=64.0)]
-) -> None:
-    """The face in each frame of a video that is prepared."""
-    monkeypatch.setattr(preparing, "MediapipeDetector", lambda max_faces: ScriptedDetector(script(frame) for frame in range(10_000)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -202,16 +209,6 @@ def held_of(clip: Clip, spec: bundle.BundleSpec) -> HeldOut:
     return HeldOut.of(clip, first, end, spec, COMPACT, BrightMouths())
 
 
-class StoredMel:
-    """What ``pipeline`` asks of a ``MelTrack``, from a prepared clip."""
-
-    def __init__(self, clip: Clip) -> None:
-        self.clip = clip
-
-    def windows(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
-        return cut_windows(self.clip.mel.astype(np.float32), times_s, COMPACT.mel)
-
-
 @pytest.mark.parametrize(("smoothing_s", "voice_bands"), [(0.0, 0), (0.03, 0), (0.03, 2)])
 def test_the_held_out_part_is_drawn_as_sync_draws_it(clip: Clip, toy: Path, smoothing_s: float, voice_bands: int) -> None:
     """Same recall, same smoothing, same voices, same pauses, same pixels as the runtime, but for half precision."""
@@ -220,13 +217,11 @@ def test_the_held_out_part_is_drawn_as_sync_draws_it(clip: Clip, toy: Path, smoo
     mel[:, 760:820] = -4.0  # a pause
     clip = replace(clip, mel=mel)
     held = held_of(clip, spec)
-    generator = open_generator(str(toy), device="cpu", threads=1)
-    generator._spec = spec  # type: ignore[attr-defined]
     rows = np.arange(len(clip) - len(held), len(clip))
-    lip_features, silent = pipeline._hear(clip.times_s[rows], generator, StoredMel(clip))  # type: ignore[arg-type]
-    assert 0 < (silent > 0.5).sum() < len(rows)
-    lip_features += silent[:, None] * (np.array(spec.rest_feature, np.float32) - lip_features)
-    expected = generator.draw(held.crops, held.references, lip_features).pixels
+    windows = windows_of(clip.times_s[rows], spec, lambda times_s: cut_windows(mel.astype(np.float32), times_s, COMPACT.mel))
+    lips = lips_of(windows, OnnxMemory(toy, spec, device="cpu")).at_rest_in_pauses(np.array(spec.rest_feature, np.float32))
+    assert 0 < (lips.silence > PAUSE).sum() < len(rows)
+    expected = open_model(str(toy), device="cpu", threads=1).generator.draw(held.crops, held.references, lips.feature).pixels
     config, memory = networks.load_bundle_memory(toy)
     network = FaceGenerator(config)
     weights = networks.load_weights(toy, config)
@@ -237,6 +232,18 @@ def test_the_held_out_part_is_drawn_as_sync_draws_it(clip: Clip, toy: Path, smoo
     outside = np.ones(drawn.shape[1:3], bool)
     outside[y0:y1, x0:x1] = False
     np.testing.assert_array_equal(drawn[:, outside], held.crops[:, outside])
+
+
+def test_a_memory_in_training_is_asked_as_that_of_the_bundle_is(toy: Path) -> None:
+    spec = bundle.load_spec(toy)
+    trained = TorchMemory(spec, networks.load_bundle_memory(toy)[1])
+    exported = OnnxMemory(toy, spec, device="cpu")
+    assert trained.spec == exported.spec
+    for count in (0, 1, 2 * held_out.AT_ONCE + 1):
+        windows = np.random.default_rng(count).uniform(-4, 4, (count, COMPACT.mel.bands, COMPACT.mel.window)).astype(np.float32)
+        one, other = trained.recall(windows), exported.recall(windows)
+        np.testing.assert_allclose(one.address, other.address, atol=2e-3)
+        np.testing.assert_allclose(one.lip_feature, other.lip_feature, atol=2e-2)
 
 
 def test_the_figures_of_true_and_wrong_mouths(clip: Clip, toy: Path) -> None:
@@ -267,7 +274,7 @@ def test_the_figures_of_true_and_wrong_mouths(clip: Clip, toy: Path) -> None:
 
 def test_faces_that_are_not_found_leave_the_opening_out(clip: Clip, toy: Path) -> None:
     class Blind(BrightMouths):
-        def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
+        def detect(self, picture: Picture) -> list[Face]:
             return []
 
     judged = held_of(clip, bundle.load_spec(toy)).judge(clip.crops[: len(held_of(clip, bundle.load_spec(toy))), 8:72, 8:72], Blind())
@@ -330,7 +337,7 @@ def test_a_few_steps_adapt_the_generator_and_not_the_memory(of_clip: None, toy: 
     assert spec.training_data == "none; adapted from toy to 'person.mp4'"
     assert set(done.differences) == set(bundle.TENSORS)
     assert max(done.differences.values()) <= export.HALF_TOLERANCE
-    one, other = (open_generator(str(folder), device="cpu", threads=1) for folder in (toy, out))
+    one, other = (OnnxMemory(folder, bundle.load_spec(folder), device="cpu") for folder in (toy, out))
     windows = np.random.default_rng(0).uniform(-4, 4, (5, 80, COMPACT.mel.window)).astype(np.float32)
     np.testing.assert_allclose(one.recall(windows).address, other.recall(windows).address, atol=1e-3)  # biases are halved, too
     assert np.abs(one.recall(windows).lip_feature - other.recall(windows).lip_feature).max() > 1e-4
@@ -367,7 +374,7 @@ def test_a_bundle_of_version_1_becomes_one_that_tells_of_copies_where_it_learned
     done = adapt(Path("person.mp4"), tmp_path / "out", model=str(toy), settings=FEW)
     assert not done.kept_base
     assert (done.spec.format_version, done.spec.copies) == (2, True)
-    generator = open_generator(str(tmp_path / "out"), device="cpu", threads=1)
+    generator = open_model(str(tmp_path / "out"), device="cpu", threads=1).generator
     pictures = np.zeros((1, SIZE, SIZE, 3), np.uint8)
     assert generator.draw(pictures, pictures, np.zeros((1, COMPACT.channels), np.float32)).copied is not None
 
@@ -381,16 +388,17 @@ def test_a_bundle_of_version_1_that_is_kept_is_kept_as_it_is(
     assert done.kept_base
     assert not bundle.load_spec(tmp_path / "out").copies
     assert contents(tmp_path / "out")["generator.onnx"] == contents(toy)["generator.onnx"]
-    open_generator(str(tmp_path / "out"), device="cpu", threads=1)
+    open_model(str(tmp_path / "out"), device="cpu", threads=1)
 
 
 def test_the_sharpness_that_a_bundle_was_exported_with_is_kept(of_clip: None, toy: Path, tmp_path: Path) -> None:
     sharper = export.export(toy, tmp_path / "sharper", half=True, drawn_kappa=40.0)
     assert adapt(Path("person.mp4"), tmp_path / "out", model=str(tmp_path / "sharper"), settings=FEW).kept_base is False
     windows = np.random.default_rng(0).uniform(-4, 4, (5, 80, COMPACT.mel.window)).astype(np.float32)
-    one, other = (open_generator(str(tmp_path / name), device="cpu", threads=1).recall(windows) for name in ("sharper", "out"))
+    folders = (tmp_path / "sharper", tmp_path / "out", toy)
+    one, other, before = (OnnxMemory(folder, bundle.load_spec(folder), device="cpu").recall(windows) for folder in folders)
     np.testing.assert_allclose(one.address, other.address, atol=2e-3)
-    assert np.abs(open_generator(str(toy), device="cpu", threads=1).recall(windows).address - one.address).max() > 0.02
+    assert np.abs(before.address - one.address).max() > 0.02
     assert sharper.spec.rest_feature == bundle.load_spec(toy).rest_feature
 
 
@@ -497,21 +505,20 @@ def at_times(frame: int) -> list[Face]:
 @pytest.mark.parametrize(
     ("name", "script", "says"),
     [
-        ("gone.mp4", None, r"gone\.mp4'"),
-        ("text.mp4", None, r"cannot read .*text\.mp4"),
-        ("photo.png", None, "a photo; give one with at least 10 s of one person who speaks to the camera"),
-        ("mute.mp4", None, "no sound.*; give one with at least 10 s"),
+        ("gone.mp4", facing, r"gone\.mp4'"),
+        ("text.mp4", facing, r"cannot read .*text\.mp4"),
+        ("photo.png", facing, "a photo; give one with at least 10 s of one person who speaks to the camera"),
+        ("mute.mp4", facing, "no sound.*; give one with at least 10 s"),
         ("person.mp4", nobody, r"a usable face for 0\.0 s only"),
         ("person.mp4", at_times, r"shows a usable face for [67]\.\d s only; give one with at least 10 s"),
-        ("brief.mp4", None, r"shows a usable face for 8\.0 s only; give one with at least 10 s"),
+        ("brief.mp4", facing, r"shows a usable face for 8\.0 s only; give one with at least 10 s"),
     ],
 )
 def test_a_video_that_cannot_be_used_is_one_line(
-    footage: Path, toy: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, no_steps: None, name: str, script: Any, says: str
+    footage: Path, toy: Path, tmp_path: Path, tiny: Path, no_steps: None, name: str, script: Callable[[int], list[Face]], says: str
 ) -> None:
-    scripted(monkeypatch, *([script] if script else []))
     with pytest.raises(LipdubError, match=says) as caught:
-        adapt(footage / name, tmp_path / "out", model=str(toy), settings=FEW)
+        adapt(footage / name, tmp_path / "out", model=str(toy), settings=FEW, detectors=finding(script))
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, TrainingDataError) or name in ("gone.mp4", "text.mp4")
     assert not (tmp_path / "out").exists()
@@ -557,11 +564,8 @@ def test_a_device_that_is_not_there_is_one_line(footage: Path, toy: Path, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_no_room_for_the_frames_is_one_line(
-    footage: Path, toy: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, no_steps: None
-) -> None:
+def test_no_room_for_the_frames_is_one_line(footage: Path, toy: Path, tmp_path: Path, tiny: Path, no_steps: None) -> None:
     resource = pytest.importorskip("resource")
-    scripted(monkeypatch)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
@@ -573,9 +577,7 @@ def test_no_room_for_the_frames_is_one_line(
 
 
 @pytest.mark.parametrize("stage", ["finding faces", "adapting", "writing"])
-def test_ctrl_c_leaves_nothing(footage: Path, toy: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    scripted(monkeypatch)
-
+def test_ctrl_c_leaves_nothing(footage: Path, toy: Path, tmp_path: Path, tiny: Path, stage: str) -> None:
     def stop(what: str, done: int, total: int | None) -> None:
         if what == stage:
             raise KeyboardInterrupt
@@ -598,6 +600,7 @@ class Ran:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+    monkeypatch.setattr(adapting, "adapt", adapt)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments: str | Path) -> Ran:
@@ -616,7 +619,6 @@ def test_the_command_from_video_to_bundle(
     footage: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Ran]
 ) -> None:
     monkeypatch.setattr(adapting, "LEAST_GAIN", 0.0)  # three steps at the rate for real people
-    scripted(monkeypatch)
     monkeypatch.chdir(tmp_path)
     ran = run("adapt", footage / "person.mp4", "-o", "anna", "--model", "./toy", "--steps", "3", "--sheet", "anna.png", "--device", "cpu")
     assert ran.code == 0, ran
@@ -632,7 +634,7 @@ def test_the_command_from_video_to_bundle(
         assert part in ran.out, part
     assert (tmp_path / "anna.png").exists()
     assert "lipdub adapt " in (tmp_path / "anna" / "MODEL_CARD.md").read_text()
-    assert open_generator("./anna", device="cpu", threads=1).spec.name == "anna"
+    assert open_model("./anna", device="cpu", threads=1).spec.name == "anna"
     again = run("adapt", footage / "person.mp4", "-o", "anna", "--model", "./toy", "--steps", "3")
     assert again.code == 1
     assert again.err.splitlines() == ["error: 'anna' already holds a bundle; add --force to replace it"]

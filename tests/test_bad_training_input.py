@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,12 @@ def test_footage_without_a_face_is_one_line(footage: Path, run: Run, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, frames: int) -> None:
-    monkeypatch.setattr(preparing, "MediapipeDetector", lambda max_faces: ScriptedDetector([[face_at()]] * frames))
+def scripted(max_faces: int) -> ScriptedDetector:
+    """Sees the face of the portrait in each of the twenty frames of the footage."""
+    return ScriptedDetector([[face_at()]] * 20)
+
+
+prepare_clip = partial(preparing.prepare_clip, detectors=scripted)
 
 
 @contextmanager
@@ -172,14 +177,12 @@ def files_no_larger_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_while_preparing_is_no_clips_fault(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_preparing_is_no_clips_fault(footage: Path, tmp_path: Path) -> None:
     """It raises OSError (a memory map would end the process), and nothing says that the clip cannot be used."""
-    scripted(monkeypatch, 20)
     with files_no_larger_than(50_000), pytest.raises(OSError, match="too large"):
-        preparing.prepare_clip(footage / "a_good.mp4", tmp_path, PrepareSettings(size=SIZE))
+        prepare_clip(footage / "a_good.mp4", tmp_path, PrepareSettings(size=SIZE))
     assert not [file for file in tmp_path.iterdir() if not file.name.startswith(".")]
-    scripted(monkeypatch, 20)
-    assert preparing.prepare_clip(footage / "a_good.mp4", tmp_path, PrepareSettings(size=SIZE)).why is None
+    assert prepare_clip(footage / "a_good.mp4", tmp_path, PrepareSettings(size=SIZE)).why is None
 
 
 def test_a_clip_that_breaks_what_reads_it_is_named(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,15 +190,13 @@ def test_a_clip_that_breaks_what_reads_it_is_named(footage: Path, tmp_path: Path
         raise IndexError("index 9 is out of bounds\nfor axis 0")
 
     monkeypatch.setattr(preparing, "analyse", odd)
-    scripted(monkeypatch, 20)
-    done = preparing.prepare_clip(footage / "a_good.mp4", tmp_path, PrepareSettings(size=SIZE))
+    done = prepare_clip(footage / "a_good.mp4", tmp_path, PrepareSettings(size=SIZE))
     assert done.why == "IndexError: index 9 is out of bounds for axis 0"
 
 
-def test_what_is_shown_later_is_not_looked_at(footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted(monkeypatch, 20)
+def test_what_is_shown_later_is_not_looked_at(footage: Path, tmp_path: Path) -> None:
     told: list[int] = []
-    done = preparing.prepare_clip(footage / "a_good.mp4", tmp_path, PrepareSettings(size=SIZE), until_s=0.3, on_frames=told.append)
+    done = prepare_clip(footage / "a_good.mp4", tmp_path, PrepareSettings(size=SIZE), until_s=0.3, on_frames=told.append)
     assert done.why is None
     assert done.frames == sum(told) == 16, "chunks are read whole"
     with np.load(tmp_path / f"{done.clip_id}.npz") as facts:

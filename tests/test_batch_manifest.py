@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import os
 import pickle
@@ -15,11 +14,15 @@ import pytest
 from batch_jobs import make_job, manifest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.main import get_command
 
-from lipdub import batch, pipeline
-from lipdub.batch import Options, Row, check_manifest, read_manifest
+from lipdub import batch
+from lipdub.batch import Row, check_manifest, read_manifest
+from lipdub.batch.manifest import _KNOWN
 from lipdub.bundles import bundle
+from lipdub.cli.app import app
 from lipdub.errors import ManifestError
+from lipdub.options import DubOptions
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_job(tmp_path, monkeypatch)
 
 
-def problems_of(path: Path, defaults: Options | None = None) -> tuple[str, ...]:
+def problems_of(path: Path, defaults: DubOptions | None = None) -> tuple[str, ...]:
     with pytest.raises(ManifestError) as caught:
         read_manifest(path, defaults)
     assert "\n" not in str(caught.value)
@@ -42,31 +45,21 @@ def json_lines(folder: Path, *objects: object) -> Path:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def test_options_are_those_of_dub_with_its_defaults():
-    wanted = {
-        name: parameter.default
-        for name, parameter in inspect.signature(pipeline.dub).parameters.items()
-        # What only another program can hand over is no option of a row.
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("on_progress", "generator", "track", "cache")
-    }
-    assert asdict(Options()) == wanted
+def test_every_option_of_a_dub_is_one_of_sync_and_of_batch_and_a_column():
+    """One field of ``DubOptions`` is all that has to be written."""
+    names = set(asdict(DubOptions()))
 
+    def parameters(command):
+        return {parameter.name: parameter for parameter in get_command(app).commands[command].params}
 
-def test_every_option_of_sync_is_a_column_and_its_choices_are_the_same():
-    from lipdub.cli import batch as command
-    from lipdub.cli import sync
-
-    not_of_a_row = {"quiet", "no_cache"}
-    assert set(inspect.signature(sync.sync).parameters) - not_of_a_row == {field.name for field in fields(Row)} - {
-        "line",
-        "options",
-    } | set(asdict(Options()))
-    assert tuple(choice.value for choice in sync.PresetChoice) == batch.PRESETS
-    of_the_batch = {"manifest", "quiet", "jobs", "ray", "retry", "restart", "skip_existing", "dry_run", "no_cache"}
-    assert {*asdict(Options()), *of_the_batch} == set(inspect.signature(command.batch).parameters)
-    for name, value in asdict(Options()).items():
-        default = inspect.signature(command.batch).parameters[name].default
-        assert getattr(default, "value", default) == value
+    sync, batch = parameters("sync"), parameters("batch")
+    assert set(sync) - {"quiet", "no_cache", "help"} == {field.name for field in fields(Row)} - {"line", "options"} | names
+    of_the_batch = {"manifest", "quiet", "jobs", "ray", "retry", "restart", "skip_existing", "dry_run", "no_cache", "help"}
+    assert set(batch) - {"help"} == (names | of_the_batch) - {"help"}
+    for name, value in asdict(DubOptions()).items():
+        assert sync[name].default == batch[name].default == value
+        assert sync[name].help
+    assert names < set(_KNOWN)
 
 
 def test_a_row_as_it_stands(folder):
@@ -79,7 +72,7 @@ def test_every_column(folder):
     line = "r.json,yes,TRUE,2,fast,23,keep,speech,cpu,mine,out.mkv,speech.wav,talk.mp4"
     (row,) = read_manifest(manifest(folder, line, head=head))
     model = str(folder / "mine")
-    assert row.options == Options(model, "cpu", "speech", "keep", 23, "fast", 2, True, True)
+    assert row.options == DubOptions(model, "cpu", "speech", "keep", 23, "fast", 2, True, True)
     assert row.report == folder / "r.json"
     assert bundle.resolve(row.options.model) == folder / "mine"
 
@@ -91,9 +84,9 @@ def test_an_empty_cell_takes_the_default_and_a_cell_wins_over_it(folder):
         "talk.mp4,speech.wav,b.mp4,0,no,",
         head="video,speech,output,crf,strict,model",
     )
-    one, other = read_manifest(path, Options(model=str(folder / "mine"), crf=30, strict=True))
-    assert one.options == Options("base", crf=30, strict=True)
-    assert other.options == Options(str(folder / "mine"), crf=0, strict=False)
+    one, other = read_manifest(path, DubOptions(model=str(folder / "mine"), crf=30, strict=True))
+    assert one.options == DubOptions("base", crf=30, strict=True)
+    assert other.options == DubOptions(str(folder / "mine"), crf=0, strict=False)
 
 
 def test_force_in_a_cell_is_for_its_row(folder):
@@ -101,7 +94,7 @@ def test_force_in_a_cell_is_for_its_row(folder):
     head = "video,speech,output,force"
     (row,) = read_manifest(manifest(folder, "talk.mp4,speech.wav,there.mp4,yes", head=head))
     assert row.options.force
-    problems = problems_of(manifest(folder, "talk.mp4,speech.wav,there.mp4,no", head=head), Options(force=True))
+    problems = problems_of(manifest(folder, "talk.mp4,speech.wav,there.mp4,no", head=head), DubOptions(force=True))
     assert len(problems) == 1
     assert "exists already" in problems[0]
 
@@ -282,7 +275,7 @@ def test_no_file_is_written_twice_nor_one_that_is_read(folder, lines, wanted):
     (folder / "link").symlink_to(folder, target_is_directory=True)
     path = manifest(folder, *lines, head="video,speech,output,report")
     with pytest.raises(ManifestError, match=wanted) as caught:
-        read_manifest(path, Options(force=True))
+        read_manifest(path, DubOptions(force=True))
     assert len(caught.value.problems) == 1
 
 
@@ -317,10 +310,10 @@ def test_all_problems_are_listed_in_order_and_the_message_names_the_first(folder
 
 def test_a_default_model_is_looked_for_where_the_command_runs(folder):
     path = manifest(folder, "talk.mp4,speech.wav,o.mp4")
-    assert "no model bundle" in problems_of(path, Options(model="mine"))[0]
+    assert "no model bundle" in problems_of(path, DubOptions(model="mine"))[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert read_manifest(path, Options(model="mine"))[0].options.model == "mine"
+        assert read_manifest(path, DubOptions(model="mine"))[0].options.model == "mine"
 
 
 def test_an_altered_bundle_is_found_before_the_first_row(folder):
@@ -350,7 +343,7 @@ def test_json_lines_mean_what_the_table_means(folder):
 
 def test_json_lines_are_counted_and_empty_ones_passed_over(folder):
     path = manifest(folder, json.dumps(ROW), "", "  ", json.dumps(ROW | {"output": "b.mp4", "crf": 18.0}), head="", name="manifest.NDJSON")
-    assert [(row.line, row.options.crf) for row in read_manifest(path)] == [(1, Options().crf), (4, 18)]
+    assert [(row.line, row.options.crf) for row in read_manifest(path)] == [(1, DubOptions().crf), (4, 18)]
 
 
 def test_json_lines_with_a_byte_order_mark_and_windows_line_ends(folder):

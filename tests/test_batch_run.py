@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from lipdub.batch.local import attempt
 from lipdub.batch.loop import Event, Finished, Progress
 from lipdub.batch.row import dub_task, work_on
 from lipdub.errors import EncodingFailed, NoFaceFound
+from lipdub.options import DubOptions
 
 TESTS = Path(__file__).parent
 
@@ -179,8 +181,8 @@ def dubs(monkeypatch):
     """In place of the real dub: notes its options, writes a file, and fails for videos called ``bad*``, ``full*``."""
     calls = []
 
-    def dub(video: Path, speech: Path, out: Path, **options: object):
-        calls.append(options)
+    def dub(video: Path, speech: Path, out: Path, options: DubOptions, **others: object):
+        calls.append(asdict(options) | others)
         if video.name.startswith("bad"):
             raise NoFaceFound(f"no face in\n'{video}'; lipdub needs one")
         if video.name.startswith("full"):
@@ -235,7 +237,7 @@ def test_the_cache_is_handed_over_unless_it_is_off(folder, dubs, monkeypatch, tm
     dub_row(a_row(folder), cache=True)
     dub_row(a_row(folder), cache=False)
     assert dubs[0]["cache"].folder == tmp_path / "cache"
-    assert "cache" not in dubs[1]
+    assert dubs[1]["cache"] is None
 
 
 def test_a_row_and_its_result_can_be_sent_to_another_process(folder, dubs):

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lipdub
-from lipdub.batch import Here, Options, State, Step, batch_lock, check_manifest, lock_path, make_plan, run, state_path
+from lipdub.batch import Here, State, Step, batch_lock, check_manifest, lock_path, make_plan, run, state_path
 from lipdub.batch.lock import row_lock
 from lipdub.batch.state import Entry
 from lipdub.batch.storage import Identity, sweep
 from lipdub.errors import ManifestError
+from lipdub.options import DubOptions
 
 
 @pytest.fixture
@@ -27,7 +28,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_job(tmp_path, monkeypatch)
 
 
-def planned(path: Path, *, restart: bool = False, skip_existing: bool = False, defaults: Options | None = None) -> tuple[State, list[Step]]:
+def planned(
+    path: Path, *, restart: bool = False, skip_existing: bool = False, defaults: DubOptions | None = None
+) -> tuple[State, list[Step]]:
     state = State(path)
     checked = check_manifest(
         path, defaults, owned=lambda place, now: state.wrote(place, now) is not None, keep_existing=skip_existing
@@ -93,10 +96,10 @@ def test_what_changed_is_done_again_and_said(folder, change, why):
 def test_changed_options_and_models_are_done_again(folder, tmp_path):
     path = manifest(folder, *scripted_rows(folder, "good"))
     go(path)
-    _, (step,) = planned(path, defaults=Options(crf=20, silence="keep"))
-    assert (step.action, step.why) == ("redo", f"silence close -> keep, crf {Options().crf} -> 20")
+    _, (step,) = planned(path, defaults=DubOptions(crf=20, silence="keep"))
+    assert (step.action, step.why) == ("redo", f"silence close -> keep, crf {DubOptions().crf} -> 20")
     assert step.row.options.force  # its own output
-    _, (step,) = planned(path, defaults=Options(threads=1, force=True))
+    _, (step,) = planned(path, defaults=DubOptions(threads=1, force=True))
     assert step.action == "keep"  # what the output does not show
     (tmp_path / "shelf" / "base" / "bundle.json").write_text((tmp_path / "shelf" / "base" / "bundle.json").read_text() + "\n")
     _, (step,) = planned(path)
@@ -166,7 +169,7 @@ def test_an_output_that_somebody_changed_is_not_replaced(folder):
         planned(path)
     with pytest.raises(ManifestError, match="exists already"):
         planned(path, restart=True)
-    assert planned(path, defaults=Options(force=True))[1][0].action == "dub"
+    assert planned(path, defaults=DubOptions(force=True))[1][0].action == "dub"
     assert go(path, skip_existing=True) == ["skip"]
     assert (folder / "o0.mp4").read_text() == "edited by hand"
     assert states(path)[0][0] == "skipped"

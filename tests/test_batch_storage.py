@@ -11,8 +11,9 @@ import pytest
 from batch_jobs import a_report, make_job, manifest
 
 from lipdub import pipeline
-from lipdub.batch import Here, Options, Row, State, check_manifest, dub_row, make_plan, run, storage
+from lipdub.batch import Here, Row, State, check_manifest, dub_row, make_plan, run, storage
 from lipdub.errors import LipdubError, ManifestError, StorageFailed, UnreadableMedia
+from lipdub.options import DubOptions
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_errors_of_storages_become_ours(memory, monkeypatch):
 def dubs(monkeypatch):
     calls = []
 
-    def dub(video: Path, speech: Path, out: Path, **options: object):
+    def dub(video: Path, speech: Path, out: Path, options: DubOptions, **others: object):
         calls.append((video.read_bytes(), speech.read_bytes()))
         out.write_bytes(b"dubbed " + video.read_bytes())
         return a_report(Row(2, video, speech, out))
@@ -153,7 +154,7 @@ def test_a_row_of_urls(memory, dubs, tmp_path, monkeypatch):
     memory.pipe({"/bucket/talk.mp4": b"film", "/bucket/talk.wav": b"sound"})
     stages = []
     base = "memory://bucket"
-    row = Row(2, f"{base}/talk.mp4", f"{base}/talk.wav", f"{base}/out.mp4", Options(), f"{base}/out.json")
+    row = Row(2, f"{base}/talk.mp4", f"{base}/talk.wav", f"{base}/out.mp4", DubOptions(), f"{base}/out.json")
     result = dub_row(row, lambda stage, done, total: stages.append(stage))
     assert result.why == ""
     assert dubs == [(b"film", b"sound")]

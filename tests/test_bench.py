@@ -122,7 +122,7 @@ def gone(pid: int) -> bool:
 def test_it_ends_when_we_are_killed(tmp_path):
     """SIGKILL leaves nobody to clean up: the process notices by itself."""
     marker = tmp_path / "pid"
-    code = f"import sys; sys.path[:] = {sys.path!r}; from lipdub import fresh; isolated.run('test_bench:sleep', {str(marker)!r})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from lipdub.checkup import isolated; isolated.run('test_bench:sleep', {str(marker)!r})"
     parent = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.time() + 20
     while not (marker.exists() and marker.read_text()) and time.time() < deadline:

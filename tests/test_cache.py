@@ -29,7 +29,7 @@ from lipdub.faces import cache as cache_module
 from lipdub.faces import crop
 from lipdub.faces.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, analysis_key, default_cache, parse_size
 from lipdub.faces.landmarks import LIPS
-from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack, TrackDamaged
+from lipdub.faces.track import _PIECE_BYTES, DUBBED, NO_FACE, FaceTrack, TrackDamaged
 from lipdub.references.store import DETAIL_PX, MOST_JPEG_BYTES, ReferenceStore
 
 ARRAYS = ("pts", "why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference")
@@ -134,7 +134,7 @@ def test_extreme_numbers_survive(values, halves):
 
 def test_a_track_larger_than_one_piece(tmp_path: Path):
     track = made_track(30000, references=40, size=128)
-    assert track.references.jpeg_bytes().sum() > track._PIECE_BYTES
+    assert track.references.jpeg_bytes().sum() > _PIECE_BYTES
     with kept(tmp_path, track) as cache, closing(track.references):
         again = found(cache)
         with closing(again.references):

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_the_report_is_json(work: Path, sync: Run) -> None:
 
 def test_faces_that_are_too_small_pass_through_and_it_says_so(work: Path, sync: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     script = [[face_at((128, 128), height=25)]] * FRAMES
-    monkeypatch.setattr(pipeline, "MediapipeDetector", lambda: ScriptedDetector(script))
+    monkeypatch.setattr(pipeline, "dub", partial(pipeline.dub, detectors=lambda: ScriptedDetector(script)))
     ran = sync("--report", "report.json")
     assert (ran.code, ran.err) == (0, "")
     assert "12: 0.00-0.48 s face too small" in ran.out
@@ -492,7 +493,7 @@ def test_an_interruption_that_a_library_swallowed_still_stops_the_dub(work: Path
                     signal.raise_signal(signal.SIGINT)
             return super().detect(pixels)
 
-    monkeypatch.setattr(pipeline, "MediapipeDetector", lambda: Swallowing([[face_at((128, 128), height=90)]] * FRAMES))
+    monkeypatch.setattr(pipeline, "dub", partial(pipeline.dub, detectors=lambda: Swallowing([[face_at((128, 128), height=90)]] * FRAMES)))
     before = contents(work)
     assert sync() == Ran(130, "", "stopped; nothing was written\n")
     assert contents(work) == before
@@ -506,7 +507,7 @@ def test_an_interruption_that_a_library_made_another_error_of_is_no_bug(work: Pa
             except KeyboardInterrupt as error:
                 raise ImportError("a part failed to load") from error
 
-    monkeypatch.setattr(pipeline, "MediapipeDetector", lambda: Mangling([]))
+    monkeypatch.setattr(pipeline, "dub", partial(pipeline.dub, detectors=lambda: Mangling([])))
     before = contents(work)
     assert sync() == Ran(130, "", "stopped\n")
     assert contents(work) == before

@@ -345,7 +345,7 @@ def recoded(video: Path, speech: Path, out: Path, **more: object):
     """In the place of a dub: the same pictures, encoded once more, without sound."""
     info = media.probe(video)
     with media.Writer(out, info, crf=20) as writer:
-        for chunk in media.read_frames(video):
+        for chunk in media.read_planes(video):
             writer.write(chunk)
     report = namedtuple("report", "frames dubbed wall_s provider")
     return report(25, 20, 0.5, "CPUExecutionProvider")
@@ -371,8 +371,8 @@ def test_the_box_of_the_mouth_is_where_the_mouth_is(tmp_path):
         other = frames.copy()
         other[:, int(row * 256) - 6 : int(row * 256) + 6, 115:143] = 0
         with media.Writer(tmp_path / f"{name}.mp4", info, crf=14) as writer:
-            writer.write(FrameChunk(0, other, np.arange(len(other)), Fraction(1, 25)) if info.time_base == Fraction(1, 25) else
-                         FrameChunk(0, other, np.arange(len(other)) * int(Fraction(1, 25) / info.time_base), info.time_base))  # fmt: skip
+            ticks = np.arange(len(other)) * int(Fraction(1, 25) / info.time_base)
+            writer.write(media.to_planes(FrameChunk(0, other, ticks, info.time_base), info))
     assert self_dub.mouth_change(tmp_path / "source.mp4", tmp_path / "mouth.mp4") > 10 * self_dub._MOVES
     assert self_dub.mouth_change(tmp_path / "source.mp4", tmp_path / "eyes.mp4") < self_dub._MOVES
 

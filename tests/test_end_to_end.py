@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,9 @@ from lipdub.errors import LipdubError
 from lipdub.faces import crop
 from lipdub.faces.detector import MediapipeDetector
 from lipdub.faces.landmarks import opening_of
-from lipdub.generators import Generator, open_generator
+from lipdub.generators import Generator
+from lipdub.media.planes import RgbPicture
+from lipdub.model import open_model
 from lipdub.records import Drawn
 
 FRAMES, RATE = 50, 16000
@@ -47,7 +50,7 @@ def openings(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
     found = []
     with MediapipeDetector() as detector:
         for pixels in frames:
-            (face,) = detector.detect(pixels)
+            (face,) = detector.detect(RgbPicture(pixels))
             found.append(opening_of(face.landmarks))
     return np.array(found)
 
@@ -65,7 +68,7 @@ def lipdub(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 
 
 class WithoutCopies:
-    """The default model as if it did not tell what it copied: its drawing, enlarged."""
+    """The default model's generator as if it did not tell what it copied: its drawing, enlarged."""
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
@@ -84,14 +87,15 @@ def test_what_is_copied_is_pasted_as_sharp_as_the_video(tmp_path: Path) -> None:
     grain = np.random.default_rng(0).normal(0, 6, large[0].shape[:2])[..., None]
     draw_video(tmp_path / "clip.mp4", pictures=[np.clip(picture + grain, 0, 255).astype(np.uint8) for picture in large], fps=25)
     write_wav(tmp_path / "speech.wav", np.concatenate(list(media.read_audio(SPEECH, RATE)))[RATE : 3 * RATE // 2])
-    generator = open_generator("base", device="cpu")
+    model = open_model("base", device="cpu")
+    plain = replace(model, generator=WithoutCopies(model.generator))  # type: ignore[arg-type]
     shown = {}
-    for name, drawing in (("plain", WithoutCopies(generator)), ("copied", generator)):
-        dub(tmp_path / "clip.mp4", tmp_path / "speech.wav", tmp_path / f"{name}.mp4", generator=drawing)  # type: ignore[arg-type]
+    for name, drawing in (("plain", plain), ("copied", model)):
+        dub(tmp_path / "clip.mp4", tmp_path / "speech.wav", tmp_path / f"{name}.mp4", model=drawing)
         shown[name] = frames_of(tmp_path / f"{name}.mp4")
     source = frames_of(tmp_path / "clip.mp4")
     with MediapipeDetector() as detector:
-        (face,) = detector.detect(source[0])
+        (face,) = detector.detect(RgbPicture(source[0]))
     low, high = (face.landmarks[list(crop.JAW), :2].min(axis=0).astype(int), face.landmarks[list(crop.JAW), :2].max(axis=0).astype(int))
     region = np.s_[:, low[1] : high[1], low[0] : high[0], 1]
     changed = np.abs(shown["plain"][region].astype(int) - source[region]).max(axis=0) > 12

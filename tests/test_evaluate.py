@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from drawn import draw_video, sine, write_wav
-from faces_for_tests import face_at
+from faces_for_tests import ScriptedDetector, chunk_of, face_at
 from fakes import fake_spec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,8 +28,9 @@ from lipdub.evaluate.scoring import public_crop
 from lipdub.evaluate.watch import same_file, side_by_side, tracked
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
+from lipdub.media.planes import Picture
 from lipdub.paste.blend import paste
-from lipdub.records import CropSpec, FrameChunk
+from lipdub.records import CropSpec, Drawn
 from lipdub.references.store import ReferenceStore
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -253,8 +253,11 @@ def test_changes_by_the_paste_alone_leave_the_outside_alone():
     track, spec = steady_track(), CropSpec(32, (16, 32, 4, 28), 16)
     frame = np.random.default_rng(0).integers(0, 256, (160, 160, 3)).astype(np.uint8)
     where = outside_mask(track, 0, spec, (160, 160))
-    crops = crop.take(_chunk(frame), np.array([0]), track.similarity[:1], track.outline[:1].astype(np.float32), 32)
-    pasted = paste(frame[None], crops, 255 - crops.pixels, np.ones(1, np.float32), spec)[0]
+    chunk = chunk_of(frame)
+    crops = crop.take(chunk, np.array([0]), track.similarity[:1], track.outline[:1].astype(np.float32), 32)
+    frame = chunk.picture(0).rgb(0, 0, 160, 160)
+    paste(chunk, crops, Drawn(255 - crops.pixels), np.ones(1, np.float32), spec)
+    pasted = chunk.picture(0).rgb(0, 0, 160, 160)
     assert (pasted != frame).any()
     error = OutsideError()
     error.add(frame, pasted, where)
@@ -266,10 +269,6 @@ def test_changes_by_the_paste_alone_leave_the_outside_alone():
     changed = cv2.dilate((pasted != frame).any(axis=2).astype(np.uint8), np.ones((2 * GROW_PX - 1,) * 2, np.uint8))
     assert not (where & (changed > 0)).any()
     assert math.isnan(OutsideError().rgb_db())
-
-
-def _chunk(frame: NDArray[np.uint8]) -> FrameChunk:
-    return FrameChunk(0, frame[None], np.zeros(1, np.int64), Fraction(1, 25))
 
 
 # ----------------------------------------------------------------------------------------------------------------- sync
@@ -518,21 +517,19 @@ def test_a_frozen_mouth_is_the_references_box_and_hears_nothing():
     random = np.random.default_rng(0)
     targets, references = (random.integers(0, 256, (3, 32, 32, 3)).astype(np.uint8) for _ in range(2))
     before = targets.copy()
-    windows = random.uniform(-4, 4, (3, 80, 16)).astype(np.float32)
-    recall = mouth.recall(windows)
-    found = mouth.draw(targets, references, recall.lip_feature)
+    lip_features = random.normal(size=(3, spec.lip_channels)).astype(np.float32)
+    found = mouth.draw(targets, references, lip_features)
     drawn, copied = found.pixels, found.copied
     assert copied is not None
     assert (copied.painted == 0).all()
     assert (copied.flow == 0).all()
     y0, y1, x0, x1 = spec.crop.drawn
     assert np.array_equal(drawn[:, y0:y1, x0:x1], references[:, y0:y1, x0:x1])
+    assert np.array_equal(mouth.draw(targets, references, -lip_features).pixels, drawn)
     drawn[:, y0:y1, x0:x1] = targets[:, y0:y1, x0:x1]
     assert np.array_equal(drawn, before)
     assert np.array_equal(targets, before)
-    assert recall.address.sum(axis=1) == pytest.approx(np.ones(3))
-    assert np.array_equal(mouth.recall(windows[::-1]).address, recall.address)
-    assert len(mouth.recall(windows[:0])) == len(mouth.draw(targets[:0], references[:0], recall.lip_feature[:0])) == 0
+    assert len(mouth.draw(targets[:0], references[:0], lip_features[:0])) == 0
 
 
 def test_one_reference_for_all_frames():
@@ -558,7 +555,7 @@ class Nobody:
         self.faces = list(faces)
         self.closed = False
 
-    def detect(self, pixels: object) -> list[object]:
+    def detect(self, picture: Picture) -> list[object]:
         return self.faces
 
     def reset(self) -> None:
@@ -572,11 +569,11 @@ def test_the_face_that_lies_where_the_sources_is_gets_looked_at(tmp_path):
     """A larger stranger beside the dubbed person does not speak for them."""
     draw_video(tmp_path / "v.mp4", size=(160, 160), frames=4)
     mine, stranger = face_at((80, 80), height=90, opening=0.2), face_at((20, 90), height=120, opening=0.01)
-    seen = list(side_by_side(tmp_path / "v.mp4", tmp_path / "v.mp4", steady_track(), detector=Nobody(stranger, mine)))
+    seen = list(side_by_side(tmp_path / "v.mp4", tmp_path / "v.mp4", steady_track(), detectors=lambda: Nobody(stranger, mine)))
     assert [sight.row for sight in seen] == [0, 1, 2, 3]
     assert [round(sight.opening, 3) for sight in seen] == [0.2] * 4
     assert all(np.array_equal(sight.pixels, sight.source) for sight in seen)
-    only_a_stranger = list(side_by_side(tmp_path / "v.mp4", tmp_path / "v.mp4", steady_track(), detector=Nobody(stranger)))
+    only_a_stranger = list(side_by_side(tmp_path / "v.mp4", tmp_path / "v.mp4", steady_track(), detectors=lambda: Nobody(stranger)))
     assert all(math.isnan(sight.opening) and np.isnan(sight.lips).all() for sight in only_a_stranger)
 
 
@@ -584,39 +581,40 @@ def test_a_dub_that_is_longer_than_its_source_has_frames_without_one(tmp_path):
     draw_video(tmp_path / "v.mp4", size=(160, 160), frames=4)
     draw_video(tmp_path / "long.mp4", size=(160, 160), frames=7)
     detector = Nobody(face_at((80, 80), height=90))
-    seen = list(side_by_side(tmp_path / "long.mp4", tmp_path / "v.mp4", steady_track(), detector=detector))
+    seen = list(side_by_side(tmp_path / "long.mp4", tmp_path / "v.mp4", steady_track(), detectors=lambda: detector))
     assert [sight.row for sight in seen] == [0, 1, 2, 3, -1, -1, -1]
     assert [sight.source is None for sight in seen] == [False] * 4 + [True] * 3
     assert detector.closed
 
 
-def test_an_analysis_is_kept_until_the_file_changes(tmp_path, monkeypatch):
-    from lipdub.evaluate import watch
+def test_an_analysis_is_kept_until_the_file_changes(tmp_path):
+    made: list[ScriptedDetector] = []
 
-    calls = []
+    def detectors() -> ScriptedDetector:
+        made.append(ScriptedDetector([[face_at((48, 32), height=50)]] * 5))
+        return made[-1]
 
-    def analysed(chunks, detector, *, size):
-        calls.append(len(list(chunks)))
-        return steady_track(4, size=size)
+    def analysed() -> list[int]:
+        """Frames that were looked at, each time that they were."""
+        return [detector.seen for detector in made if detector.seen]
 
-    monkeypatch.setattr(watch, "MediapipeDetector", lambda: nullcontext())
-    monkeypatch.setattr(watch, "analyse", analysed)
     video, cache = tmp_path / "v.mp4", tmp_path / "cache"
     draw_video(video, frames=4)
 
     def again() -> FaceTrack:
-        track = tracked(video, size=32, cache=cache)
+        track = tracked(video, size=32, cache=cache, detectors=detectors)
         STORES.append(track.references)
         return track
 
     first, second = again(), again()
-    assert len(calls) == 1
+    assert analysed() == [4]
+    assert all(detector.closed for detector in made)
     assert np.array_equal(first.similarity, second.similarity)
     (kept,) = cache.iterdir()
     kept.write_bytes(b"cut off")
     assert len(again()) == 4
     draw_video(video, frames=5)
     again()
-    assert len(calls) == 3
+    assert analysed() == [4, 4, 5]
     with pytest.raises(UnreadableMedia, match="check the path"):
         tracked(Path(tmp_path / "gone.mp4"), size=32, cache=cache)

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ from numpy.typing import NDArray
 from lipdub import cli, media
 from lipdub.cli.app import main
 from lipdub.errors import BundleNotFound, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
-from lipdub.evaluate import page, scoring, watch, whole_set
-from lipdub.evaluate.one_dub import evaluate_dub
+from lipdub.evaluate import one_dub, page, scoring, watch, whole_set
 from lipdub.evaluate.scoring import Judges, Known, score
 from lipdub.evaluate.whole_set import ClipResult, SetOptions, Task
-from lipdub.media.planes import Picture, as_picture
+from lipdub.media.planes import Picture
 from lipdub.records import CropSpec, Face, MelSpec
 
 SIDE, FRAMES, RATE = 128, 80, 16000
@@ -52,15 +51,8 @@ def _mouth() -> tuple[int, int]:
 class BrightMouths:
     """Sees one face where the person always is, with a mouth as open as it is bright; nobody in a dark picture."""
 
-    def __enter__(self) -> BrightMouths:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def detect(self, picture: Picture | NDArray[np.uint8]) -> list[Face]:
-        seen = as_picture(picture)
-        pixels = seen.rgb(0, 0, seen.width, seen.height)
+    def detect(self, picture: Picture) -> list[Face]:
+        pixels = picture.rgb(0, 0, picture.width, picture.height)
         if pixels.mean() < 8:
             return []
         x, y = _mouth()
@@ -72,6 +64,9 @@ class BrightMouths:
 
     def close(self) -> None:
         pass
+
+
+evaluate_dub = partial(one_dub.evaluate_dub, detectors=BrightMouths)
 
 
 def loudness(frames: int, seed: int) -> NDArray[np.float64]:
@@ -104,11 +99,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_person(folder / "val" / f"{name}.mov", seed=number)
     write_fake_bundle(folder / "fake", size=64, drawn=(32, 64, 8, 56), slots=24)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _drawn_people(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "MediapipeDetector", BrightMouths)
 
 
 class Ear:
@@ -148,7 +138,7 @@ def unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def options_of(made: Path, out: Path) -> SetOptions:
-    return SetOptions(model=str(made / "fake"), out=out, pieces=out / "pieces")
+    return SetOptions(model=str(made / "fake"), out=out, pieces=out / "pieces", detectors=BrightMouths)
 
 
 def measured(made: Path, out: Path, *, only: str = "", force: bool = False) -> tuple[list[ClipResult], dict[str, Any]]:
@@ -166,7 +156,6 @@ def scored(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     """The whole set measured once."""
     out = tmp_path_factory.mktemp("scored") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "MediapipeDetector", BrightMouths)
         patch.setattr(whole_set, "open_judges", lambda *given, **more: Judges(Ear(), "", None))
         whole_set._opened.cache_clear()
         return out, *measured(made, out)
@@ -333,9 +322,10 @@ def test_wrong_sound_is_anothers_and_one_that_is_heard(made, tmp_path):
 def test_a_copy_of_the_source_is_a_perfect_dub(made):
     """Every figure of a video against itself lies where it says that perfection is."""
     video = made / "val" / "ann.mov"
-    known = Known(video, watch.tracked(video, size=32))
+    known = Known(video, watch.tracked(video, size=32, detectors=BrightMouths))
     try:
-        found = score(video, known, video, mask=CropSpec(128, (64, 128, 16, 112), 64), truth=known, judges=Judges(Ear())).figures
+        mask, judges = CropSpec(128, (64, 128, 16, 112), 64), Judges(Ear())
+        found = score(video, known, video, mask=mask, truth=known, judges=judges, detectors=BrightMouths).figures
     finally:
         known.track.references.close()
     perfect = {
@@ -430,6 +420,8 @@ def test_nobody_in_the_source_and_no_sound_are_errors(made, tmp_path):
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.setattr(one_dub, "evaluate_dub", evaluate_dub)
+
     def ran(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["lipdub", "evaluate", *map(str, arguments)])
         cli.console.results.cache_clear()

@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import needs_torch  # noqa: F401  (skips this file where torch is absent)
@@ -111,8 +110,7 @@ def test_what_is_neither_is_one_line(run: Run, prepared: Path, tmp_path: Path) -
     assert not (prepared / "offsets.json").exists()
 
 
-def test_a_generator_trains_against_the_expert(run: Run, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lipdub.faces.detector.MediapipeDetector", lambda **_: nullcontext())
+def test_a_generator_trains_against_the_expert(run: Run, prepared: Path, tmp_path: Path) -> None:
     expert, memory = an_expert(tmp_path), a_memory(tmp_path)
     arguments = ("train", "generator", prepared, "--memory", memory, "-o", tmp_path / "run", *QUICK, "--expert", expert)
     code, _, err = run(*arguments, "--draw-frames", "1")

@@ -23,7 +23,8 @@ from lipdub import runtime
 from lipdub.bundles import bundle
 from lipdub.cli.export import export_onnx as export_command
 from lipdub.errors import BundleInvalid, CheckpointInvalid, ExportFailed, OutputRefused, TrainingDataError
-from lipdub.generators import open_generator
+from lipdub.model import open_model
+from lipdub.speech.memory import OnnxMemory
 from lipdub.train import checkpoints, networks
 from lipdub.train import export as exporting
 from lipdub.train.data import load_clips
@@ -90,8 +91,9 @@ def test_a_bundle_says_what_it_is_and_opens(exported: tuple[Path, exporting.Expo
     assert spec == done.spec
     assert (spec.name, spec.license, spec.training_data, spec.smoothing_s) == ("toy", "CC0-1.0", "toys", 0.04)
     assert (spec.slots, spec.lip_channels, spec.crop, spec.mel) == (COMPACT.slots, COMPACT.channels, COMPACT.crop, COMPACT.mel)
-    generator = open_generator(str(out), device="cpu", threads=1)
-    silence = generator.recall(np.full((1, 80, 16), -4.0, np.float32))
+    model = open_model(str(out), device="cpu", threads=1)
+    assert model.spec == spec
+    silence = model.memory.recall(np.full((1, 80, 16), -4.0, np.float32))
     np.testing.assert_allclose(silence.lip_feature[0], spec.rest_feature, atol=1e-4)
 
 
@@ -101,9 +103,9 @@ def test_any_batch_is_answered_as_torch_answers(exported: tuple[Path, exporting.
     config, memory, generator = load_networks(checkpoint)
     mel = 4 * uniform(batch, 80, 16)
     targets, references = (np.random.default_rng(seed).integers(0, 256, (batch, 64, 64, 3), dtype=np.uint8) for seed in (1, 2))
-    opened = open_generator(str(out), device="cpu", threads=1)
-    recall = opened.recall(mel)
-    drawn = opened.draw(targets, references, recall.lip_feature)
+    opened = open_model(str(out), device="cpu", threads=1)
+    recall = opened.memory.recall(mel)
+    drawn = opened.generator.draw(targets, references, recall.lip_feature)
     assert drawn.copied is not None
     with torch.no_grad():
         address, lip_feature = memory(torch.from_numpy(mel)[:, None])
@@ -140,9 +142,9 @@ def test_the_exported_weights_are_the_averaged_ones(exported: tuple[Path, export
 def test_the_paper_preset_exports_too(prepared: Path, tmp_path: Path) -> None:
     done = export(checkpoint_of(tmp_path / "run", prepared, PAPER), tmp_path / "paper")
     assert max(done.differences.values()) <= 1e-4
-    generator = open_generator(str(tmp_path / "paper"), device="cpu", threads=1)
-    assert generator.spec.crop.drawn == (0, 64, 0, 64)
-    assert not generator.spec.copies
+    model = open_model(str(tmp_path / "paper"), device="cpu", threads=1)
+    assert model.spec.crop.drawn == (0, 64, 0, 64)
+    assert not model.spec.copies
 
 
 def test_half_weights_are_half_the_size_and_close(prepared: Path, tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_half_weights_are_half_the_size_and_close(prepared: Path, tmp_path: Path
     for graph in bundle.TENSORS:
         assert (tmp_path / "half" / graph).stat().st_size < 0.65 * (tmp_path / "full" / graph).stat().st_size
     assert max(full.differences.values()) <= 1e-4
-    one, other = (open_generator(str(tmp_path / name), device="cpu", threads=1) for name in ("full", "half"))
+    one, other = (OnnxMemory(tmp_path / name, done.spec, device="cpu") for name, done in (("full", full), ("half", half)))
     mel = 4 * uniform(3, 80, 16)
     np.testing.assert_allclose(one.recall(mel).lip_feature, other.recall(mel).lip_feature, atol=HALF_TOLERANCE)
 
@@ -247,23 +249,23 @@ def test_cells_of_the_flow_are_those_of_the_network() -> None:
 def test_a_bundle_exported_anew_draws_what_it_drew_and_tells_what_it_copied(random: Path, tmp_path: Path, version: int) -> None:
     _, targets, references, features = questions()
     mel = questions()[0]
-    told = open_generator(str(random), device="cpu", threads=1).draw(targets, references, features).copied
+    told = open_model(str(random), device="cpu", threads=1).generator.draw(targets, references, features).copied
     assert told is not None
     assert 64 * np.abs(told.flow).max() > 2, "or its unit would not matter"
     if version == 1:
         as_version_1(random)
-    before = open_generator(str(random), device="cpu", threads=1)
+    before = open_model(str(random), device="cpu", threads=1)
     assert before.spec.copies == (version == 2)
     done = export(random, tmp_path / "anew", half=True)
-    after = open_generator(str(tmp_path / "anew"), device="cpu", threads=1)
+    after = open_model(str(tmp_path / "anew"), device="cpu", threads=1)
     assert after.spec == done.spec
     assert after.spec == replace(
         before.spec, name="anew", copies=True, created_with=after.spec.created_with, graphs=after.spec.graphs
     )  # crop, mel, resting mouth, smoothing, licence, training data
-    one, other = before.recall(mel), after.recall(mel)
+    one, other = before.memory.recall(mel), after.memory.recall(mel)
     np.testing.assert_allclose(one.address, other.address, atol=2e-3)
     np.testing.assert_allclose(one.lip_feature, other.lip_feature, atol=0.02)
-    was, drawn = before.draw(targets, references, features), after.draw(targets, references, features)
+    was, drawn = (model.generator.draw(targets, references, features) for model in (before, after))
     assert np.abs(was.pixels.astype(int) - drawn.pixels).max() <= 1
     assert drawn.copied is not None
     np.testing.assert_allclose(drawn.copied.flow, told.flow, atol=1e-4)

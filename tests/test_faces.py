@@ -1,4 +1,4 @@
-"""faces.py: the real detector on the example portrait, in every size and company; nothing where there is nobody."""
+"""faces.detector: the real detector on the example portrait, in every size and company; nothing where there is nobody."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from faces_for_tests import CHIN, FOREHEAD, portrait, portrait_face, portrait_fr
 from numpy.typing import NDArray
 
 from lipdub.faces.detector import MAX_FACES, SEARCH_EVERY, MediapipeDetector
+from lipdub.media.planes import RgbPicture
 from lipdub.records import Face
 
 WIDE = (720, 1280, 3)
@@ -46,6 +47,10 @@ def placed(*people: tuple[int, int, int], canvas: NDArray[np.uint8] | None = Non
     return pixels
 
 
+def detect(detector: MediapipeDetector, pixels: NDArray[np.uint8]) -> list[Face]:
+    return detector.detect(RgbPicture(pixels))
+
+
 def height_of(face: Face) -> float:
     return float(face.box[3] - face.box[1])
 
@@ -53,7 +58,7 @@ def height_of(face: Face) -> float:
 def test_one_face_in_each_frame_of_the_example_within_the_picture(detector: MediapipeDetector) -> None:
     openings = []
     for pixels in portrait_frames(20):
-        faces = detector.detect(pixels)
+        faces = detect(detector, pixels)
         assert len(faces) == 1
         landmarks = faces[0].landmarks
         assert landmarks.shape == (478, 3)
@@ -69,7 +74,7 @@ def test_one_face_in_each_frame_of_the_example_within_the_picture(detector: Medi
 
 def test_landmarks_lie_on_the_face_wherever_it_is(detector: MediapipeDetector) -> None:
     pixels = placed((700, 200, 172))
-    (face,) = detector.detect(pixels)
+    (face,) = detect(detector, pixels)
     reference = portrait_face()
     wanted = reference.landmarks[:, :2] - reference.landmarks[168, :2]
     found = face.landmarks[:, :2] - face.landmarks[168, :2]
@@ -79,7 +84,7 @@ def test_landmarks_lie_on_the_face_wherever_it_is(detector: MediapipeDetector) -
 
 def test_a_small_face_in_a_wide_picture_is_found_and_followed(detector: MediapipeDetector) -> None:
     for step in range(6):
-        faces = detector.detect(placed((900 + 3 * step, 300, 60)))
+        faces = detect(detector, placed((900 + 3 * step, 300, 60)))
         assert len(faces) == 1
         assert 45 < height_of(faces[0]) < 75
         assert faces[0].box[0] == pytest.approx(900 + 3 * step + 20, abs=15)
@@ -87,7 +92,7 @@ def test_a_small_face_in_a_wide_picture_is_found_and_followed(detector: Mediapip
 
 def test_two_people_are_two_faces(detector: MediapipeDetector) -> None:
     for _ in range(3):
-        faces = sorted(detector.detect(placed((150, 150, 220), (800, 250, 150))), key=height_of)
+        faces = sorted(detect(detector, placed((150, 150, 220), (800, 250, 150))), key=height_of)
         assert len(faces) == 2
         assert faces[0].box[0] > 700
         assert faces[1].box[2] < 600
@@ -103,17 +108,17 @@ def test_nobody_is_found_where_nobody_is(detector: MediapipeDetector, what: str)
         "waves": background(),
         "tiny": np.full((2, 2, 3), 90, np.uint8),
     }[what]
-    assert detector.detect(pixels) == []
+    assert detect(detector, pixels) == []
 
 
 def test_somebody_who_leaves_is_gone_and_is_found_again(detector: MediapipeDetector) -> None:
     here, away = placed((500, 200, 172)), background()
-    assert len(detector.detect(here)) == 1
+    assert len(detect(detector, here)) == 1
     for gone in (1, 2, 5, 20):
         for _ in range(gone):
-            assert detector.detect(away) == []
+            assert detect(detector, away) == []
         missed = 0
-        while not detector.detect(here):
+        while not detect(detector, here):
             missed += 1
         # With the frame before, well below the 0.4 s that are bridged.
         assert missed <= 3
@@ -121,31 +126,31 @@ def test_somebody_who_leaves_is_gone_and_is_found_again(detector: MediapipeDetec
 
 def test_one_of_two_who_was_hidden_for_a_moment_is_found_again_at_once(detector: MediapipeDetector) -> None:
     both, one = placed((150, 150, 220), (800, 250, 180)), placed((150, 150, 220))
-    assert len(detector.detect(both)) == 2
+    assert len(detect(detector, both)) == 2
     for _ in range(3):
-        detector.detect(one)
-    counts = [len(detector.detect(both)) for _ in range(4)]
+        detect(detector, one)
+    counts = [len(detect(detector, both)) for _ in range(4)]
     assert counts[-1] == 2
 
 
 def test_somebody_who_comes_in_is_found_soon(detector: MediapipeDetector) -> None:
     alone, together = placed((150, 150, 220)), placed((150, 150, 220), (800, 250, 180))
-    assert len(detector.detect(alone)) == 1
-    counts = [len(detector.detect(together)) for _ in range(SEARCH_EVERY + 2)]
+    assert len(detect(detector, alone)) == 1
+    counts = [len(detect(detector, together)) for _ in range(SEARCH_EVERY + 2)]
     assert counts[-1] == 2
 
 
 def test_a_reset_forgets_where_people_were(detector: MediapipeDetector) -> None:
-    (before,) = detector.detect(placed((100, 100, 172)))
+    (before,) = detect(detector, placed((100, 100, 172)))
     detector.reset()
-    (after,) = detector.detect(placed((850, 300, 172)))
+    (after,) = detect(detector, placed((850, 300, 172)))
     assert before.box[2] < 500
     assert after.box[0] > 800
 
 
 def test_the_number_of_faces_is_bounded() -> None:
     with MediapipeDetector(max_faces=1) as one:
-        (face,) = one.detect(placed((150, 150, 120), (800, 250, 220)))
+        (face,) = detect(one, placed((150, 150, 120), (800, 250, 220)))
         assert face.box[0] > 700  # the larger one
     assert MAX_FACES >= 2
 
@@ -154,7 +159,7 @@ def test_the_same_video_gives_the_same_faces_twice() -> None:
     runs = []
     for _ in range(2):
         with MediapipeDetector() as fresh:
-            runs.append([face.landmarks for pixels in portrait_frames(4) for face in fresh.detect(pixels)])
+            runs.append([face.landmarks for pixels in portrait_frames(4) for face in detect(fresh, pixels)])
     assert len(runs[0]) == len(runs[1]) == 4
     for one, other in zip(*runs, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)
@@ -163,7 +168,7 @@ def test_the_same_video_gives_the_same_faces_twice() -> None:
 def test_finding_faces_says_nothing_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
     with MediapipeDetector() as fresh:
         for pixels in (portrait(), np.zeros_like(portrait()), scaled(portrait(), (256, 256)), background()):
-            fresh.detect(pixels)
+            detect(fresh, pixels)
         fresh.reset()
-        fresh.detect(portrait())
+        detect(fresh, portrait())
     assert capfd.readouterr() == ("", "")

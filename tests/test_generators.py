@@ -1,4 +1,4 @@
-"""The contract of a generator, held against every entry of `GENERATORS`; then what is special to the memory backend."""
+"""The contract of a generator, held against every entry of `GENERATORS`; then what is special to the ONNX backend; opening a model."""
 
 from __future__ import annotations
 
@@ -14,36 +14,52 @@ from fakes import Draws, as_version_1, fake_spec, rewrite_spec, write_fake_bundl
 from numpy.typing import NDArray
 
 from lipdub.bundles import bundle
+from lipdub.bundles.bundle import BundleSpec
 from lipdub.errors import BundleInvalid, BundleNotFound
-from lipdub.generators import GENERATORS, Generator, Recall, device_graph, memory, open_generator
+from lipdub.generators import GENERATORS, Generator, OnnxGenerator, device_graph, onnx_generator, open_generator
 from lipdub.generators.drawing import ConvertedByHost, ConvertedOnDevice
-from lipdub.generators.memory import MemoryGenerator, on_device, smooth_pictures
+from lipdub.generators.onnx_generator import on_device, smooth_pictures
+from lipdub.model import Model, open_model
+from lipdub.options import Device
 from lipdub.records import Copied, CropSpec, Drawn
-from lipdub.runtime import CPU, CUDA, TENSORRT, Tuning, buffers, gpu, opening
+from lipdub.runtime import CPU, CUDA, Tuning, buffers, gpu, opening
+from lipdub.speech.memory import OnnxMemory
 
 COUNTS = (0, 1, 8, 9, 33)
 Y0, Y1, X0, X1 = DRAWN = (16, 32, 4, 28)
+CHANNELS = fake_spec().lip_channels
 
 
 @pytest.fixture(params=[(backend, copies) for backend in GENERATORS for copies in (False, True)], ids=str)
-def generator(request: pytest.FixtureRequest, tmp_path: Path) -> Generator:
+def spec(request: pytest.FixtureRequest, tmp_path: Path) -> BundleSpec:
+    """Of a bundle in the test's folder."""
     backend, copies = request.param
-    write_fake_bundle(tmp_path, drawn=DRAWN, backend=backend, copies=copies)
-    return open_generator(str(tmp_path), device="cpu", threads=1)
+    return write_fake_bundle(tmp_path, drawn=DRAWN, backend=backend, copies=copies)
 
 
-def some_windows(generator: Generator, count: int) -> NDArray[np.float32]:
-    mel = generator.spec.mel
-    return np.random.default_rng(count).uniform(-4.0, 4.0, (count, mel.bands, mel.window)).astype(np.float32)
+@pytest.fixture
+def generator(spec: BundleSpec, tmp_path: Path) -> Generator:
+    return opened(tmp_path)
 
 
-def some_crops(generator: Generator, count: int, seed: int = 0) -> NDArray[np.uint8]:
-    size = generator.spec.crop.size
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+def opened(folder: Path, device: Device = "cpu") -> Generator:
+    return open_generator(folder, bundle.load_spec(folder), device=device, threads=1)
 
 
-def some_features(generator: Generator, count: int) -> NDArray[np.float32]:
-    return np.random.default_rng(count).uniform(0.0, 1.0, (count, generator.spec.lip_channels)).astype(np.float32)
+def some_windows(count: int) -> NDArray[np.float32]:
+    return np.random.default_rng(count).uniform(-4.0, 4.0, (count, 80, 16)).astype(np.float32)
+
+
+def some_crops(count: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+def some_features(count: int) -> NDArray[np.float32]:
+    return np.random.default_rng(count).uniform(0.0, 1.0, (count, CHANNELS)).astype(np.float32)
+
+
+def at_rest(count: int) -> NDArray[np.float32]:
+    return np.zeros((count, CHANNELS), np.float32)
 
 
 def assert_same(one: Drawn, other: Drawn) -> None:
@@ -58,28 +74,18 @@ def assert_same(one: Drawn, other: Drawn) -> None:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_recall_answers_each_window(generator: Generator, count: int) -> None:
-    recall = generator.recall(some_windows(generator, count))
-    assert recall.address.shape == (count, generator.spec.slots)
-    assert recall.lip_feature.shape == (count, generator.spec.lip_channels)
-    assert recall.address.dtype == recall.lip_feature.dtype == np.float32
-    assert len(recall) == count
-    np.testing.assert_allclose(recall.address.sum(axis=1), 1.0, atol=1e-5)
-
-
-@pytest.mark.parametrize("count", COUNTS)
-def test_draw_answers_each_crop(generator: Generator, count: int) -> None:
-    targets = some_crops(generator, count)
-    drawn = generator.draw(targets, some_crops(generator, count, 1), some_features(generator, count))
+def test_draw_answers_each_crop(spec: BundleSpec, generator: Generator, count: int) -> None:
+    targets = some_crops(count)
+    drawn = generator.draw(targets, some_crops(count, 1), some_features(count))
     assert drawn.pixels.shape == targets.shape
     assert drawn.pixels.dtype == np.uint8
-    assert (drawn.copied is not None) == generator.spec.copies
+    assert (drawn.copied is not None) == spec.copies
     if drawn.copied is not None:
         assert drawn.copied.painted.shape == (count, Y1 - Y0, X1 - X0)
         assert drawn.copied.flow.shape == (count, 2, (Y1 - Y0) // 4, (X1 - X0) // 4)
 
 
-def plainly_copied(generator: Generator, references: NDArray[np.uint8], features: NDArray[np.float32]) -> Copied:
+def plainly_copied(references: NDArray[np.uint8], features: NDArray[np.float32]) -> Copied:
     """What the fake has to say of copies, reckoned from the pictures."""
     box = references[:, Y0:Y1, X0:X1]
     count, height, width, _ = box.shape
@@ -89,36 +95,33 @@ def plainly_copied(generator: Generator, references: NDArray[np.uint8], features
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_what_was_copied_is_told_of_each_crop(generator: Generator, count: int) -> None:
-    targets, references, features = some_crops(generator, count), some_crops(generator, count, 1), some_features(generator, count)
+def test_what_was_copied_is_told_of_each_crop(spec: BundleSpec, generator: Generator, count: int) -> None:
+    targets, references, features = some_crops(count), some_crops(count, 1), some_features(count)
     drawn = generator.draw(targets, references, features)
-    if not generator.spec.copies:
+    if not spec.copies:
         assert drawn.copied is None
         return
     assert drawn.copied is not None
-    expected = plainly_copied(generator, references, features)
+    expected = plainly_copied(references, features)
     np.testing.assert_array_equal(drawn.copied.painted, expected.painted)
     np.testing.assert_allclose(drawn.copied.flow, expected.flow, atol=1e-6)
 
 
 def test_nothing_outside_the_drawn_box_changes(generator: Generator) -> None:
-    targets = some_crops(generator, 17)
-    drawn = generator.draw(targets, some_crops(generator, 17, 1), some_features(generator, 17)).pixels
+    targets = some_crops(17)
+    drawn = generator.draw(targets, some_crops(17, 1), some_features(17)).pixels
     outside = np.ones(targets.shape[1:3], bool)
-    y0, y1, x0, x1 = generator.spec.crop.drawn
-    outside[y0:y1, x0:x1] = False
+    outside[Y0:Y1, X0:X1] = False
     np.testing.assert_array_equal(drawn[:, outside], targets[:, outside])
     assert (drawn[:, ~outside] != targets[:, ~outside]).any()
 
 
 def test_order_is_kept_across_batches(generator: Generator) -> None:
     """Rows of one big call are the rows of many small ones. One grey level: sums may be grouped by batch size."""
-    windows, targets = some_windows(generator, 33), some_crops(generator, 33)
-    references, features = some_crops(generator, 33, 1), some_features(generator, 33)
-    recall, drawn = generator.recall(windows), generator.draw(targets, references, features)
+    targets, references, features = some_crops(33), some_crops(33, 1), some_features(33)
+    drawn = generator.draw(targets, references, features)
     for row in range(33):
         one = slice(row, row + 1)
-        np.testing.assert_allclose(generator.recall(windows[one]).lip_feature, recall.lip_feature[one], atol=1e-5)
         alone = generator.draw(targets[one], references[one], features[one])
         assert np.abs(alone.pixels.astype(int) - drawn.pixels[one].astype(int)).max() <= 1
         if alone.copied is not None and drawn.copied is not None:
@@ -127,13 +130,10 @@ def test_order_is_kept_across_batches(generator: Generator) -> None:
 
 
 def test_inputs_are_not_changed_and_the_answer_is_a_new_array(generator: Generator) -> None:
-    windows, targets = some_windows(generator, 17), some_crops(generator, 17)
-    references, features = some_crops(generator, 17, 1), some_features(generator, 17)
-    inputs = (windows, targets, references, features)
+    targets, references, features = inputs = some_crops(17), some_crops(17, 1), some_features(17)
     before = [array.copy() for array in inputs]
     for array in inputs:
         array.flags.writeable = False
-    generator.recall(windows)
     drawn = generator.draw(targets, references, features)
     answers = [drawn.pixels, *([] if drawn.copied is None else [drawn.copied.painted, drawn.copied.flow])]
     assert not any(np.shares_memory(answer, array) for answer in answers for array in inputs)
@@ -146,29 +146,20 @@ def test_inputs_are_not_changed_and_the_answer_is_a_new_array(generator: Generat
 
 
 def test_the_same_question_gets_the_same_answer(generator: Generator) -> None:
-    windows, targets, features = some_windows(generator, 17), some_crops(generator, 17), some_features(generator, 17)
-    first, second = generator.recall(windows), generator.recall(windows)
-    np.testing.assert_array_equal(first.address, second.address)
-    np.testing.assert_array_equal(first.lip_feature, second.lip_feature)
+    targets, features = some_crops(17), some_features(17)
     assert_same(generator.draw(targets, targets, features), generator.draw(targets, targets, features))
 
 
 def test_views_are_as_good_as_arrays(generator: Generator) -> None:
     """What crop.take hands over may be a slice, a flipped view or in any memory order."""
-    windows, targets, features = some_windows(generator, 8), some_crops(generator, 8), some_features(generator, 8)
+    targets, features = some_crops(8), some_features(8)
     every_other = generator.draw(targets[::2, :, ::-1], targets[1::2], features[::2])
     copies = generator.draw(targets[::2, :, ::-1].copy(), targets[1::2].copy(), features[::2].copy())
     assert_same(every_other, copies)
-    turned = np.asfortranarray(windows)[::-2]
-    np.testing.assert_array_equal(generator.recall(turned).address, generator.recall(turned.copy()).address)
 
 
 def test_arrays_of_another_kind_are_refused(generator: Generator) -> None:
-    windows, targets, features = some_windows(generator, 3), some_crops(generator, 3), some_features(generator, 3)
-    with pytest.raises(ValueError, match=r"windows must be float32 \(3, 80, 16\), got float64"):
-        generator.recall(windows.astype(np.float64))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="windows must be"):
-        generator.recall(windows[:, :, :-1])
+    targets, features = some_crops(3), some_features(3)
     with pytest.raises(ValueError, match="targets must be uint8"):
         generator.draw(targets.astype(np.float32), targets, features)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="targets must be"):
@@ -182,48 +173,38 @@ def test_arrays_of_another_kind_are_refused(generator: Generator) -> None:
 
 
 def test_it_says_what_it_is(generator: Generator) -> None:
-    assert generator.spec.backend in GENERATORS
     assert generator.provider == "CPUExecutionProvider"
-    assert 1 <= generator.batch <= 64
+    assert 1 <= generator.preferred_batch <= 64
 
 
-# ---- the fake is fit for purpose: sound reaches pixels
+# ---- the fake is fit for purpose: lip features reach pixels
 
 
-def test_louder_speech_opens_the_fake_mouth_and_silence_rests_it(generator: Generator) -> None:
-    levels = np.linspace(-4.0, 4.0, 9, dtype=np.float32)
-    recall = generator.recall(np.broadcast_to(levels[:, np.newaxis, np.newaxis], (9, 80, 16)).copy())
-    opening = recall.lip_feature[:, 0]
-    assert (np.diff(opening) > 0.05).all()
-    assert opening[-1] > 0.99
-    np.testing.assert_allclose(recall.lip_feature[0], generator.spec.rest_feature, atol=1e-3)
-
+def test_the_wider_the_fake_mouth_is_open_the_brighter_it_is(generator: Generator) -> None:
+    features = at_rest(9)
+    features[:, 0] = np.linspace(0.0, 1.0, 9)
     black = np.zeros((9, 32, 32, 3), np.uint8)
-    drawn = generator.draw(black, black, recall.lip_feature)
-    np.testing.assert_allclose(drawn.pixels[:, Y0:Y1, X0:X1].mean(axis=(1, 2, 3)), opening * 127.5, atol=0.5)
+    drawn = generator.draw(black, black, features)
+    np.testing.assert_allclose(drawn.pixels[:, Y0:Y1, X0:X1].mean(axis=(1, 2, 3)), features[:, 0] * 127.5, atol=0.5)
 
 
-# ---- the memory backend
-
-
-def at_rest(generator: Generator, count: int) -> NDArray[np.float32]:
-    return np.zeros((count, generator.spec.lip_channels), np.float32)
+# ---- the ONNX backend
 
 
 def test_every_grey_level_survives_the_network(tmp_path: Path) -> None:
     write_fake_bundle(tmp_path)
-    generator = open_generator(str(tmp_path), device="cpu")
+    generator = opened(tmp_path)
     references = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 32, 32, 3)).copy()
     references[..., 1] = 255 - references[..., 1]
-    drawn = generator.draw(np.zeros_like(references), references, at_rest(generator, 256))
+    drawn = generator.draw(np.zeros_like(references), references, at_rest(256))
     np.testing.assert_array_equal(drawn.pixels[:, Y0:Y1, X0:X1], references[:, Y0:Y1, X0:X1])
 
 
 def test_too_bright_is_white_and_too_dark_is_black(tmp_path: Path) -> None:
     write_fake_bundle(tmp_path)
-    generator = open_generator(str(tmp_path), device="cpu")
+    generator = opened(tmp_path)
     grey = np.full((2, 32, 32, 3), 128, np.uint8)
-    features = at_rest(generator, 2)
+    features = at_rest(2)
     features[:, 0] = 50.0, -50.0
     drawn = generator.draw(grey, grey, features).pixels[:, Y0:Y1, X0:X1]
     assert (drawn[0] == 255).all()
@@ -234,9 +215,9 @@ def test_too_bright_is_white_and_too_dark_is_black(tmp_path: Path) -> None:
 def test_the_network_does_not_see_the_targets_lower_rows(tmp_path: Path, masked_from: int) -> None:
     """A strip of the true jaw would leak the answer. Rows that are hidden reach the network as 0, which is mid grey."""
     write_fake_bundle(tmp_path, drawn=(8, 32, 4, 28), masked_from=masked_from, draws="target")
-    generator = open_generator(str(tmp_path), device="cpu")
-    targets = some_crops(generator, 17)
-    drawn = generator.draw(targets, targets, at_rest(generator, 17)).pixels
+    generator = opened(tmp_path)
+    targets = some_crops(17)
+    drawn = generator.draw(targets, targets, at_rest(17)).pixels
     np.testing.assert_array_equal(drawn[:, 8:masked_from, 4:28], targets[:, 8:masked_from, 4:28])
     assert (drawn[:, masked_from:, 4:28] == 128).all()
 
@@ -245,26 +226,18 @@ def test_the_network_does_not_see_the_targets_lower_rows(tmp_path: Path, masked_
 def test_half_precision_weights_answer_alike_behind_float32_tensors(tmp_path: Path, copies: bool) -> None:
     write_fake_bundle(tmp_path / "full", copies=copies)
     write_fake_bundle(tmp_path / "half", float16=True, copies=copies)
-    full, half = (open_generator(str(tmp_path / name), device="cpu") for name in ("full", "half"))
-    windows, crops, features = some_windows(full, 17), some_crops(full, 17), some_features(full, 17)
-    np.testing.assert_allclose(half.recall(windows).lip_feature, full.recall(windows).lip_feature, atol=0.02)
+    full, half = (opened(tmp_path / name) for name in ("full", "half"))
+    crops, features = some_crops(17), some_features(17)
     assert_same(half.draw(crops, crops, features), full.draw(crops, crops, features))
 
 
 @pytest.mark.parametrize("draws", ["nan", "nan painted", "nan flow"])
 def test_a_network_that_draws_no_numbers_is_refused(tmp_path: Path, draws: Draws) -> None:
     write_fake_bundle(tmp_path, draws=draws, copies=draws != "nan")
-    generator = open_generator(str(tmp_path), device="cpu")
-    crops = some_crops(generator, 1)
+    generator = opened(tmp_path)
+    crops = some_crops(1)
     with pytest.raises(BundleInvalid, match="drew no picture"):
-        generator.draw(crops, crops, some_features(generator, 1))
-
-
-def test_windows_that_are_no_numbers_recall_nothing(tmp_path: Path) -> None:
-    write_fake_bundle(tmp_path)
-    generator = open_generator(str(tmp_path), device="cpu")
-    with pytest.raises(BundleInvalid, match="recalled no lip feature"):
-        generator.recall(np.full((1, 80, 16), np.nan, np.float32))
+        generator.draw(crops, crops, some_features(1))
 
 
 def test_a_batch_is_never_larger_than_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,23 +250,24 @@ def test_a_batch_is_never_larger_than_stated(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(buffers.Buffers, "run", watched)
     write_fake_bundle(tmp_path)
-    generator = open_generator(str(tmp_path), device="cpu")
-    generator.recall(some_windows(generator, 2 * generator.batch + 1))
-    generator.draw(*[some_crops(generator, 0)] * 2, some_features(generator, 0))
-    assert sum(sizes) == 2 * generator.batch + 1
+    generator = opened(tmp_path)
+    batch = generator.preferred_batch
+    generator.draw(*[some_crops(2 * batch + 1)] * 2, some_features(2 * batch + 1))
+    generator.draw(*[some_crops(0)] * 2, some_features(0))
+    assert sum(sizes) == 2 * batch + 1
     assert len(sizes) == 3
-    assert max(sizes) <= generator.batch
+    assert max(sizes) <= batch
     assert max(sizes) - min(sizes) <= 2  # no rest of a single row, which would cost more than a row among others
 
 
 def test_recall_and_draw_run_at_the_same_time_from_other_threads(tmp_path: Path) -> None:
     write_fake_bundle(tmp_path)
-    generator = open_generator(str(tmp_path), device="cpu", threads=1)
-    windows, crops, features = some_windows(generator, 40), some_crops(generator, 40), some_features(generator, 40)
-    recalled, drawn = generator.recall(windows), generator.draw(crops, crops, features)
+    model = open_model(str(tmp_path), device="cpu", threads=1)
+    windows, crops, features = some_windows(40), some_crops(40), some_features(40)
+    recalled, drawn = model.memory.recall(windows), model.generator.draw(crops, crops, features)
     with ThreadPoolExecutor(4) as pool:
-        recalls = [pool.submit(generator.recall, windows) for _ in range(10)]
-        draws = [pool.submit(generator.draw, crops, crops, features) for _ in range(10)]
+        recalls = [pool.submit(model.memory.recall, windows) for _ in range(10)]
+        draws = [pool.submit(model.generator.draw, crops, crops, features) for _ in range(10)]
         for recall in recalls:
             np.testing.assert_array_equal(recall.result().lip_feature, recalled.lip_feature)
         for draw in draws:
@@ -397,17 +371,17 @@ def test_one_share_or_place_that_is_no_number_is_enough_to_refuse(where: str, ba
 @pytest.mark.parametrize("masked_from", [10, 24, 31])
 def test_a_graph_that_converts_itself_draws_the_same(tmp_path: Path, draws: Draws, masked_from: int, copies: bool) -> None:
     spec = write_fake_bundle(tmp_path, drawn=(8, 32, 4, 28), masked_from=masked_from, draws=draws, copies=copies)
-    generator = open_generator(str(tmp_path), device="cpu")
-    targets, references, features = some_crops(generator, 19), some_crops(generator, 19, 1), some_features(generator, 19)
+    generator = opened(tmp_path)
+    targets, references, features = some_crops(19), some_crops(19, 1), some_features(19)
     drawing = on_device(tmp_path, spec, device="cpu", half=False)
     assert_same(drawing.draw(targets, references, features), generator.draw(targets, references, features))
 
 
 def test_a_graph_that_converts_itself_rounds_and_clips_as_the_host_does(tmp_path: Path) -> None:
     spec = write_fake_bundle(tmp_path, copies=True)
-    generator = open_generator(str(tmp_path), device="cpu")
+    generator = opened(tmp_path)
     grey = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 32, 32, 3))
-    features = at_rest(generator, 256)
+    features = at_rest(256)
     features[:, 0] = np.linspace(-1.1, 1.1, 256)
     drawing = on_device(tmp_path, spec, device="cpu", half=False)
     assert_same(drawing.draw(grey, grey, features), generator.draw(grey, grey, features))
@@ -416,8 +390,8 @@ def test_a_graph_that_converts_itself_rounds_and_clips_as_the_host_does(tmp_path
 @pytest.mark.parametrize("float16", [False, True])
 def test_half_precision_arithmetic_draws_within_a_level(tmp_path: Path, float16: bool) -> None:
     spec = write_fake_bundle(tmp_path, float16=float16)
-    generator = open_generator(str(tmp_path), device="cpu")
-    crops, references, features = some_crops(generator, 9), some_crops(generator, 9, 1), some_features(generator, 9)
+    generator = opened(tmp_path)
+    crops, references, features = some_crops(9), some_crops(9, 1), some_features(9)
     drawing = on_device(tmp_path, spec, device="cpu", half=True)
     difference = drawing.draw(crops, references, features).pixels.astype(int) - generator.draw(crops, references, features).pixels
     assert np.abs(difference).max() <= 1
@@ -449,8 +423,8 @@ def test_places_stay_float32_where_the_rest_is_half_precision(tmp_path: Path, fl
         assert (maker(weight).op_type, maker(weight).attribute[0].i) == ("Cast", onnx.TensorProto.FLOAT)
     else:
         assert kinds[weight] == onnx.TensorProto.FLOAT
-    generator = open_generator(str(tmp_path), device="cpu")
-    crops, references, features = some_crops(generator, 9), some_crops(generator, 9, 1), some_features(generator, 9)
+    generator = opened(tmp_path)
+    crops, references, features = some_crops(9), some_crops(9, 1), some_features(9)
     one = generator.draw(crops, references, features).copied
     other = on_device(tmp_path, spec, device="cpu", half=True).draw(crops, references, features).copied
     assert one is not None
@@ -491,44 +465,41 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     def open_gpu(graph: bytes, provider: str, threads: int | None, inputs: Any, tuning: Tuning) -> tuple[Any, str]:
         return Gpu(gpu.built(graph, CPU, threads, tuning, inputs), provider), ""
 
-    monkeypatch.delenv("LIPDUB_TENSORRT", raising=False)
     monkeypatch.setattr(opening, "open_gpu", open_gpu)
-    monkeypatch.setattr(buffers, "_DEVICES", {CUDA: "cpu", TENSORRT: "cpu"})
+    monkeypatch.setattr(buffers, "_DEVICES", {CUDA: "cpu"})
     monkeypatch.setattr(buffers, "_cuda_runtime", lambda: None)
     return monkeypatch
 
 
 def drawn_alike(generator: Generator, folder: Path, count: int = 300) -> int:
     """Largest difference to the CPU, in grey levels."""
-    plain = open_generator(str(folder), device="cpu")
-    crops, references, features = some_crops(plain, count), some_crops(plain, count, 1), some_features(plain, count)
+    plain = opened(folder)
+    crops, references, features = some_crops(count), some_crops(count, 1), some_features(count)
     drawn, expected = generator.draw(crops, references, features), plain.draw(crops, references, features)
     difference = drawn.pixels.astype(int) - expected.pixels
     if drawn.copied is not None and expected.copied is not None:
         np.testing.assert_allclose(drawn.copied.flow, expected.copied.flow, atol=1e-4)
         assert np.abs(drawn.copied.painted.astype(int) - expected.copied.painted).max() <= 1
-    windows = some_windows(plain, count)
-    np.testing.assert_allclose(generator.recall(windows).lip_feature, plain.recall(windows).lip_feature, atol=1e-5)
     return int(np.abs(difference).max())
 
 
 @pytest.mark.parametrize("copies", [False, True])
 def test_a_gpu_draws_in_float16_with_pictures_as_uint8(tmp_path: Path, gpu_machine: pytest.MonkeyPatch, copies: bool) -> None:
     write_fake_bundle(tmp_path, copies=copies)
-    generator = open_generator(str(tmp_path), device="cuda")
-    assert isinstance(generator, MemoryGenerator)
+    generator = opened(tmp_path, "cuda")
+    assert isinstance(generator, OnnxGenerator)
     assert isinstance(generator._drawing, ConvertedOnDevice)
     assert (generator.provider, generator.precision, generator.notes) == (CUDA, "float16", ())
-    assert generator.batch == 256
+    assert generator.preferred_batch == 256
     assert drawn_alike(generator, tmp_path) <= 1
 
 
 def test_a_graph_that_float16_does_not_suit_stays_float32(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
     write_fake_bundle(tmp_path)
-    differences = iter((memory.HALF_TOLERANCE_LEVELS + 0.1, 0.0))
-    gpu_machine.setattr(memory, "_difference_levels", lambda one, other, crop: next(differences))
-    generator = open_generator(str(tmp_path), device="cuda")
-    assert isinstance(generator, MemoryGenerator)
+    differences = iter((onnx_generator.HALF_TOLERANCE_LEVELS + 0.1, 0.0))
+    gpu_machine.setattr(onnx_generator, "_difference_levels", lambda one, other, crop: next(differences))
+    generator = opened(tmp_path, "cuda")
+    assert isinstance(generator, OnnxGenerator)
     assert isinstance(generator._drawing, ConvertedOnDevice)
     assert generator.precision == "float32"
     assert [note.startswith("float16: drawn pictures differ by") for note in generator.notes] == [True]
@@ -537,10 +508,10 @@ def test_a_graph_that_float16_does_not_suit_stays_float32(tmp_path: Path, gpu_ma
 
 def test_a_graph_that_copies_from_elsewhere_in_float16_stays_float32(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
     write_fake_bundle(tmp_path, copies=True)
-    differences = iter((memory.FLOW_TOLERANCE_PX + 0.1, 0.0))
-    gpu_machine.setattr(memory, "_difference_px", lambda one, other, crop: next(differences))
-    generator = open_generator(str(tmp_path), device="cuda")
-    assert isinstance(generator, MemoryGenerator)
+    differences = iter((onnx_generator.FLOW_TOLERANCE_PX + 0.1, 0.0))
+    gpu_machine.setattr(onnx_generator, "_difference_px", lambda one, other, crop: next(differences))
+    generator = opened(tmp_path, "cuda")
+    assert isinstance(generator, OnnxGenerator)
     assert generator.precision == "float32"
     assert generator.notes == ("float16: pixels are copied from places that differ by 0.20 px",)
 
@@ -554,15 +525,15 @@ def test_only_places_that_pixels_are_copied_from_are_compared() -> None:
     for at, px in (((0, 0), 0.0), ((1, 3), 0.0), ((1, 2), 1.6)):
         moved = flow.copy()
         moved[0, 1, at[0], at[1]] = -0.05
-        assert memory._difference_px(one, Drawn(pixels, Copied(painted, moved)), crop) == pytest.approx(px)
-    assert memory._difference_px(Drawn(pixels), Drawn(pixels), crop) == 0.0
+        assert onnx_generator._difference_px(one, Drawn(pixels, Copied(painted, moved)), crop) == pytest.approx(px)
+    assert onnx_generator._difference_px(Drawn(pixels), Drawn(pixels), crop) == 0.0
 
 
 def test_a_gpu_without_the_package_onnx_converts_by_the_cpu_and_says_so(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
     write_fake_bundle(tmp_path)
     gpu_machine.setattr(importlib.util, "find_spec", lambda name: None)
-    generator = open_generator(str(tmp_path), device="cuda")
-    assert isinstance(generator, MemoryGenerator)
+    generator = opened(tmp_path, "cuda")
+    assert isinstance(generator, OnnxGenerator)
     assert isinstance(generator._drawing, ConvertedByHost)
     assert generator.precision == "float32"
     assert "lipdub[cuda]" in generator.notes[0]
@@ -573,38 +544,17 @@ def test_a_network_that_draws_no_numbers_opens_on_a_gpu_and_is_refused_when_it_d
     tmp_path: Path, gpu_machine: pytest.MonkeyPatch
 ) -> None:
     write_fake_bundle(tmp_path, draws="nan")
-    generator = open_generator(str(tmp_path), device="cuda")
-    crops = some_crops(generator, 1)
+    generator = opened(tmp_path, "cuda")
+    crops = some_crops(1)
     with pytest.raises(BundleInvalid, match="drew no picture"):
-        generator.draw(crops, crops, some_features(generator, 1))
-
-
-def test_tensorrt_draws_where_the_environment_asks_for_it(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
-    write_fake_bundle(tmp_path)
-    gpu_machine.setenv("LIPDUB_TENSORRT", "1")
-    generator = open_generator(str(tmp_path), device="cuda")
-    assert isinstance(generator, MemoryGenerator)
-    assert (generator.provider, generator.precision) == (TENSORRT, "float16")
-    assert generator._memory.provider == CUDA  # its engine would take minutes to build, and it is asked once per second of speech
-    assert drawn_alike(generator, tmp_path) == 0
-
-
-def test_tensorrt_that_draws_otherwise_is_not_used(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
-    write_fake_bundle(tmp_path)
-    gpu_machine.setenv("LIPDUB_TENSORRT", "1")
-    differences = iter((memory.HALF_TOLERANCE_LEVELS + 0.1, 0.0))
-    gpu_machine.setattr(memory, "_difference_levels", lambda one, other, crop: next(differences))
-    generator = open_generator(str(tmp_path), device="cuda")
-    assert isinstance(generator, MemoryGenerator)
-    assert (generator.provider, generator.precision) == (CUDA, "float16")
-    assert [note.startswith("TensorRT: drawn pictures differ by") for note in generator.notes] == [True]
+        generator.draw(crops, crops, some_features(1))
 
 
 def test_the_shipped_generator_draws_on_both_ways_alike() -> None:
     """The operators of the real network survive the rewriting, not only those of the fake."""
     folder = bundle.resolve("base")
     spec = bundle.load_spec(folder)
-    generator = open_generator("base", device="cpu", threads=1)
+    generator = opened(folder)
     pictures = smooth_pictures(spec.crop, 3)
     features = np.tile(np.asarray(spec.rest_feature, np.float32), (3, 1))
     drawn = generator.draw(pictures, pictures[::-1], features)
@@ -612,10 +562,10 @@ def test_the_shipped_generator_draws_on_both_ways_alike() -> None:
         on_device(folder, spec, device="cpu", threads=1, half=half).draw(pictures, pictures[::-1], features) for half in (False, True)
     )
     assert_same(one, drawn)
-    assert memory._difference_px(other, drawn, spec.crop) < memory.FLOW_TOLERANCE_PX
+    assert onnx_generator._difference_px(other, drawn, spec.crop) < onnx_generator.FLOW_TOLERANCE_PX
     difference = np.abs(other.pixels.astype(int) - drawn.pixels)
     assert 0 < difference.max() <= 6
-    assert difference.mean() < memory.HALF_TOLERANCE_LEVELS
+    assert difference.mean() < onnx_generator.HALF_TOLERANCE_LEVELS
 
 
 def test_smooth_pictures_are_smooth() -> None:
@@ -632,8 +582,8 @@ def test_a_bundle_of_version_1_draws_as_before_and_tells_nothing_of_copies(tmp_p
     write_fake_bundle(tmp_path / "now", copies=True)
     write_fake_bundle(tmp_path / "then", copies=True)
     as_version_1(tmp_path / "then")
-    now, then = (open_generator(str(tmp_path / name), device="cpu") for name in ("now", "then"))
-    targets, references, features = some_crops(now, 9), some_crops(now, 9, 1), some_features(now, 9)
+    now, then = (opened(tmp_path / name) for name in ("now", "then"))
+    targets, references, features = some_crops(9), some_crops(9, 1), some_features(9)
     drawn = then.draw(targets, references, features)
     assert drawn.copied is None
     np.testing.assert_array_equal(drawn.pixels, now.draw(targets, references, features).pixels)
@@ -644,7 +594,7 @@ def test_a_graph_that_does_not_keep_its_word_on_copies_is_refused(tmp_path: Path
     write_fake_bundle(tmp_path, copies=copies)
     rewrite_spec(tmp_path, copies=not copies)
     with pytest.raises(BundleInvalid, match=r"generator\.onnx gives face .*graphs swapped, or of another export"):
-        open_generator(str(tmp_path), device="cpu")
+        opened(tmp_path)
 
 
 def test_swapped_graphs_are_refused(tmp_path: Path) -> None:
@@ -654,42 +604,58 @@ def test_swapped_graphs_are_refused(tmp_path: Path) -> None:
     memory.write_bytes(second)
     generator.write_bytes(first)
     with pytest.raises(BundleInvalid, match="hash differs"):
-        open_generator(str(tmp_path))
+        open_model(str(tmp_path))
     rewrite_spec(tmp_path)
-    with pytest.raises(BundleInvalid, match=r"memory\.onnx takes target .*expected mel .*graphs swapped"):
-        open_generator(str(tmp_path), device="cpu")
-
-
-def test_a_spec_that_the_graphs_do_not_fit_is_refused(tmp_path: Path) -> None:
-    write_fake_bundle(tmp_path, slots=8)
-    rewrite_spec(tmp_path, slots=9)
-    with pytest.raises(BundleInvalid, match=r"memory\.onnx gives address float \(B, 8\).*expected address float \(B, 9\)"):
-        open_generator(str(tmp_path), device="cpu")
+    with pytest.raises(BundleInvalid, match=r"generator\.onnx takes mel .*expected target .*graphs swapped"):
+        open_model(str(tmp_path), device="cpu")
 
 
 def test_a_fixed_batch_axis_is_refused(tmp_path: Path) -> None:
     write_fake_bundle(tmp_path, batch=16)
-    with pytest.raises(BundleInvalid, match=r"takes mel float \(16, 1, 80, 16\); expected mel float \(B, 1, 80, 16\)"):
-        open_generator(str(tmp_path), device="cpu")
+    with pytest.raises(BundleInvalid, match=r"takes target float \(16, 3, 32, 32\).*expected target float \(B, 3, 32, 32\)"):
+        opened(tmp_path)
 
 
 def test_an_unknown_backend_lists_those_there_are(tmp_path: Path) -> None:
     write_fake_bundle(tmp_path, backend="wav2lip")
     with pytest.raises(BundleInvalid, match="needs backend 'wav2lip', this lipdub has memory"):
-        open_generator(str(tmp_path), device="cpu")
+        opened(tmp_path)
+
+
+# ---- a model: a generator and the memory that it draws for
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_is_the_memory_and_the_generator_of_its_bundle(tmp_path: Path, gpu_machine: pytest.MonkeyPatch, device: Device) -> None:
+    write_fake_bundle(tmp_path)
+    model = open_model(str(tmp_path), device=device)
+    assert isinstance(model, Model)
+    assert model.spec == model.memory.spec == bundle.load_spec(tmp_path)
+    assert model.generator.provider == {"cpu": CPU, "cuda": CUDA}[device]
+    plain, windows = OnnxMemory(tmp_path, model.spec, device="cpu"), some_windows(300)
+    np.testing.assert_allclose(model.memory.recall(windows).lip_feature, plain.recall(windows).lip_feature, atol=1e-5)
+
+
+def test_louder_speech_makes_the_fake_brighter(tmp_path: Path) -> None:
+    write_fake_bundle(tmp_path)
+    model = open_model(str(tmp_path), device="cpu")
+    levels = np.linspace(-4.0, 4.0, 9, dtype=np.float32)
+    recall = model.memory.recall(np.broadcast_to(levels[:, np.newaxis, np.newaxis], (9, 80, 16)).copy())
+    black = np.zeros((9, 32, 32, 3), np.uint8)
+    drawn = model.generator.draw(black, black, recall.lip_feature)
+    np.testing.assert_allclose(drawn.pixels[:, Y0:Y1, X0:X1].mean(axis=(1, 2, 3)), recall.lip_feature[:, 0] * 127.5, atol=0.5)
+
+
+def test_a_memory_that_the_spec_does_not_fit_is_no_model(tmp_path: Path) -> None:
+    write_fake_bundle(tmp_path, slots=8)
+    rewrite_spec(tmp_path, slots=9)
+    with pytest.raises(BundleInvalid, match=r"memory\.onnx gives address float \(B, 8\).*expected address float \(B, 9\)"):
+        open_model(str(tmp_path), device="cpu")
 
 
 def test_an_unknown_name_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_fake_bundle(tmp_path / "compact")
     monkeypatch.setattr(bundle, "_shelves", lambda: (tmp_path,))
-    assert open_generator("compact", device="cpu").spec.name == "fake"
+    assert open_model("compact", device="cpu").spec.name == "fake"
     with pytest.raises(BundleNotFound, match="compact"):
-        open_generator("compakt", device="cpu")
-
-
-@pytest.mark.parametrize(("address", "feature"), [((2,), (2, 4)), ((2, 8), (3, 4))])
-def test_a_recall_checks_itself(address: tuple[int, ...], feature: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="address"):
-        Recall(np.zeros(address, np.float32), np.zeros(feature, np.float32))
-    with pytest.raises(ValueError, match="float32"):
-        Recall(np.zeros((2, 8)), np.zeros((2, 4), np.float32))  # type: ignore[arg-type]
+        open_model("compakt", device="cpu")

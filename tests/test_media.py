@@ -1,4 +1,4 @@
-"""media.py: exact times and colours there and back, every kind of file that people have, and nothing left behind."""
+"""lipdub.media: exact times and colours there and back, every kind of file that people have, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -32,8 +32,11 @@ from lipdub.media import (
     probe,
     read_audio,
     read_frames,
+    read_planes,
     read_span,
+    to_planes,
 )
+from lipdub.media.planes import YuvChunk
 from lipdub.records import ColorTags, FrameChunk, VideoInfo
 
 FAST = "ultrafast"
@@ -55,7 +58,7 @@ def heard(path: Path, rate: int = 16000) -> NDArray[np.float32]:
 def rewrite(source: Path, out: Path, *, crf: int = 18, preset: str = FAST) -> VideoInfo:
     info = probe(source)
     with Writer(out, info, crf=crf, preset=preset) as writer:
-        for chunk in read_frames(source):
+        for chunk in read_planes(source):
             writer.write(chunk)
     return info
 
@@ -120,7 +123,7 @@ def test_variable_rate_survives(tmp_path: Path, suffix: str) -> None:
         expected = expected[:2] + expected[4:7] + expected[8:10] + expected[11:]
         info = probe(source)
         with Writer(silent, info, preset="medium") as writer:
-            for chunk in read_frames(source, chunk_bytes=1):
+            for chunk in read_planes(source, chunk_bytes=1):
                 if chunk.pts[0] * chunk.time_base in expected:
                     writer.write(chunk)
     else:
@@ -147,7 +150,7 @@ def test_the_last_frame_keeps_its_duration(tmp_path: Path, last: int, skipping: 
     assert info.duration_s == Fraction(ticks[-1] + last, 15360)
     with Writer(silent, info, preset="medium") as writer:
         writer.end_s = info.duration_s
-        for chunk in read_frames(source):
+        for chunk in read_planes(source):
             writer.write(chunk)
     write_wav(tmp_path / "speech.wav", sine(1))
     mux(silent, tmp_path / "speech.wav", out, duration_s=Fraction(3), force=False)
@@ -161,12 +164,12 @@ def test_last_frame_may_be_told_its_end(tmp_path: Path) -> None:
     draw_video(source, frames=10)
     info = probe(source)
     with Writer(out, info, preset=FAST) as writer:
-        for chunk in read_frames(source, chunk_bytes=1):
+        for chunk in read_planes(source, chunk_bytes=1):
             if chunk.index < 3:
                 writer.write(chunk)
     assert probe(out).duration_s == Fraction(3, 25), "a shortened video must not show its last frame to the source's end"
     with Writer(out, info, preset=FAST) as writer:
-        writer.write(next(read_frames(source, chunk_bytes=1)))
+        writer.write(next(read_planes(source, chunk_bytes=1)))
         writer.end_s = Fraction(2)
     assert probe(out).duration_s == 2
 
@@ -303,7 +306,7 @@ def test_odd_sizes_keep_every_pixel(tmp_path: Path, size: tuple[int, int]) -> No
     info = VideoInfo(tmp_path / "x", width, height, Fraction(1, 25), Fraction(25), None)
     out = tmp_path / "out.mp4"
     with Writer(out, info, crf=1, preset=FAST) as writer:
-        writer.write(FrameChunk(0, pixels, np.arange(3), Fraction(1, 25)))
+        writer.write(to_planes(FrameChunk(0, pixels, np.arange(3), Fraction(1, 25)), info))
     back = pictures(out)
     assert back.shape[1:3] == (height + height % 2, width + width % 2)
     assert np.abs(back[:, :height, :width] - pixels).mean() < 6
@@ -335,7 +338,7 @@ def test_stills(tmp_path: Path) -> None:
         assert np.abs(chunk.pixels[0].astype(int) - drawn).mean() < 4
         with Writer(tmp_path / "out.mp4", info, crf=1, preset=FAST, time_base=Fraction(1, 25)) as writer:
             for k in range(3):
-                writer.write(FrameChunk(k, chunk.pixels, np.array([k]), Fraction(1, 25)))
+                writer.write(to_planes(FrameChunk(k, chunk.pixels, np.array([k]), Fraction(1, 25)), info))
         assert probe(tmp_path / "out.mp4").color == ColorTags(6, 1, 6, 6)
         assert np.abs(pictures(tmp_path / "out.mp4")[0, :63, :97] - chunk.pixels[0]).mean() < 3
     draw_video(tmp_path / "one.gif", codec="gif", pix_fmt="rgb8", frames=1)
@@ -372,13 +375,16 @@ def test_photos_of_phones_come_upright(tmp_path: Path, orientation: int) -> None
     ],
 )
 def test_colours_come_back(tmp_path: Path, tags: tuple[int, int, int, int] | None, size: tuple[int, int]) -> None:
-    """Untagged or wrongly converted colours shift by some ten levels; swscale's quick way darkens by one."""
+    """By way of RGB. Untagged or wrongly converted colours shift by some ten levels; swscale's quick way darkens by one."""
     source, out = tmp_path / "in.mp4", tmp_path / "out.mp4"
     y, x = np.mgrid[0 : size[1], 0 : size[0]]  # soft, so that halved chroma costs little
     soft = np.stack([128 + 90 * np.sin(x / 40), 128 + 60 * np.cos(y / 35), 120 + 80 * np.sin((x + y) / 50)], -1).astype(np.uint8)
     draw_video(source, pictures=[soft] * 3, tags=tags, options={"crf": "1"})
     expected = ColorTags(*tags) if tags else ColorTags()
-    info = rewrite(source, out, crf=1)
+    info = probe(source)
+    with Writer(out, info, crf=1, preset=FAST) as writer:
+        for chunk in read_frames(source):
+            writer.write(to_planes(chunk, info))
     assert info.color == probe(out).color == expected
     read, back = pictures(source), pictures(out)
     assert np.abs(read - soft).mean() < 1.5
@@ -684,7 +690,7 @@ def test_output_is_checked(tmp_path: Path) -> None:
 
 def fail_to_write(source: Path, out: Path, error: type[BaseException]) -> None:
     with Writer(out, probe(source), preset=FAST) as writer:
-        for chunk in read_frames(source, chunk_bytes=2**15):
+        for chunk in read_planes(source, chunk_bytes=2**15):
             writer.write(chunk)
             if chunk.index > 10:
                 assert len(leftovers(out.parent)) == 1
@@ -711,7 +717,7 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
         with pytest.raises(EncodingFailed, match="free space"), Writer(tmp_path / "out.mp4", info, crf=1) as writer:
-            writer.write(FrameChunk(0, noise, np.arange(20), Fraction(1, 25)))
+            writer.write(to_planes(FrameChunk(0, noise, np.arange(20), Fraction(1, 25)), info))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
@@ -719,7 +725,10 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 def test_writer_refuses_what_it_cannot_write(tmp_path: Path) -> None:
     info = VideoInfo(tmp_path / "x", 96, 64, Fraction(1, 25), Fraction(25), None)
-    one = np.zeros((1, 64, 96, 3), np.uint8)
+
+    def black(tick: int, time_base: Fraction, height: int = 64) -> YuvChunk:
+        return to_planes(FrameChunk(0, np.zeros((1, height, 96, 3), np.uint8), np.array([tick]), time_base), info)
+
     with pytest.raises(EncodingFailed, match="no pictures"), Writer(tmp_path / "out.mp4", info):
         pass
     with pytest.raises(EncodingFailed, match="cannot write"), Writer(tmp_path / "none" / "out.mp4", info):
@@ -727,17 +736,17 @@ def test_writer_refuses_what_it_cannot_write(tmp_path: Path) -> None:
     with pytest.raises(EncodingFailed, match="cannot write"), Writer(tmp_path / "out.mp4", info, preset="sluggish"):
         pass
     for chunk, says in (
-        (FrameChunk(0, np.zeros((1, 32, 96, 3), np.uint8), np.array([0]), Fraction(1, 25)), "64 x 96"),
-        (FrameChunk(0, one, np.array([1]), Fraction(1, 30)), "no whole tick"),
-        (FrameChunk(0, one, np.array([0]), Fraction(1, 25)), "increase"),
+        (black(0, Fraction(1, 25), height=32), "64 x 96"),
+        (black(1, Fraction(1, 30)), "no whole tick"),
+        (black(0, Fraction(1, 25)), "increase"),
     ):
         with Writer(tmp_path / "fine.mp4", info, preset=FAST) as writer:
-            writer.write(FrameChunk(0, one, np.array([0]), Fraction(1, 25)))
+            writer.write(black(0, Fraction(1, 25)))
             with pytest.raises(ValueError, match=says):
                 writer.write(chunk)
     with Writer(tmp_path / "fine.mp4", info, time_base=Fraction(1, 75), preset=FAST) as writer:
-        writer.write(FrameChunk(0, one, np.array([3]), Fraction(1, 25)))
-        writer.write(FrameChunk(1, one, np.array([14]), Fraction(1, 75)))
+        writer.write(black(3, Fraction(1, 25)))
+        writer.write(black(14, Fraction(1, 75)))
     assert times(tmp_path / "fine.mp4") == [Fraction(9, 75), Fraction(14, 75)]
     assert [path.name for path in tmp_path.iterdir()] == ["fine.mp4"]
 
@@ -786,10 +795,10 @@ def test_the_encoder_is_quiet(tmp_path: Path) -> None:
     draw_video(tmp_path / "in.mp4", frames=5)
     code = f"""
 from pathlib import Path
-from lipdub.media import Writer, probe, read_frames
+from lipdub.media import Writer, probe, read_planes
 path = Path({str(tmp_path / "in.mp4")!r})
 with Writer(path.with_name("out.mp4"), probe(path)) as writer:
-    for chunk in read_frames(path):
+    for chunk in read_planes(path):
         writer.write(chunk)
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, check=True, env={**os.environ})

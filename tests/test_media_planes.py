@@ -12,7 +12,8 @@ from drawn import draw_photo, draw_video, picture
 from numpy.typing import NDArray
 
 from lipdub.errors import UnreadableMedia
-from lipdub.media import Writer, probe, read_frames, read_planes, read_span_planes
+from lipdub.media import Writer, probe, read_frames, read_planes, read_span_planes, to_planes
+from lipdub.records import FrameChunk
 
 
 def planes(path: Path) -> NDArray[np.uint8]:
@@ -89,9 +90,26 @@ def test_a_photo_becomes_the_planes_that_its_output_carries(tmp_path: Path, name
     with Writer(tmp_path / "a.mp4", probe(tmp_path / name), crf=0, time_base=Fraction(1, 25)) as writer:
         writer.write(chunk.timed(0, np.zeros(1, np.int64), Fraction(1, 25)))
     (pixels,) = read_frames(tmp_path / name)
+    drawn = to_planes(FrameChunk(0, pixels.pixels, np.zeros(1, np.int64), Fraction(1, 25)), probe(tmp_path / name))
+    assert drawn.color == chunk.color
     with Writer(tmp_path / "b.mp4", probe(tmp_path / name), crf=0, time_base=Fraction(1, 25)) as writer:
-        writer.write(type(pixels)(0, pixels.pixels, np.zeros(1, np.int64), Fraction(1, 25)))
+        writer.write(drawn)
     assert (pictures(tmp_path / "a.mp4") == pictures(tmp_path / "b.mp4")).all()
+
+
+@pytest.mark.parametrize("tags", [None, *TAGS])
+@pytest.mark.parametrize("size", [(96, 64), (97, 63)])
+def test_drawn_pictures_become_planes_that_show_them(tmp_path: Path, tags: Any, size: tuple[int, int]) -> None:
+    """In the colours of any video, and in those of none."""
+    draw_video(tmp_path / "in.mp4", frames=1, tags=tags)
+    drawn = FrameChunk(3, np.stack(calm(size=size)), np.array([2, 5, 6, 9]), Fraction(1, 30))
+    for info in (probe(tmp_path / "in.mp4"), None):
+        chunk = to_planes(drawn, info)
+        assert (chunk.index, chunk.pts.tolist(), chunk.time_base) == (3, [2, 5, 6, 9], Fraction(1, 30))
+        assert (chunk.width, chunk.height, chunk.color.full) == (*size, info is None or info.color.range == 2)
+        shown = np.stack([chunk.picture(row).rgb(0, 0, *size) for row in range(4)]).astype(int)
+        assert np.abs(shown - drawn.pixels).max() <= 6
+        assert np.abs(shown - drawn.pixels).mean() < 1.2
 
 
 @pytest.mark.parametrize("tags", [None, (1, 1, 1, 1), (6, 2, 6, 6)])

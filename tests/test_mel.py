@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lipdub import media
 from lipdub.records import MelSpec
-from lipdub.speech.mel import SILENCE, MelStream, MelTrack, cut_windows, first_column, log_mel, silence_weight
+from lipdub.speech.mel import SILENCE, MelStream, MelTrack, cut_windows, first_column, log_mel
+from lipdub.speech.silence import silence_weight
 
 SPEC = MelSpec()
 RATE = SPEC.sample_rate_hz

@@ -18,7 +18,7 @@ from toys import COMPACT, PAPER, TOYS, boxes_of
 
 from lipdub.bundles.bundle import load_spec
 from lipdub.errors import CheckpointInvalid, TrainingError
-from lipdub.generators import open_generator
+from lipdub.speech.memory import OnnxMemory
 from lipdub.train import checkpoints
 from lipdub.train.export import gflop_per_frame, heard_kappa
 from lipdub.train.networks import (
@@ -355,7 +355,7 @@ def test_training_can_go_on_from_the_default_bundle(tmp_path: Path) -> None:
     # How sharply it hears is no weight: only the graph knows it.
     memory.eval().memory.drawn_kappa = heard_kappa(BASE, load_spec(BASE), memory)
     address, lip_feature = memory(mel)
-    graph = open_generator(str(BASE), device="cpu").recall(mel[:, 0].numpy())
+    graph = OnnxMemory(BASE, load_spec(BASE), device="cpu").recall(mel[:, 0].numpy())
     # Both hold the same weights as float16.
     np.testing.assert_allclose(graph.address, address.detach().numpy(), atol=1e-3)
     np.testing.assert_allclose(graph.lip_feature, lip_feature.detach().numpy(), atol=1e-2)

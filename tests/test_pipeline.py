@@ -21,13 +21,15 @@ from faces_for_tests import LOWER_LIP, PHOTO, UPPER_LIP, ScriptedDetector, face_
 from fakes import rewrite_spec, write_fake_bundle
 from numpy.typing import NDArray
 
-from lipdub import media, pipeline
+from lipdub import media
+from lipdub import render as rendering
 from lipdub.errors import LipdubError, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
 from lipdub.faces import crop
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.track import WHY
-from lipdub.generators import open_generator
 from lipdub.media.planes import YuvChunk, YuvColor
+from lipdub.model import open_model
+from lipdub.options import DubOptions, dub_options
 from lipdub.pipeline import dub
 from lipdub.records import Crops, DubReport
 from lipdub.stages import Clock
@@ -90,18 +92,14 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dubbed(
     house: Path, out: Path, *, video: str = "clip.mp4", speech: str = "second.wav", model: str = "fake", **options: Any
 ) -> DubReport:
-    options = {"device": "cpu", "preset": "ultrafast", "crf": 4, "threads": 1} | options
-    return dub(house / video, house / speech, out, model=str(house / model), **options)
+    chosen: dict[str, Any] = {"device": "cpu", "preset": "ultrafast", "crf": 4, "threads": 1, "model": str(house / model)}
+    chosen |= {name: options.pop(name) for name in [*options] if name in {option.name for option in dub_options()}}
+    return dub(house / video, house / speech, out, DubOptions(**chosen), **options)
 
 
 @pytest.fixture
 def clip(house: Path) -> NDArray[np.uint8]:
     return frames_of(house / "clip.mp4")
-
-
-def scripted(monkeypatch: pytest.MonkeyPatch, script: Callable[[], list[list[Any]]]) -> None:
-    """Let the pipeline's detector play a script."""
-    monkeypatch.setattr(pipeline, "MediapipeDetector", lambda: ScriptedDetector(script()))
 
 
 def digest(path: Path) -> str:
@@ -288,10 +286,9 @@ def test_strict_refuses_a_stretch_without_a_face(house: Path, film: Path, tmp_pa
     ("face", "why"), [({"height": 25.0}, WHY[2]), ({"height": 90.0, "yaw_deg": 70.0}, WHY[3])], ids=["too small", "turned away"]
 )
 def test_faces_that_cannot_be_dubbed_are_passed_through_and_counted(
-    house: Path, tmp_path: Path, clip: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, face: dict[str, float], why: str
+    house: Path, tmp_path: Path, clip: NDArray[np.uint8], face: dict[str, float], why: str
 ) -> None:
-    scripted(monkeypatch, lambda: [[face_at((128, 128), **face)]] * FRAMES)
-    report = dubbed(house, tmp_path / "out.mp4")
+    report = dubbed(house, tmp_path / "out.mp4", detectors=lambda: ScriptedDetector([[face_at((128, 128), **face)]] * FRAMES))
     assert (report.dubbed, report.passed_through) == (0, 25)
     assert [(span.first, span.end, span.why) for span in report.spans] == [(0, 25, why)]
     assert np.abs(frames_of(tmp_path / "out.mp4").astype(int) - clip).mean() < 1.5
@@ -353,7 +350,8 @@ def test_the_report_says_what_was_done(house: Path, tmp_path: Path) -> None:
     report = dubbed(house, out, speech="long.wav")
     assert [digest(path) for path in inputs] == before
     assert (report.video, report.speech, report.output) == (str(inputs[0]), str(inputs[1]), str(out))
-    assert (report.model, report.provider, report.fit, report.silence) == ("fake", "CPUExecutionProvider", "longest", "close")
+    assert (report.model, report.provider) == ("fake", "CPUExecutionProvider")
+    assert (report.options.fit, report.options.silence) == ("longest", "close")
     assert (report.frames, report.dubbed, report.passed_through, report.spans, report.silent_frames) == (41, 41, 0, (), 0)
     assert (report.video_s, report.speech_s, report.output_s) == (1.0, 1.62, 1.62)
     assert set(report.stage_s) == {"open", "faces", "decode", "recall", "crop", "draw", "paste", "encode", "mux"}
@@ -366,8 +364,8 @@ def test_the_report_says_what_was_done(house: Path, tmp_path: Path) -> None:
 def test_progress_runs_forward_to_the_total_of_each_stage(house: Path, film: Path, tmp_path: Path, video: str) -> None:
     told: list[tuple[str, int, int | None]] = []
     report = dubbed(house, tmp_path / "out.mp4", video=video, speech="long.wav", on_progress=lambda *step: told.append(step))
-    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["finding faces", "redrawing"]
-    for stage in ("finding faces", "redrawing"):
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["finding faces", "listening", "redrawing"]
+    for stage in ("finding faces", "listening", "redrawing"):
         steps = [(done, total) for name, done, total in told if name == stage]
         assert [done for done, _ in steps] == sorted(done for done, _ in steps)
         assert steps[-1][0] == steps[-1][1]
@@ -451,12 +449,13 @@ def test_an_error_of_the_network_leaves_nothing_behind(house: Path, tmp_path: Pa
 # --------------------------------------------------------------------------------------------------------------- cache
 
 
-def test_a_second_language_is_drawn_from_the_kept_analysis(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_language_is_drawn_from_the_kept_analysis(house: Path, tmp_path: Path) -> None:
     cache = AnalysisCache(tmp_path / "cache")
     first = dubbed(house, tmp_path / "one.mp4", cache=cache)
     plain = dubbed(house, tmp_path / "two.mp4", speech="half.wav")
-    monkeypatch.setattr(pipeline, "MediapipeDetector", lambda: pytest.fail("the face was looked for again"))
-    again = dubbed(house, tmp_path / "three.mp4", speech="half.wav", cache=cache)
+    again = dubbed(
+        house, tmp_path / "three.mp4", speech="half.wav", cache=cache, detectors=lambda: pytest.fail("the face was looked for again")
+    )
     assert (first.analysis_cached, plain.analysis_cached, again.analysis_cached) == (False, False, True)
     assert "faces" not in again.stage_s
     # The picture is the same, bit for bit, as without a cache.
@@ -489,10 +488,10 @@ def test_a_video_of_one_size_and_another_than_even_is_dubbed_whole(house: Path, 
 def test_frames_without_a_face_do_not_pile_up_before_the_generator(house: Path) -> None:
     """They have nothing to draw, so a batch that counted crops would never fill."""
     held: list[int] = []
-    generator = open_generator(str(house / "fake"), device="cpu", threads=1)
+    model = open_model(str(house / "fake"), device="cpu", threads=1)
     color, size = YuvColor(0.2126, 0.0722, False), 32
 
-    def pieces() -> Iterator[pipeline._Piece]:
+    def pieces() -> Iterator[rendering._Piece]:
         for first in range(0, 400, 4):
             data = np.zeros((4, 64 * 64 * 3 // 2), np.uint8)
             frames = YuvChunk(first, data, 64, 64, color, np.arange(first, first + 4), Fraction(1, 25))
@@ -500,11 +499,9 @@ def test_frames_without_a_face_do_not_pile_up_before_the_generator(house: Path) 
                 np.empty((0, size, size, 3), np.uint8), np.empty((0, 2, 3)), np.empty(0, np.int64), np.empty((0, 9, 2), np.float32)
             )
             held.append(first + 4)
-            yield pipeline._Piece(
-                frames, 0, none, none.pixels, np.empty((0, generator.spec.lip_channels), np.float32), np.empty(0, np.float32)
-            )
+            yield rendering._Piece(frames, none, (), np.empty((0, model.spec.lip_channels), np.float32), np.empty(0, np.float32))
 
-    for piece, mouths in pipeline._drawn(pieces(), generator, Clock()):
+    for piece, mouths in rendering._drawn(pieces(), model.generator, Clock()):
         assert len(mouths) == 0
-        assert held[-1] - piece.frames.index <= generator.batch + 4
+        assert held[-1] - piece.frames.index <= model.generator.preferred_batch + 4
     assert held[-1] == 400

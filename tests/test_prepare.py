@@ -16,8 +16,8 @@ from lipdub import media
 from lipdub.cli.prepare import prepare as prepare_command
 from lipdub.errors import OutputRefused, TrainingDataError
 from lipdub.faces import crop
+from lipdub.faces.analysis import analyse
 from lipdub.faces.detector import MediapipeDetector
-from lipdub.faces.follow import analyse
 from lipdub.records import MelSpec
 from lipdub.speech.mel import MelTrack
 from lipdub.train import prepare as preparing
@@ -134,12 +134,12 @@ def test_crops_are_those_of_inference(clips: Path, done: tuple[Path, list[Prepar
     assert clip.crops.dtype == np.uint8
     assert clip.crops.shape == (named(results, "a_good.mp4").frames, 80, 80, 3)
     with MediapipeDetector(max_faces=2) as detector:
-        track = analyse(media.read_frames(clips / "a_good.mp4"), detector, size=SETTINGS.size)
+        track = analyse(media.read_planes(clips / "a_good.mp4"), detector, size=SETTINGS.size)
     track.references.close()
     rows = np.searchsorted(track.times_s, clip.times_s - 1e-6)
     np.testing.assert_allclose(track.times_s[rows], clip.times_s)
     taken = []
-    for chunk in media.read_frames(clips / "a_good.mp4"):
+    for chunk in media.read_planes(clips / "a_good.mp4"):
         here = rows[(rows >= chunk.index) & (rows < chunk.index + len(chunk))]
         outlines = track.outline[here].astype(np.float32)
         taken.append(crop.take(chunk, here - chunk.index, track.similarity[here], outlines, SETTINGS.size).pixels)

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lipdub.bundles import bundle
 from lipdub.bundles.bundle import GraphTensors
 from lipdub.errors import BundleInvalid, LipdubError, ModelError, ProviderUnavailable
-from lipdub.records import Device
+from lipdub.options import Device
 from lipdub.runtime import CPU, CUDA, TENSORRT, DeviceMemoryFull, Session, Tuning, buffers, gpu, open_session, ort_words, tensorrt_wanted
 
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from drawn import draw_photo, draw_video, picture
+from faces_for_tests import ScriptedDetector, chunk_of, crops_of, face_at, textured_picture
 
 from lipdub import media
 from lipdub.checkup import sheet
@@ -118,6 +119,19 @@ def test_faces_are_enlarged_below_their_frames(tmp_path):
     # Teeth between lips: the mouth lies where the aligned crop has it, brighter inside than below.
     assert face[int(0.69 * CELL_PX) : int(0.75 * CELL_PX), 88:104].mean() > 100
     assert face.std() > 30
+
+
+def test_of_several_faces_the_largest_is_shown_and_frames_are_searched_on_their_own(tmp_path):
+    draw_video(tmp_path / "v.mp4", pictures=[np.full((240, 320, 3), 90, np.uint8), np.full((240, 320, 3), 180, np.uint8)], fps=1)
+    small, large = face_at((60, 60), height=50), face_at((200, 120), height=120)
+    detector = ScriptedDetector([[small, large], []])
+    report = contact_sheet(tmp_path / "v.mp4", tmp_path / "v.png", rows=1, columns=2, detectors=lambda: detector)
+    assert (report.frames, report.faces) == (2, 1)
+    assert detector.reset_before == [0, 1]
+    assert detector.closed
+    seen = sheet._face(textured_picture(), ScriptedDetector([[large, small]]))
+    (wanted,) = crops_of(chunk_of(textured_picture()), large, CELL_PX).pixels
+    assert np.abs(seen.astype(int) - wanted).mean() < 2
 
 
 def test_a_frame_without_a_face_leaves_its_place_empty(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub.records import Fit
+from lipdub.options import Fit
 from lipdub.timeline import STILL_HZ, Timeline, plan
 
 FITS: tuple[Fit, ...] = ("longest", "video", "speech")

@@ -1,4 +1,4 @@
-"""tracks.py: one person's face over time, from a detector that plays a script: gaps, cuts, who is dubbed, smoothing, references."""
+"""faces.analysis: one person's face over time, from a detector that plays a script: gaps, cuts, who is dubbed, smoothing, references."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub import media
-from lipdub.faces import crop, follow, smoothing
+from lipdub.faces import analysis, crop, smoothing
+from lipdub.faces.analysis import analyse
 from lipdub.faces.detector import MediapipeDetector
-from lipdub.faces.follow import analyse
+from lipdub.faces.follow import held_still
 from lipdub.faces.landmarks import LIPS, opening_of, pose_of
 from lipdub.faces.smoothing import smooth
 from lipdub.faces.track import DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, WHY, FaceTrack
+from lipdub.media.planes import Picture
 from lipdub.records import Face
 from lipdub.references.store import DETAIL_PX, LEAST_GAIN, ReferenceStore, detail_px
 
@@ -171,8 +173,8 @@ def test_a_face_that_is_turned_away_is_passed_through_and_says_so() -> None:
     with tracked([[face_at((160, 120), height=90, yaw_deg=float(yaw))] for yaw in yaws]) as track:
         for yaw, why, measured in zip(yaws, track.why, track.pose[:, 0], strict=True):
             assert abs(abs(float(measured)) - yaw) < 4
-            if abs(yaw - follow.TURNED_DEG) > 3:
-                assert why == (TURNED_AWAY if yaw > follow.TURNED_DEG else DUBBED)
+            if abs(yaw - analysis.TURNED_DEG) > 3:
+                assert why == (TURNED_AWAY if yaw > analysis.TURNED_DEG else DUBBED)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -291,7 +293,7 @@ def test_strength_fades_beside_what_is_passed_through_and_nowhere_else() -> None
 
 def test_a_photos_strength_is_whole() -> None:
     with tracked([[FACE]]) as track:
-        assert track.repeat_still(track).strength.tolist() == [1.0]
+        assert held_still(track).strength.tolist() == [1.0]
 
 
 # -------------------------------------------------------------------------------------------------------- references
@@ -367,11 +369,10 @@ def test_a_detail_is_as_fine_as_the_frame_and_small_faces_have_none(height: floa
             assert round(1.5 * native) <= len(detail) <= 1.5 * native + 2
 
 
-@pytest.mark.parametrize("planes", [True, False])
 @pytest.mark.parametrize("face", [portrait_face(), face_at((200, 230), height=190, roll_deg=35), face_at((60, 420), height=240)])
-def test_the_detail_shows_the_square_that_the_crop_shows(planes: bool, face: Face) -> None:
-    """The example's frames, in planes as in a dub and in RGB; the last face reaches out of the frame."""
-    with closing(media.read_planes(VIDEO) if planes else media.read_frames(VIDEO)) as chunks:
+def test_the_detail_shows_the_square_that_the_crop_shows(face: Face) -> None:
+    """The example's frames; the last face reaches out of the frame."""
+    with closing(media.read_planes(VIDEO)) as chunks:
         chunk = next(chunks)
     track = analyse([chunk], ScriptedDetector([[face]] * len(chunk)), size=64)
     with closing(track.references):
@@ -392,7 +393,7 @@ def test_the_detail_shows_the_square_that_the_crop_shows(planes: bool, face: Fac
 
 def test_a_photos_references_are_those_of_its_one_frame() -> None:
     with tracked([[FACE]], draw=shade) as track:
-        still = track.repeat_still(track)
+        still = held_still(track)
         assert still.references is track.references
         assert still.references.get(0).detail is not None
 
@@ -458,10 +459,10 @@ def test_progress_counts_every_frame() -> None:
 
 def test_a_detector_that_fails_leaves_no_open_file(monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(ScriptedDetector):
-        def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
+        def detect(self, picture: Picture) -> list[Face]:
             if self.seen == 3:
                 raise KeyboardInterrupt
-            return super().detect(pixels)
+            return super().detect(picture)
 
     stores: list[ReferenceStore] = []
 
@@ -469,7 +470,7 @@ def test_a_detector_that_fails_leaves_no_open_file(monkeypatch: pytest.MonkeyPat
         stores.append(ReferenceStore(size))
         return stores[-1]
 
-    monkeypatch.setattr(follow, "ReferenceStore", noted)
+    monkeypatch.setattr(analysis, "ReferenceStore", noted)
     with pytest.raises(KeyboardInterrupt):
         analyse(chunks_of(20, grey), Failing([[FACE]] * 20), size=16)
     assert [store._file.closed for store in stores] == [True]
@@ -485,7 +486,7 @@ def test_pose_is_that_of_the_mesh(yaw_deg: float) -> None:
 
 def test_detectors_that_take_turns_see_what_one_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real landmarks of the example, watched in stretches of five frames by two detectors, and as a whole by one."""
-    monkeypatch.setattr(follow, "STRETCH_FRAMES", 5)
+    monkeypatch.setattr(analysis, "STRETCH_FRAMES", 5)
     frames = portrait_frames(22)
     with MediapipeDetector() as one, MediapipeDetector() as two, MediapipeDetector() as three:
         alone = analyse(chunks_of(len(frames), lambda k: frames[k]), one, size=64)
@@ -503,7 +504,7 @@ def test_detectors_that_take_turns_see_what_one_sees(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("more", [0, 2])
 def test_cuts_are_numbered_and_detectors_forget_at_them(more: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow, "STRETCH_FRAMES", 4)
+    monkeypatch.setattr(analysis, "STRETCH_FRAMES", 4)
     resets: list[int] = []
 
     class Counting(ScriptedDetector):
@@ -553,12 +554,12 @@ def test_blocks_give_the_track_that_the_whole_gives(seed: int, block: int) -> No
 
 def test_no_thread_looks_through_a_detector_once_the_analysis_was_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """The detectors are closed next; a thread that still looked through one would crash the process."""
-    monkeypatch.setattr(follow, "STRETCH_FRAMES", 4)
+    monkeypatch.setattr(analysis, "STRETCH_FRAMES", 4)
 
     class Slow(ScriptedDetector):
-        def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
+        def detect(self, picture: Picture) -> list[Face]:
             time.sleep(0.005)
-            return super().detect(pixels)
+            return super().detect(picture)
 
     def stop(frames: int) -> None:
         raise KeyboardInterrupt

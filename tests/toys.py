@@ -37,7 +37,7 @@ TOYS = {"compact": COMPACT, "paper": PAPER}
 
 
 def rest_lips() -> NDArray[np.float32]:
-    """40 lip points in the unit crop, (40, 2), in the order of ``tracks.LIPS``: outer ring, then inner ring; each from corner to
+    """40 lip points in the unit crop, (40, 2), in the order of ``landmarks.LIPS``: outer ring, then inner ring; each from corner to
     corner along the lower lip, then along the upper lip without the corners."""
     lower, upper = np.linspace(np.pi, 0, 11), np.linspace(np.pi, 0, 11)[1:-1]
     rings = [

@@ -9,17 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdub.options import DubOptions
+
 LANDMARKS = 478
 """Points of the mediapipe face mesh with refined irises."""
-
-Fit = Literal["longest", "video", "speech"]
-Silence = Literal["close", "keep", "off"]
-Device = Literal["auto", "cpu", "cuda"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -284,16 +281,18 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class DubReport:
-    """What a dub did. Times in seconds. stage_s: busy seconds of each stage; stages overlap, so together they may exceed `wall_s`.
-    analysis_cached: the first pass was saved, its result was known."""
+    """What a dub did. Times in seconds.
+
+    model: name of the bundle. options: as they were asked for. stage_s: busy seconds of each stage; stages overlap, so together they may
+    exceed `wall_s`. analysis_cached: the first pass was saved, its result was known.
+    """
 
     video: str
     speech: str
     output: str
     model: str
     provider: str
-    fit: str
-    silence: str
+    options: DubOptions
     frames: int
     dubbed: int
     passed_through: int

@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.records import Fit
+from lipdub.options import Fit
 
 STILL_HZ = 25
 """Frame rate at which a photo is shown."""
@@ -43,6 +43,11 @@ class Timeline:
 
     def __repr__(self) -> str:
         return f"Timeline(frames={len(self)}, duration_s={float(self.duration_s):.3f})"
+
+    @property
+    def times_s(self) -> NDArray[np.float64]:
+        """When each frame is shown, seconds, float64 (K,)."""
+        return self.pts * float(self.time_base)
 
     @property
     def duration_s(self) -> Fraction:

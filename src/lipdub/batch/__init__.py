@@ -17,17 +17,15 @@ from lipdub.batch.loop import Pool, Unwatched, Watch, run
 from lipdub.batch.manifest import Manifest, check_manifest, read_manifest
 from lipdub.batch.plan import Step, make_plan
 from lipdub.batch.row import Task, dub_row
-from lipdub.batch.rows import PRESETS, REQUIRED, Location, Options, Row, RowResult
+from lipdub.batch.rows import REQUIRED, Location, Row, RowResult
 from lipdub.batch.state import Entry, State, state_path
 
 __all__ = [
-    "PRESETS",
     "REQUIRED",
     "Entry",
     "Here",
     "Location",
     "Manifest",
-    "Options",
     "Pool",
     "Row",
     "RowResult",

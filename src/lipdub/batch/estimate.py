@@ -104,14 +104,11 @@ def _try(row: Row) -> tuple[float, float, _Load]:
         if not info.is_still:
             video = excerpt(row.video, folder, seconds=TRIED_S)
         _cut_speech(row.speech, speech)
-        options = row.options
+        options = replace(row.options, fit="longest", strict=False)
         started = time.perf_counter()
-        report = dub(
-            video, speech, folder / "dubbed.mp4", model=options.model, device=options.device, fit="longest", silence=options.silence,
-            crf=options.crf, preset=options.preset, threads=options.threads,
-        )  # fmt: skip
+        report = dub(video, speech, folder / "dubbed.mp4", options)
         wall_s = time.perf_counter() - started
-        tried = _load(replace(row, video=video, speech=speech, options=replace(options, fit="longest")), known=False)
+        tried = _load(replace(row, video=video, speech=speech, options=options), known=False)
     start_s = min(report.stage_s.get("open", 0.0), wall_s)
     return start_s, wall_s - start_s, replace(tried, output_s=report.output_s)
 

@@ -22,19 +22,21 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NoReturn, get_args
+from typing import Any, Final, NoReturn
 
 from lipdub import media
 from lipdub.batch.lock import lock_path
-from lipdub.batch.rows import PRESETS, REQUIRED, Location, Options, Row, one_line
+from lipdub.batch.rows import REQUIRED, Location, Row, one_line
 from lipdub.batch.state import state_path
 from lipdub.batch.storage import Identity, check_place, identities, is_url, suffix_of
 from lipdub.bundles import bundle
 from lipdub.errors import LipdubError, ManifestError, OutputRefused, UnreadableMedia
-from lipdub.records import Device, Fit, Silence
+from lipdub.options import DubOptions, dub_options
 from lipdub.reports import check_report
 
 JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
+_KNOWN: Final = (*REQUIRED, *(option.name for option in dub_options()), "report")
+"""Columns that there are. A model and a report are paths from the manifest's folder."""
 Owned = Callable[[Location, Identity], bool]
 """Whether the content that stands at a place was written by this very batch, so that it may be replaced."""
 
@@ -48,16 +50,16 @@ class Manifest:
     found: dict[Location, Identity | None]
 
 
-def read_manifest(path: Path, defaults: Options | None = None) -> tuple[Row, ...]:
+def read_manifest(path: Path, defaults: DubOptions | None = None) -> tuple[Row, ...]:
     """The rows of the manifest at `path`, as `check_manifest` gives them where nothing was dubbed before. Raises ManifestError."""
     return check_manifest(path, defaults).rows
 
 
-def check_manifest(path: Path, defaults: Options | None = None, *, owned: Owned | None = None, keep_existing: bool = False) -> Manifest:
+def check_manifest(path: Path, defaults: DubOptions | None = None, *, owned: Owned | None = None, keep_existing: bool = False) -> Manifest:
     """The rows of the manifest at `path`, after checking all of them; no frame is decoded for that.
 
     CSV in UTF-8, the first line names the columns in any order, or JSON lines, judged by the file's ending: video, speech, output, and
-    any of ``Options`` and report. An empty cell, or null, takes its value from `defaults`. Relative paths, a model's too, start from the
+    any of ``DubOptions`` and report. An empty cell, or null, takes its value from `defaults`. Relative paths, a model's too, start from the
     manifest's folder; URLs are taken as they are. Empty lines are passed over.
 
     An output or report that exists is an error, but for rows with `force` and for files that are `owned`. keep_existing: outputs that
@@ -69,7 +71,7 @@ def check_manifest(path: Path, defaults: Options | None = None, *, owned: Owned 
     problems = _Problems()
     records = _json_records(path, problems) if path.suffix.lower() in JSON_SUFFIXES else _csv_records(path, problems)
     models = _Models(path.parent)
-    drafts = [_draft(record, path.parent, defaults or Options(), models, problems) for record in records]
+    drafts = [_draft(record, path.parent, defaults or DubOptions(), models, problems) for record in records]
     found = _look(drafts, problems)
     for draft in drafts:
         _check_files(draft, found, owned or (lambda place, now: False), keep_existing, problems)
@@ -92,7 +94,7 @@ class _Problems:
         """Note the error that the block ends with, and go on."""
         try:
             yield
-        except LipdubError as error:
+        except (LipdubError, ValueError) as error:
             self.add(line, one_line(error))
         except OSError as error:  # a path that the system does not take: too long, a folder that may not be searched
             self.add(line, f"cannot use '{error.filename}': {error.strerror or error}; check the path")
@@ -142,7 +144,7 @@ class _Draft:
 
     line: int
     places: dict[str, Location] = field(default_factory=dict)
-    options: Options = field(default_factory=Options)
+    options: DubOptions = field(default_factory=DubOptions)
 
     def row(self) -> Row:
         video, speech, output = (self.places[column] for column in REQUIRED)
@@ -273,7 +275,7 @@ def _no_constant(name: str) -> NoReturn:
 # --------------------------------------------------------------------------------------------------------- checking
 
 
-def _draft(record: _Record, folder: Path, defaults: Options, models: _Models, problems: _Problems) -> _Draft:
+def _draft(record: _Record, folder: Path, defaults: DubOptions, models: _Models, problems: _Problems) -> _Draft:
     """Check what one row's cells hold; files are looked at later."""
     draft, given, line = _Draft(record.line), record.given, record.line
     if any("\0" in cell for cell in given.values()):
@@ -287,12 +289,10 @@ def _draft(record: _Record, folder: Path, defaults: Options, models: _Models, pr
             cell = given[column]
             draft.places[column] = cell if is_url(cell) else folder / os.path.expanduser(cell)
     chosen: dict[str, Any] = {}
-    for column, parse in _PARSERS.items():
-        if given.get(column):
+    for option in dub_options():
+        if cell := given.get(option.name, ""):
             with problems.on(line):
-                chosen[column] = parse(column, given[column])
-    if given.get("model"):
-        chosen["model"] = models.find(given["model"])
+                chosen[option.name] = models.find(cell) if option.name == "model" else option.parse(cell)
     draft.options = replace(defaults, **chosen)
     with problems.on(line):
         models.check(draft.options.model)
@@ -409,46 +409,3 @@ def _same(place: Location) -> object:
     except (OSError, ValueError):
         return os.path.realpath(place)
     return found.st_dev, found.st_ino
-
-
-# ------------------------------------------------------------------------------------------------------------ cells
-
-
-def _one_of(*choices: str) -> Callable[[str, str], str]:
-    def parse(column: str, cell: str) -> str:
-        if cell not in choices:
-            raise ManifestError(f"{column} must be one of {', '.join(choices)}, got '{cell}'")
-        return cell
-
-    return parse
-
-
-def _whole(low: int, high: int) -> Callable[[str, str], int]:
-    def parse(column: str, cell: str) -> int:
-        if not re.fullmatch("[0-9]{1,6}", cell) or not low <= int(cell) <= high:
-            raise ManifestError(f"{column} must be a whole number from {low} to {high}, got '{cell}'")
-        return int(cell)
-
-    return parse
-
-
-def _truth(column: str, cell: str) -> bool:
-    if cell.lower() in ("true", "yes", "1"):
-        return True
-    if cell.lower() in ("false", "no", "0"):
-        return False
-    raise ManifestError(f"{column} must be true or false (or yes, no, 1, 0), got '{cell}'")
-
-
-_PARSERS: Final[dict[str, Callable[[str, str], object]]] = {
-    "device": _one_of(*get_args(Device)),
-    "fit": _one_of(*get_args(Fit)),
-    "silence": _one_of(*get_args(Silence)),
-    "crf": _whole(0, 51),
-    "preset": _one_of(*PRESETS),
-    "threads": _whole(1, 1024),
-    "strict": _truth,
-    "force": _truth,
-}
-"""Columns whose cells can be judged by themselves. A model and a report are paths from the manifest's folder."""
-_KNOWN: Final = (*REQUIRED, *_PARSERS, "model", "report")

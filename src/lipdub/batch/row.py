@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,21 +114,18 @@ def write_row_report(content: dict[str, Any], place: Location) -> None:
 
 def _dubbed(row: Row, tell: OnProgress, cache: bool, stack: ExitStack) -> DubReport:
     """Dub with all files at hand. stack: keeps the copies until it is closed."""
+    from lipdub.faces.cache import default_cache
     from lipdub.pipeline import dub  # slow to load; checking a manifest does without
 
-    options = asdict(row.options)
-    if cache:
-        from lipdub.faces.cache import default_cache
-
-        options["cache"] = default_cache()
+    known = default_cache() if cache else None
     if isinstance(row.video, Path) and isinstance(row.speech, Path) and isinstance(row.output, Path):
-        return dub(row.video, row.speech, row.output, on_progress=tell, **options)
+        return dub(row.video, row.speech, row.output, row.options, cache=known, on_progress=tell)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lipdub-", ignore_cleanup_errors=True)))
     if isinstance(row.output, str):
         _check_free(row.output, row.options.force)
     video, speech = _at_hand(row.video, folder / "video", tell), _at_hand(row.speech, folder / "speech", tell)
     out = row.output if isinstance(row.output, Path) else folder / f"dubbed{storage.suffix_of(row.output)}"
-    report = dub(video, speech, out, on_progress=tell, **options)
+    report = dub(video, speech, out, row.options, cache=known, on_progress=tell)
     if isinstance(row.output, str):
         tell(PUTTING, 0, None)
         _check_free(row.output, row.options.force)

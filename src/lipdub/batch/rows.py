@@ -6,30 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from lipdub.records import Device, DubReport, Fit, Silence
+from lipdub.options import DubOptions
+from lipdub.records import DubReport
 
-PRESETS: Final = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow")
-"""x264's presets, fastest first."""
 REQUIRED: Final = ("video", "speech", "output")
 """Columns that a manifest must have, and cells that no row may leave empty."""
 
 Location = Path | str
 """Where a file is: a path, or a URL as text (``s3://bucket/talk.mp4``), which ``storage`` fetches and puts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a row is dubbed: the options of ``lipdub.pipeline.dub`` with its defaults, one column of the manifest each."""
-
-    model: str = "base"
-    device: Device = "auto"
-    fit: Fit = "longest"
-    silence: Silence = "close"
-    crf: int = 12
-    preset: str = "veryfast"
-    threads: int | None = None
-    strict: bool = False
-    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +24,7 @@ class Row:
     video: Location
     speech: Location
     output: Location
-    options: Options = Options()
+    options: DubOptions = DubOptions()
     report: Location | None = None
 
 

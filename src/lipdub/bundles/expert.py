@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from lipdub.bundles import bundle
 from lipdub.bundles.bundle import BATCH, GraphTensors
 from lipdub.errors import BundleInvalid
-from lipdub.records import CropSpec, Device, MelSpec
+from lipdub.options import Device
+from lipdub.records import CropSpec, MelSpec
 from lipdub.runtime import Session, open_session
 
 FORMAT_VERSION: Final = 1

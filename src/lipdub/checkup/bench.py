@@ -17,7 +17,7 @@ from lipdub import __version__, media
 from lipdub.checkup import isolated, sample_media
 from lipdub.errors import EncodingFailed, LipdubError, OutputRefused
 from lipdub.media.excerpt import excerpt
-from lipdub.records import Device
+from lipdub.options import Device
 from lipdub.stages import cores
 
 DEFAULT_SECONDS = 20.0
@@ -192,12 +192,11 @@ def _timed(task: Mapping[str, Any]) -> DubSpeed:
 def dub_once(task: Mapping[str, Any]) -> dict[str, Any]:
     """What the fresh process does: one dub with the cache in ``task["cache"]``; what is measured inside it."""
     from lipdub.faces.cache import AnalysisCache
+    from lipdub.options import DubOptions
     from lipdub.pipeline import dub
 
-    report = dub(
-        Path(task["video"]), Path(task["speech"]), Path(task["out"]), model=task["model"], device=task["device"], threads=task["threads"],
-        fit="video", force=True, cache=AnalysisCache(Path(task["cache"])),
-    )  # fmt: skip
+    options = DubOptions(model=task["model"], device=task["device"], threads=task["threads"], fit="video", force=True)
+    report = dub(Path(task["video"]), Path(task["speech"]), Path(task["out"]), options, cache=AnalysisCache(Path(task["cache"])))
     return {
         "frames": report.frames,
         "dubbed": report.dubbed,

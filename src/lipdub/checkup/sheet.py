@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from lipdub import media
 from lipdub.errors import EncodingFailed, OutputRefused
 from lipdub.faces import crop
-from lipdub.faces.detector import FaceDetector, MediapipeDetector
-from lipdub.records import FrameChunk, VideoInfo
+from lipdub.faces.detector import DetectorFactory, FaceDetector, MediapipeDetector
+from lipdub.media.planes import RgbPicture
+from lipdub.records import VideoInfo
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 CELL_PX = 192
@@ -60,12 +61,14 @@ def contact_sheet(
     columns: int = DEFAULT_COLUMNS,
     faces: bool = True,
     force: bool = False,
+    detectors: DetectorFactory = MediapipeDetector,
     on_progress: OnProgress | None = None,
 ) -> SheetReport:
     """Write `out`, a picture of ``rows x columns`` evenly spaced frames of `video` (all of them, where it has fewer).
 
-    faces: below each frame its most prominent face, aligned and enlarged; nothing where there is none. The video is read once,
-    forward; a second time only where its length is unknown or wrongly stated. `out` appears when it is complete, or not at all.
+    faces: below each frame its most prominent face, aligned and enlarged; nothing where there is none. detectors: makes what finds
+    them. The video is read once, forward; a second time only where its length is unknown or wrongly stated. `out` appears when it is
+    complete, or not at all.
 
     Raises:
         OutputRefused, UnreadableMedia, NoVideoStream, EncodingFailed. ValueError: rows or columns outside 1 to ``LONGEST_SIDE``.
@@ -75,7 +78,7 @@ def contact_sheet(
     check_picture(out, inputs=[video], force=force)
     info = media.probe(video)
     with ExitStack() as stack:
-        detector = stack.enter_context(MediapipeDetector()) if faces else None
+        detector = stack.enter_context(closing(detectors())) if faces else None
         cells = _choose(info, rows * columns, detector, on_progress or (lambda stage, done, total: None))
     picture = _arrange(cells, columns)
     _write(picture, out)
@@ -163,15 +166,13 @@ def _clock(time_s: float) -> str:
 def _face(pixels: NDArray[np.uint8], detector: FaceDetector) -> NDArray[np.uint8] | None:
     """The largest face of a frame, aligned, uint8 (CELL_PX, CELL_PX, 3)."""
     detector.reset()  # the frame before lies seconds back
-    found = detector.detect(pixels)
+    picture = RgbPicture(pixels)
+    found = detector.detect(picture)
     if not found:
         return None
     face = max(found, key=lambda one: float((one.box[2] - one.box[0]) * (one.box[3] - one.box[1])))
     similarity = crop.fit_similarity(face.landmarks)
-    outline = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity)
-    alone = FrameChunk(0, pixels[np.newaxis], np.zeros(1, np.int64), Fraction(1, 25))
-    taken = crop.take(alone, np.zeros(1, np.int64), similarity[np.newaxis], outline[np.newaxis], CELL_PX)
-    return np.asarray(taken.pixels[0], np.uint8)
+    return crop.take_one(picture, similarity, CELL_PX)
 
 
 def _arrange(cells: Sequence[_Cell], columns: int) -> NDArray[np.uint8]:

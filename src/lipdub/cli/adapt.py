@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lipdub.cli.console import progress, results, say
-from lipdub.cli.sync import DeviceChoice
 from lipdub.errors import TrainingError
+from lipdub.options import Device
 
 if TYPE_CHECKING:
     from lipdub.train.adapt import Adapted
@@ -34,7 +34,7 @@ def adapt(
     model: Annotated[str, typer.Option(help="Bundle to begin with: a name (base) or a folder.")] = "base",
     minutes: Annotated[float, typer.Option(min=0.1, help="Time to train at most; following the face comes on top.")] = 5.0,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps to train at most; no limit by default.")] = None,
-    device: Annotated[DeviceChoice, typer.Option(help="Where to train.")] = DeviceChoice.auto,
+    device: Annotated[Device, typer.Option(help="Where to train.")] = "auto",
     sheet: Annotated[Path | None, typer.Option(help="Write a picture (.png, .jpg) of held-out frames: true, before, after.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle and a sheet that are there.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
@@ -58,7 +58,7 @@ def adapt(
 
         with progress(quiet=quiet) as tell:
             done = adapt_to(
-                video, output, model=model, settings=AdaptSettings(minutes=minutes, steps=steps), device=device.value, sheet=sheet,
+                video, output, model=model, settings=AdaptSettings(minutes=minutes, steps=steps), device=device, sheet=sheet,
                 command=shlex.join(["lipdub", *sys.argv[1:]]), force=force, on_progress=tell, on_judged=on_judged,
             )  # fmt: skip
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ import typer
 from lipdub import __version__
 from lipdub.cli import adapt, batch, bench, cache, doctor, evaluate, export, memory, prepare, sheet, sync, train
 from lipdub.cli.console import interrupted, say
+from lipdub.cli.dub_options import with_dub_options
 from lipdub.errors import LipdubError
 
 app = typer.Typer(
@@ -25,8 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("sync", epilog=sync.EXAMPLES)(sync.sync)
-app.command("batch", epilog=batch.EXAMPLES)(batch.batch)
+app.command("sync", epilog=sync.EXAMPLES)(with_dub_options(sync.sync))
+app.command("batch", epilog=batch.EXAMPLES)(with_dub_options(batch.batch, panel=batch.PANEL, helps=batch.HELPS))
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("sheet", epilog=sheet.EXAMPLES)(sheet.sheet)
 app.command("memory", epilog=memory.EXAMPLES)(memory.memory)

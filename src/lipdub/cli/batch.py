@@ -10,13 +10,13 @@ import typer
 
 from lipdub.cli.batch_view import BatchView, clock_s, name_of
 from lipdub.cli.console import results, say
-from lipdub.cli.sync import DeviceChoice, FitChoice, PresetChoice, SilenceChoice
 from lipdub.errors import LipdubError, ManifestError
+from lipdub.options import DubOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lipdub.batch import Manifest, Options, Pool, State, Step
+    from lipdub.batch import Manifest, Pool, State, Step
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -35,7 +35,7 @@ EXAMPLES = """
 
   talk.mp4,french.wav,talk_fr.mp4,speech,talk_fr.json
 
-Further columns: model, device, silence, crf, preset, threads, strict, force. Paths start from the manifest's folder; URLs such as
+Further columns: every option of lipdub sync by its name. Paths start from the manifest's folder; URLs such as
 s3://bucket/talk.mp4 are taken, too. As JSON lines (.jsonl), one object a line with the same names.
 
 [bold]Stopped, killed, switched off?[/bold]
@@ -43,24 +43,19 @@ s3://bucket/talk.mp4 are taken, too. As JSON lines (.jsonl), one object a line w
 Run the same command again: what is finished and unchanged is not done again. The state is in MANIFEST.state.jsonl.
 """
 
+PANEL = "Options of lipdub sync, for rows that leave them empty"
+HELPS = {
+    "threads": "Left away, --jobs share the cores out.",
+    "strict": "Rows with a frame that cannot be dubbed fail, unless they say strict=false.",
+    "force": "Replace outputs that are not of this batch, unless their row says force=false.",
+}
+
 
 def batch(
+    defaults: DubOptions,
     manifest: Annotated[
         Path, typer.Argument(help="CSV (UTF-8) or JSON lines with the columns video, speech, output and, if wanted, options of sync.")
     ],
-    model: Annotated[str, typer.Option(help="For rows that leave it empty. Model bundle: a name (base) or a folder.")] = "base",
-    device: Annotated[DeviceChoice, typer.Option(help="For rows that leave it empty; see sync.")] = DeviceChoice.auto,
-    fit: Annotated[FitChoice, typer.Option(help="For rows that leave it empty; see sync.")] = FitChoice.longest,
-    silence: Annotated[SilenceChoice, typer.Option(help="For rows that leave it empty; see sync.")] = SilenceChoice.close,
-    crf: Annotated[int, typer.Option(min=0, max=51, help="For rows that leave it empty; see sync.")] = 12,
-    preset: Annotated[PresetChoice, typer.Option(help="For rows that leave it empty; see sync.")] = PresetChoice.veryfast,
-    threads: Annotated[int | None, typer.Option(min=1, help="For rows that leave it empty. Left away, --jobs share the cores out.")] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Rows with a frame that cannot be dubbed fail, unless they say strict=false.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace outputs that are not of this batch, unless their row says force=false.")
-    ] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=1024, help="Rows at once on this machine.")] = 1,
     ray: Annotated[
         str | None,
@@ -85,13 +80,9 @@ def batch(
     """
     if ray is not None and jobs > 1:
         raise typer.BadParameter("--jobs is for this machine; with --ray the cluster says how many rows run at once")
-    from lipdub.batch import Options, State, batch_lock, lock_path, make_plan, run
+    from lipdub.batch import State, batch_lock, lock_path, make_plan, run
     from lipdub.faces.cache import default_cache
 
-    defaults = Options(
-        model=model, device=device.value, fit=fit.value, silence=silence.value, crf=crf, preset=preset.value,
-        threads=threads, strict=strict, force=force,
-    )  # fmt: skip
     cache = not no_cache and default_cache() is not None
     # Without a lock, a dry run may look at a batch that is running; without a file, there is nothing to lock.
     with nullcontext() if dry_run or not manifest.is_file() else batch_lock(manifest):
@@ -118,7 +109,7 @@ def batch(
         raise typer.Exit(1)
 
 
-def _checked(manifest: Path, defaults: Options, state: State, skip_existing: bool) -> Manifest:
+def _checked(manifest: Path, defaults: DubOptions, state: State, skip_existing: bool) -> Manifest:
     """The manifest, with every problem said on its own line before the error."""
     from lipdub.batch import check_manifest
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lipdub.cli.console import progress, results, say
-from lipdub.cli.sync import DeviceChoice
+from lipdub.options import Device
 
 if TYPE_CHECKING:
     from lipdub.checkup.bench import BenchReport, DubSpeed
@@ -33,9 +33,7 @@ def bench(
         Path | None, typer.Argument(help="Video to dub; a portrait of 1280 x 720 pixels that moves a little by default.")
     ] = None,
     model: Annotated[str, typer.Option(help="Model bundle: a name (base) or a folder.")] = "base",
-    device: Annotated[
-        DeviceChoice, typer.Option(help="cuda fails, rather than falls back, where CUDA does not really load.")
-    ] = DeviceChoice.auto,
+    device: Annotated[Device, typer.Option(help="cuda fails, rather than falls back, where CUDA does not really load.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of the networks; see sync.")] = None,
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="How much of the video, from its start.")] = 20.0,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON to this file.")] = None,
@@ -52,7 +50,7 @@ def bench(
         check_file(json, force=force)
     try:
         with progress(quiet=quiet) as tell:
-            report = measure(video, model=model, device=device.value, threads=threads, seconds=seconds, on_progress=tell)
+            report = measure(video, model=model, device=device, threads=threads, seconds=seconds, on_progress=tell)
     except KeyboardInterrupt:
         say("stopped; nothing was written")
         raise typer.Exit(130) from None

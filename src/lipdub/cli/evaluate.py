@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lipdub.cli.console import progress, results, say
-from lipdub.cli.sync import DeviceChoice, SilenceChoice
+from lipdub.options import Device, Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,10 +48,10 @@ def evaluate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
     seconds_min: Annotated[float, typer.Option(min=0, help="--set: clips of folders that are shorter are left out.")] = 8.0,
     only: Annotated[str, typer.Option(help="--set: just the clips whose file name holds this.")] = "",
-    silence: Annotated[SilenceChoice, typer.Option(help="--set: what the mouth does in pauses; see sync.")] = SilenceChoice.close,
+    silence: Annotated[Silence, typer.Option(help="--set: what the mouth does in pauses; see sync.")] = "close",
     expert: Annotated[str, typer.Option(help="Sync expert, a name or a folder.")] = "expert",
     syncnet: Annotated[Path | None, typer.Option(help="Weights of the public SyncNet (syncnet_v2.model), for LSE-D and LSE-C.")] = None,
-    device: Annotated[DeviceChoice, typer.Option(help="--set: where the model runs.")] = DeviceChoice.cpu,
+    device: Annotated[Device, typer.Option(help="--set: where the model runs.")] = "cpu",
     jobs: Annotated[int, typer.Option(min=1, help="--set: clips measured at the same time.")] = 1,
     pieces: Annotated[
         Path | None,
@@ -71,8 +71,8 @@ def evaluate(
 
             opened, key = _public(syncnet)
             options = SetOptions(
-                model=model, out=output, pieces=pieces or output / "pieces", silence=silence.value, expert=expert,
-                device=device.value, open_public=opened, public_key=key,
+                model=model, out=output, pieces=pieces or output / "pieces", silence=silence, expert=expert,
+                device=device, open_public=opened, public_key=key,
             )  # fmt: skip
             _evaluate_set(paths, with_threads(options, jobs), seconds_min, only, jobs, json_file, force=force, quiet=quiet)
         else:

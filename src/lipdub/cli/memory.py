@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lipdub.cli.console import progress, results, say
-from lipdub.cli.sync import DeviceChoice
+from lipdub.options import Device
 
 if TYPE_CHECKING:
     from lipdub.memory_view import MemoryReport
@@ -43,7 +43,7 @@ def memory(
     voice: Annotated[str, typer.Option(help="Voice for --espeak: a language, with a variant after a plus sign.")] = "en-us",
     start: Annotated[float, typer.Option(min=0.0, metavar="SECONDS", help="Where the picture of the address over time begins.")] = 0.0,
     seconds: Annotated[float, typer.Option(min=0.1, max=120.0, help="How much of the speech that picture shows.")] = 10.0,
-    device: Annotated[DeviceChoice, typer.Option(help="Where the networks run; cuda fails where CUDA does not load.")] = DeviceChoice.auto,
+    device: Annotated[Device, typer.Option(help="Where the networks run; cuda fails where CUDA does not load.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of the networks; all cores by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the pictures if they exist.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
@@ -70,7 +70,7 @@ def memory(
                 phonemes = synthesise(espeak, voice, speech)
             speech = speech or _example("speech.wav", "--speech with a sound file")
             done = look(
-                model, speech, face, output, alignment=phonemes, start_s=start, seconds=seconds, device=device.value, threads=threads,
+                model, speech, face, output, alignment=phonemes, start_s=start, seconds=seconds, device=device, threads=threads,
                 force=force, keep_speech=espeak is not None, on_progress=tell,
             )  # fmt: skip
     except KeyboardInterrupt:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lipdub.cli.console import progress, results, say
+from lipdub.options import DubOptions
 
 if TYPE_CHECKING:
     from lipdub.records import DubReport
@@ -24,68 +24,11 @@ EXAMPLES = """
 """
 
 
-class DeviceChoice(str, Enum):
-    """Where the networks run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class FitChoice(str, Enum):
-    """What decides the length of the output."""
-
-    longest = "longest"
-    video = "video"
-    speech = "speech"
-
-
-class SilenceChoice(str, Enum):
-    """What the mouth does while the speech pauses."""
-
-    close = "close"
-    keep = "keep"
-    off = "off"
-
-
-class PresetChoice(str, Enum):
-    """x264's presets."""
-
-    ultrafast = "ultrafast"
-    superfast = "superfast"
-    veryfast = "veryfast"
-    faster = "faster"
-    fast = "fast"
-    medium = "medium"
-    slow = "slow"
-    slower = "slower"
-    veryslow = "veryslow"
-
-
 def sync(
+    options: DubOptions,
     video: Annotated[Path, typer.Argument(help="Video of a person speaking, or a photo.")],
     speech: Annotated[Path, typer.Argument(help="The new speech: any file with sound, a video, too.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Dubbed video to write: .mp4, .mov or .mkv.")],
-    model: Annotated[str, typer.Option(help="Model bundle: a name (base) or a folder.")] = "base",
-    device: Annotated[
-        DeviceChoice, typer.Option(help="cuda fails, rather than falls back, where CUDA does not really load.")
-    ] = DeviceChoice.auto,
-    fit: Annotated[
-        FitChoice,
-        typer.Option(
-            help="longest: nothing of picture and speech is lost (a longer speech plays the picture back and forth, a longer "
-            "picture goes on with a resting mouth). video, speech: cut to the one named."
-        ),
-    ] = FitChoice.longest,
-    silence: Annotated[
-        SilenceChoice,
-        typer.Option(help="Pauses of the speech: close the mouth, keep the source's own picture, or off (draw what the model hears)."),
-    ] = SilenceChoice.close,
-    crf: Annotated[int, typer.Option(min=0, max=51, help="Quality of the encoding: lower is better and larger; 0 loses nothing.")] = 12,
-    preset: Annotated[PresetChoice, typer.Option(help="Speed of the encoding against size.")] = PresetChoice.veryfast,
-    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of the networks; all cores by default.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if any frame cannot be dubbed, instead of passing it through.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")] = False,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Look for the face anew, and keep nothing of it for the next language; see lipdub cache.")
     ] = False,
@@ -99,13 +42,9 @@ def sync(
         from lipdub.reports import check_report, write_report
 
         if report is not None:
-            check_report(report, inputs=[video, speech], output=output, force=force)
+            check_report(report, inputs=[video, speech], output=output, force=options.force)
         with progress(quiet=quiet) as tell:
-            done = dub(
-                video, speech, output, model=model, device=device.value, fit=fit.value, silence=silence.value, crf=crf,
-                preset=preset.value, threads=threads, strict=strict, force=force, on_progress=tell,
-                cache=None if no_cache else default_cache(),
-            )  # fmt: skip
+            done = dub(video, speech, output, options, cache=None if no_cache else default_cache(), on_progress=tell)
     except KeyboardInterrupt:
         say("stopped; nothing was written")
         raise typer.Exit(130) from None
@@ -124,7 +63,7 @@ def show(report: DubReport) -> None:
     table.add_column(style="bold")
     table.add_column()
     table.add_row("frames", f"{report.frames} ({report.output_s:.2f} s)")
-    table.add_row("dubbed", f"{report.dubbed}, of them {report.silent_frames} in pauses (--silence {report.silence})")
+    table.add_row("dubbed", f"{report.dubbed}, of them {report.silent_frames} in pauses (--silence {report.options.silence})")
     table.add_row("passed through", _passed(report))
     table.add_row("speed", f"{report.frames_per_s:.1f} frames/s, {report.wall_s:.1f} s in all")
     if report.analysis_cached:

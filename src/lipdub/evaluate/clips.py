@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from lipdub import media
 from lipdub.errors import LipdubError, UnreadableMedia
-from lipdub.records import FrameChunk
 
 SOUND_HZ = 16000
 SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".m4v"}
@@ -91,13 +90,13 @@ def cut_pictures(video: Path, out: Path, first: int, end: int, *, crf: int = 0, 
     info = media.probe(video)
     with media.Writer(out, replace(info, duration_s=None), crf=crf, preset=preset) as writer:
         shift: int | None = None
-        with closing(media.read_frames(video)) as chunks:
+        with closing(media.read_planes(video)) as chunks:
             for chunk in chunks:
                 low, high = max(first, chunk.index), min(end, chunk.index + len(chunk))
                 if low < high:
-                    here = slice(low - chunk.index, high - chunk.index)
-                    shift = int(chunk.pts[here][0]) if shift is None else shift
-                    writer.write(FrameChunk(low - first, chunk.pixels[here], chunk.pts[here] - shift, chunk.time_base))
+                    part = chunk.part(low - chunk.index, high - chunk.index)
+                    shift = int(part.pts[0]) if shift is None else shift
+                    writer.write(part.timed(low - first, part.pts - shift, part.time_base))
                 if chunk.index + len(chunk) > end and shift is not None:
                     # What is cut off says how long the last picture is shown.
                     writer.end_s = (int(chunk.pts[end - chunk.index]) - shift) * chunk.time_base

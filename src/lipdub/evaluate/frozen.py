@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from lipdub.bundles.bundle import BundleSpec
 from lipdub.faces.track import FaceTrack
-from lipdub.generators import Recall
 from lipdub.records import Copied, Drawn
 
 
@@ -20,24 +19,14 @@ class FrozenMouth:
         self._spec = spec
 
     @property
-    def spec(self) -> BundleSpec:
-        """Of the model that it stands beside."""
-        return self._spec
-
-    @property
     def provider(self) -> str:
         """No network runs."""
         return "none"
 
     @property
-    def batch(self) -> int:
+    def preferred_batch(self) -> int:
         """Nothing is gained by many at once."""
         return 8
-
-    def recall(self, windows: NDArray[np.float32]) -> Recall:
-        """The same for all sounds: every slot alike, and no lip feature; see `lipdub.generators.Generator`."""
-        address = np.full((len(windows), self._spec.slots), 1 / self._spec.slots, np.float32)
-        return Recall(address, np.zeros((len(windows), self._spec.lip_channels), np.float32))
 
     def draw(self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]) -> Drawn:
         """The targets with the drawn box of the references, all of it copied from its own place."""

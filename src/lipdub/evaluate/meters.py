@@ -22,8 +22,10 @@ from lipdub.evaluate.pixels import (
     ssim_map,
     ssim_mouth,
 )
-from lipdub.evaluate.watch import Sight, take_one, unit_px
+from lipdub.evaluate.watch import Sight, unit_px
+from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
+from lipdub.media.planes import RgbPicture
 from lipdub.paste.mask import mask_of
 from lipdub.records import CropSpec
 
@@ -69,8 +71,8 @@ class PictureMeters:
             self._mouths.clear()
             return
         aligned = self.track.similarity[sight.row]
-        dub, source = (luma_of(take_one(pixels, aligned, FACE_PX)) for pixels in (sight.pixels, sight.source))
-        native = [luma_of(take_one(pixels, aligned, self._native_px)) for pixels in (sight.pixels, sight.source)]
+        dub, source = (luma_of(crop.take_one(RgbPicture(pixels), aligned, FACE_PX)) for pixels in (sight.pixels, sight.source))
+        native = [luma_of(crop.take_one(RgbPicture(pixels), aligned, self._native_px)) for pixels in (sight.pixels, sight.source)]
         self._sharp.append((sharpness(dub), sharpness(source)))
         self._sharp_native.append((sharpness(native[0]), sharpness(native[1])))
         self._edges.append((gradient_energy(native[0]), gradient_energy(native[1])))
@@ -119,7 +121,7 @@ class FidelityMeters:
         if sight.source is None or self.track.why[sight.row] != DUBBED:
             return
         aligned = self.track.similarity[sight.row]
-        one, other = (take_one(pixels, aligned, FACE_PX).astype(np.float32) for pixels in (sight.pixels, sight.source))
+        one, other = (crop.take_one(RgbPicture(pixels), aligned, FACE_PX).astype(np.float32) for pixels in (sight.pixels, sight.source))
         similarity = ssim_map(luma_of(one), luma_of(other))
         self._found.append((psnr(one, other), ssim_face(similarity), psnr(mouth_of(one), mouth_of(other)), ssim_mouth(similarity)))
 

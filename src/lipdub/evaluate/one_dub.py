@@ -18,8 +18,9 @@ from lipdub.evaluate.scoring import Known, faces_at, open_judges, score
 from lipdub.evaluate.sync import PublicSync
 from lipdub.evaluate.watch import same_file, tracked
 from lipdub.evaluate.whole_set import FIGURES_VERSION, address_of
+from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.track import NO_FACE
-from lipdub.generators import open_generator
+from lipdub.model import open_model
 
 OnProgress = Callable[[str, int, int | None], None]
 LONGEST_HEAT_S = 60.0
@@ -35,12 +36,13 @@ def evaluate_dub(
     model: str = "base",
     expert: str = "expert",
     public: PublicSync | None = None,
+    detectors: DetectorFactory = MediapipeDetector,
     on_progress: OnProgress | None = None,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The scorecard of `dubbed`, ready for JSON, and its pictures by file name ending.
 
     source: the video that was dubbed, speech: with what. truth: the video whose mouth really spoke it; without it the figures that need
-    it are left out, and say so. model: whose crop and mask drew it, and whose address is shown.
+    it are left out, and say so. model: whose crop and mask drew it, and whose address is shown. detectors: makes what finds faces.
 
     Raises UnreadableMedia, NoVideoStream, NoAudioStream, BundleNotFound, BundleInvalid. NoFaceFound: none in the source.
     """
@@ -48,11 +50,11 @@ def evaluate_dub(
     for video in (dubbed, source, *([] if truth is None else [truth])):
         media.probe(video)  # a wrong path is told before minutes of work
     media.audio_duration_s(speech)
-    generator = open_generator(model, device="cpu")
+    opened = open_model(model, device="cpu")
     judges = open_judges(expert, public=public)
     with ExitStack() as stack:
         tell("finding faces", 0, None)
-        known = Known(source, tracked(source, size=generator.spec.crop.size))
+        known = Known(source, tracked(source, size=opened.spec.crop.size, detectors=detectors))
         stack.enter_context(closing(known.track.references))
         if (known.track.why == NO_FACE).all():
             raise NoFaceFound(f"no face in '{source}'; there is nothing to compare, is it the video that was dubbed?")
@@ -60,19 +62,19 @@ def evaluate_dub(
         if truth is not None:
             true = known
             if not same_file(truth, source):
-                true = Known(truth, tracked(truth, size=generator.spec.crop.size))
+                true = Known(truth, tracked(truth, size=opened.spec.crop.size, detectors=detectors))
                 stack.enter_context(closing(true.track.references))
         own = openings_of(known.track)
         found = score(
-            dubbed, known, speech, mask=generator.spec.crop, truth=true, unwanted=None if true is known else own, judges=judges,
-            on_frame=lambda done: tell("comparing", done, len(known.track)),
+            dubbed, known, speech, mask=opened.spec.crop, truth=true, unwanted=None if true is known else own, judges=judges,
+            detectors=detectors, on_frame=lambda done: tell("comparing", done, len(known.track)),
         )  # fmt: skip
         times_s = found.drawn.times_s
         strips = [found.source_strip, found.strip]
         if true is not None and true is not known:
             strips.append(faces_at(true, found.strip_s))
     pictures = {".strip.jpg": encoded(strip(strips), ".jpg")} if len(found.strip) else {}
-    address = address_of(generator, speech, times_s[times_s <= LONGEST_HEAT_S])
+    address = address_of(opened, speech, times_s[times_s <= LONGEST_HEAT_S])
     pictures[".address.png"] = encoded(heat_map(address), ".png")
     curves = {"times_s": times_s.tolist(), "drawn": found.drawn.opening.tolist(), "source": own.at(times_s).tolist()}
     if true is not None:
@@ -95,5 +97,5 @@ def evaluate_dub(
     }
     answer = plain(record)
     assert isinstance(answer, dict)
-    settings = {"model": generator.spec.name, "figures": str(FIGURES_VERSION), "lipdub": __version__}
+    settings = {"model": opened.spec.name, "figures": str(FIGURES_VERSION), "lipdub": __version__}
     return dub_scorecard(answer, settings), pictures

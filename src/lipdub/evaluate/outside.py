@@ -56,10 +56,7 @@ def outside_mask(track: FaceTrack, number: int, spec: CropSpec, shape: tuple[int
     if track.why[number] != DUBBED:
         return np.ones(shape, bool)
     mask = mask_of((track.outline[number].astype(np.float32) * spec.size).astype(np.float32), spec)
-    # Crop px to frame px, pixel centres at whole numbers, as crop.take has it.
-    to_frame = crop.unit_to_frame(track.similarity[number][None])[0]
-    to_frame[:, :2] /= spec.size
-    to_frame[:, 2] += to_frame[:, :2] @ np.array([0.5, 0.5]) - 0.5
+    to_frame = crop.crop_to_frame(track.similarity[number][None], spec.size)[0]
     height, width = shape
     reached = (cv2.warpAffine(mask, to_frame, (width, height), flags=cv2.INTER_LINEAR) > 0).astype(np.uint8)
     side = 2 * GROW_PX + 1

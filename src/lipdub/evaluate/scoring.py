@@ -20,8 +20,11 @@ from lipdub.evaluate.meters import FidelityMeters, PictureMeters
 from lipdub.evaluate.openings import Openings, openings_of
 from lipdub.evaluate.scorecard import FIGURES
 from lipdub.evaluate.sync import GridCrops, PublicSync, SyncExpert, embed_centred, embed_forward, sync_of
-from lipdub.evaluate.watch import Frames, Sight, lips_at, same_file, side_by_side, take_one, unit_px
+from lipdub.evaluate.watch import Frames, Sight, lips_at, same_file, side_by_side, unit_px
+from lipdub.faces import crop
+from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.track import NO_FACE, FaceTrack
+from lipdub.media.planes import RgbPicture
 from lipdub.records import CropSpec, MelSpec
 from lipdub.speech.mel import SILENCE, MelTrack
 
@@ -98,7 +101,7 @@ class _Strip:
 
 def lower_face(pixels: NDArray[np.uint8], similarity: NDArray[np.float64]) -> NDArray[np.uint8]:
     """From the nose to below the chin, uint8 (STRIP_PX, STRIP_PX, 3), of a frame's aligned face."""
-    face = take_one(pixels, similarity, STRIP_FACE_PX)
+    face = crop.take_one(RgbPicture(pixels), similarity, STRIP_FACE_PX)
     return face[_STRIP_TOP : _STRIP_TOP + STRIP_PX, _STRIP_LEFT : _STRIP_LEFT + STRIP_PX]
 
 
@@ -129,13 +132,14 @@ def score(
     truth: Known | None = None,
     unwanted: Openings | None = None,
     judges: Judges | None = None,
+    detectors: DetectorFactory = MediapipeDetector,
     on_frame: Callable[[int], None] | None = None,
 ) -> Score:
     """Score the dub of `source` with `speech` that lies at `dubbed`.
 
     mask: crop of the model that drew it. truth: the video whose mouth really spoke `speech`; where it is the source itself, its pixels
-    are the true ones, and compared. unwanted: openings that the dub must not show (the source's own). on_frame: told the number of
-    frames done.
+    are the true ones, and compared. unwanted: openings that the dub must not show (the source's own). detectors: makes what finds faces.
+    on_frame: told the number of frames done.
 
     Raises UnreadableMedia, NoVideoStream, NoAudioStream.
     """
@@ -148,7 +152,7 @@ def score(
     with ExitStack() as stack:
         expert_crops = None if judges.expert is None else stack.enter_context(GridCrops(judges.expert.spec.crop.size))
         public_crops = None if judges.public is None else stack.enter_context(GridCrops(judges.public.size))
-        for sight in side_by_side(dubbed, source.path, source.track):
+        for sight in side_by_side(dubbed, source.path, source.track, detectors=detectors):
             times.append(sight.time_s)
             drawn.append(sight.opening)
             lips.append(sight.lips)
@@ -159,9 +163,11 @@ def score(
             strip.add(sight)
             aligned = source.track.similarity[sight.row] if had_face[-1] else None
             if expert_crops is not None:
-                expert_crops.add(sight.time_s, None if aligned is None else take_one(sight.pixels, aligned, expert_crops.size))
+                expert_crops.add(
+                    sight.time_s, None if aligned is None else crop.take_one(RgbPicture(sight.pixels), aligned, expert_crops.size)
+                )
             if public_crops is not None:
-                upright = None if aligned is None else take_one(sight.pixels, public_crop(aligned), public_crops.size)
+                upright = None if aligned is None else crop.take_one(RgbPicture(sight.pixels), public_crop(aligned), public_crops.size)
                 public_crops.add(sight.time_s, upright)
             if on_frame is not None:
                 on_frame(len(times))

@@ -1,6 +1,6 @@
 """Reading videos side by side: the face of each one, and the dub beside its source, frame by frame.
 
-Every video is analysed once (``tracked``, kept in a folder until the file changes); a dub is decoded once, its source beside it. Full
+Every video is analysed once (``tracked``, kept in a folder until the file changes); a dub is read once, its source beside it. Full
 frames are held a chunk at a time.
 """
 
@@ -10,9 +10,8 @@ import filecmp
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,8 @@ from lipdub import media
 from lipdub.errors import UnreadableMedia
 from lipdub.evaluate.openings import Openings, nearest, openings_of
 from lipdub.faces import crop
-from lipdub.faces.detector import FaceDetector, MediapipeDetector
-from lipdub.faces.follow import analyse, repeat_still
+from lipdub.faces.detector import DetectorFactory, MediapipeDetector
+from lipdub.faces.follow import follow
 from lipdub.faces.landmarks import LIPS, opening_of
 from lipdub.faces.track import NO_FACE, FaceTrack
 from lipdub.records import Face, FrameChunk
@@ -34,23 +33,21 @@ SMALLEST_REFERENCE_PX = 16
 CHUNK_BYTES = 16 * 2**20
 SAME_PLACE = 0.25
 """A face whose middle lies further than this from where the source's is (unit crop) is somebody else's."""
-_NO_OUTLINE = np.zeros((1, len(crop.OUTLINE), 2), np.float32)
 
 
-def tracked(video: Path, *, size: int, cache: Path | None = None) -> FaceTrack:
+def tracked(video: Path, *, size: int, cache: Path | None = None, detectors: DetectorFactory = MediapipeDetector) -> FaceTrack:
     """The face of one person in every frame of `video`, as a dub sees it; its reference store is the caller's to close.
 
-    size: side of the reference crops, px. cache: folder where it is kept until the file changes. Raises UnreadableMedia, NoVideoStream.
+    size: side of the reference crops, px. cache: folder where it is kept until the file changes. detectors: makes what finds faces.
+
+    Raises UnreadableMedia, NoVideoStream.
     """
     kept = None if cache is None else cache / f"{video.stem[:80]}.{file_key(video, f'track {CACHE_VERSION} {size}')}.npz"
     if kept is not None and kept.exists():
         # One that another lipdub wrote, or that was cut off by a crash of the machine, is made again.
         with suppress(OSError, ValueError, KeyError):
             return FaceTrack.load(kept)
-    with MediapipeDetector() as detector, closing(media.read_frames(video)) as chunks:
-        track = analyse(chunks, detector, size=size)
-    if media.probe(video).is_still:
-        track = repeat_still(track)
+    track, _ = follow(video, media.probe(video), size=size, detectors=detectors)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with media.part_file(kept) as part:
@@ -81,12 +78,6 @@ def same_file(one: Path, other: Path) -> bool:
         return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
     except OSError:
         return False
-
-
-def take_one(pixels: NDArray[np.uint8], similarity: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
-    """One aligned crop, uint8 (size, size, 3), of a frame (H, W, 3) by a frame-to-unit `similarity` (4,)."""
-    alone = FrameChunk(0, pixels[np.newaxis], np.zeros(1, np.int64), Fraction(1, 25))
-    return np.asarray(crop.take(alone, np.zeros(1, np.int64), similarity[np.newaxis], _NO_OUTLINE, size).pixels[0], np.uint8)
 
 
 def unit_px(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -137,34 +128,37 @@ class Sight:
     lips: NDArray[np.float32]
 
 
-def side_by_side(dubbed: Path, source: Path, track: FaceTrack, *, detector: FaceDetector | None = None) -> Iterator[Sight]:
+def side_by_side(dubbed: Path, source: Path, track: FaceTrack, *, detectors: DetectorFactory = MediapipeDetector) -> Iterator[Sight]:
     """The frames of `dubbed`, each with the frame of `source` that it shows: the one at the same time (of a photo, the photo).
 
     track: of `source`. Of several faces the one that lies where the source's does is looked at. A dub that goes on beyond its source's
-    end (``--fit longest``) has no source frames there. Raises UnreadableMedia, NoVideoStream.
+    end (``--fit longest``) has no source frames there. detectors: makes what finds faces. Raises UnreadableMedia, NoVideoStream.
     """
     step_s = float(np.median(np.diff(track.times_s))) if len(track) > 1 else 0.0
     still = media.probe(source).is_still
     times_s = track.times_s
     shot = -1
-    with Frames(source) as sources, closing(media.read_frames(dubbed, chunk_bytes=CHUNK_BYTES)) as chunks:
-        finder = detector or MediapipeDetector()
-        with closing(finder):
-            for chunk in chunks:
-                rows = np.zeros(len(chunk), np.int64) if still else nearest(times_s, chunk.times_s, step_s / 2)
-                for offset, row in enumerate(rows.tolist()):
-                    beside = None if row < 0 else sources.at(row)
-                    if beside is None:
-                        row = -1
-                    if row >= 0 and track.shot[row] != shot:
-                        if shot >= 0:
-                            finder.reset()
-                        shot = int(track.shot[row])
-                    pixels = chunk.pixels[offset]
-                    aligned = track.similarity[row] if row >= 0 and track.why[row] != NO_FACE else None
-                    face = _face_at(finder.detect(pixels), aligned)
-                    time_s = float(chunk.times_s[offset])
-                    yield Sight(chunk.index + offset, time_s, row, pixels, beside, *_mouth(face, aligned))
+    with ExitStack() as stack:
+        sources, shown = stack.enter_context(Frames(source)), stack.enter_context(Frames(dubbed))
+        # The detector sees planes, as when `track` was made; figures are of RGB.
+        chunks = stack.enter_context(closing(media.read_planes(dubbed)))
+        detector = stack.enter_context(closing(detectors()))
+        for chunk in chunks:
+            rows = np.zeros(len(chunk), np.int64) if still else nearest(times_s, chunk.times_s, step_s / 2)
+            for offset, row in enumerate(rows.tolist()):
+                beside = None if row < 0 else sources.at(row)
+                if beside is None:
+                    row = -1
+                if row >= 0 and track.shot[row] != shot:
+                    if shot >= 0:
+                        detector.reset()
+                    shot = int(track.shot[row])
+                pixels = shown.at(chunk.index + offset)
+                assert pixels is not None
+                aligned = track.similarity[row] if row >= 0 and track.why[row] != NO_FACE else None
+                face = _face_at(detector.detect(chunk.picture(offset)), aligned)
+                time_s = float(chunk.times_s[offset])
+                yield Sight(chunk.index + offset, time_s, row, pixels, beside, *_mouth(face, aligned))
 
 
 def openings_beside(dubbed: Path, source: Path, track: FaceTrack) -> Openings:

@@ -40,10 +40,11 @@ from lipdub.evaluate.scorecard import plain, summarise
 from lipdub.evaluate.scoring import Judges, Known, Score, faces_at, open_judges, score
 from lipdub.evaluate.sync import PublicSync
 from lipdub.evaluate.watch import file_key, tracked
-from lipdub.generators import Generator, open_generator
-from lipdub.pipeline import DEFAULT_CRF, DEFAULT_PRESET, dub
-from lipdub.records import Device, Fit, Silence
-from lipdub.speech.mel import cut_windows, log_mel
+from lipdub.faces.detector import DetectorFactory, MediapipeDetector
+from lipdub.model import Model, open_model
+from lipdub.options import Device, DubOptions, Fit, Silence
+from lipdub.pipeline import dub
+from lipdub.speech.lip_track import lips_at
 
 FIGURES_VERSION = 3
 """Goes up whenever a figure is measured otherwise than before: kept results are measured again then."""
@@ -59,7 +60,7 @@ class SetOptions:
     """What every clip is measured with.
 
     model: bundle by name or folder. out: folder for results and dubs; pieces: folder for what does not depend on the model. expert: by
-    name or folder. open_public: opens the public SyncNet, and `public_key` names its weights.
+    name or folder. open_public: opens the public SyncNet, and `public_key` names its weights. detectors: makes what finds faces.
     """
 
     model: str
@@ -71,6 +72,7 @@ class SetOptions:
     threads: int = 1
     open_public: Callable[[], PublicSync] | None = field(default=None, compare=False)
     public_key: str = ""
+    detectors: DetectorFactory = field(default=MediapipeDetector, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,11 +314,11 @@ def _kept(task: Task, options: SetOptions, settings: dict[str, str]) -> dict[str
 
 
 @lru_cache(maxsize=1)
-def _opened(options: SetOptions) -> tuple[Generator, Judges]:
+def _opened(options: SetOptions) -> tuple[Model, Judges]:
     """The model and the judges, once per process."""
-    generator = open_generator(options.model, device=options.device, threads=options.threads)
+    model = open_model(options.model, device=options.device, threads=options.threads)
     public = None if options.open_public is None else options.open_public()
-    return generator, open_judges(options.expert, threads=options.threads, public=public)
+    return model, open_judges(options.expert, threads=options.threads, public=public)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,25 +340,24 @@ def measure_clip(options: SetOptions, task: Task) -> tuple[dict[str, Any], dict[
 
     Raises LipdubError where the clip cannot be measured.
     """
-    generator, judges = _opened(options)
-    size = generator.spec.crop.size
+    model, judges = _opened(options)
+    size = model.spec.crop.size
     pieces = cut_clip(task, options.pieces)
-    tracks = options.pieces / "tracks"
+    known = partial(tracked, size=size, cache=options.pieces / "tracks", detectors=options.detectors)
     with ExitStack() as stack:
-        source = Known(pieces.picture, tracked(pieces.picture, size=size, cache=tracks))
+        source = Known(pieces.picture, known(pieces.picture))
         stack.enter_context(closing(source.track.references))
-        truth = Known(pieces.truth, tracked(pieces.truth, size=size, cache=tracks))
+        truth = Known(pieces.truth, known(pieces.truth))
         stack.enter_context(closing(truth.track.references))
         own, true = openings_of(source.track), openings_of(truth.track)
-        against = partial(score, mask=generator.spec.crop, judges=judges)
+        against = partial(score, mask=model.spec.crop, judges=judges, detectors=options.detectors)
 
         def dubbed(row: str, sound: Path, *, fit: Fit = "video", frozen: bool = False) -> Path:
             out = options.out / "dubbed" / f"{task.name}.{row}.mp4"
-            track = tracked(pieces.picture, size=size, cache=tracks)
-            dub(
-                pieces.picture, sound, out, fit=fit, silence="off" if frozen else options.silence, threads=options.threads, force=True,
-                generator=FrozenMouth(generator.spec) if frozen else generator, track=with_one_reference(track) if frozen else track,
-            )  # fmt: skip
+            track = known(pieces.picture)
+            choices = DubOptions(fit=fit, silence="off" if frozen else options.silence, threads=options.threads, force=True)
+            drawn_by = replace(model, generator=FrozenMouth(model.spec)) if frozen else model
+            dub(pieces.picture, sound, out, choices, model=drawn_by, track=with_one_reference(track) if frozen else track)
             return out
 
         cross = against(dubbed("cross", pieces.first_sound), source, pieces.first_sound, truth=truth, unwanted=own)
@@ -374,7 +375,7 @@ def measure_clip(options: SetOptions, task: Task) -> tuple[dict[str, Any], dict[
         frozen = dubbed("frozen", pieces.first_sound, frozen=True)
         scores["frozen"] = against(frozen, source, pieces.first_sound, truth=truth, unwanted=own)
         scores["frozen_own"] = against(frozen, source, pieces.own_sound, truth=source)
-        address = address_of(generator, pieces.first_sound, cross.drawn.times_s)
+        address = address_of(model, pieces.first_sound, cross.drawn.times_s)
         pictures = _pictures(cross, truth, address)
     return {**_record(task, scores, own, true), "address_max": float(address.max(initial=0))}, pictures
 
@@ -414,12 +415,10 @@ def _pictures(cross: Score, truth: Known, address: NDArray[np.float32]) -> dict[
     return pictures
 
 
-def address_of(generator: Generator, sound: Path, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+def address_of(model: Model, sound: Path, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
     """The model's address over its slots for the sound at `times_s` (N,): float32 (N, slots)."""
-    spec = generator.spec.mel
-    with closing(media.read_audio(sound, spec.sample_rate_hz)) as blocks:
-        mel = log_mel(np.concatenate(list(blocks)), spec)
-    return generator.recall(cut_windows(mel, times_s, spec)).address
+    with closing(lips_at(sound, model.memory, times_s)) as pieces:
+        return np.concatenate([np.empty((0, model.spec.slots), np.float32), *(lips.address for lips in pieces)])
 
 
 def cut_clip(task: Task, folder: Path) -> Pieces:
@@ -452,7 +451,7 @@ def cut_clip(task: Task, folder: Path) -> Pieces:
     if not pieces.truth.exists():
         cut_pictures(clip, pieces.truth, 0, middle)
     if not pieces.copy.exists():
-        cut_pictures(clip, pieces.copy, 0, middle, crf=DEFAULT_CRF, preset=DEFAULT_PRESET)
+        cut_pictures(clip, pieces.copy, 0, middle, crf=DubOptions().crf, preset=DubOptions().preset)
     seconds = seconds_of(pieces.picture)
     if not pieces.first_sound.exists():
         cut_sound(clip, pieces.first_sound, middle_s)
@@ -468,7 +467,7 @@ def cut_clip(task: Task, folder: Path) -> Pieces:
 
 def _times_of(video: Path) -> NDArray[np.float64]:
     """Times of all frames, float64 (N,)."""
-    with closing(media.read_frames(video)) as chunks:
+    with closing(media.read_planes(video)) as chunks:
         return np.concatenate([chunk.times_s for chunk in chunks])
 
 

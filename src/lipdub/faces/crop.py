@@ -1,4 +1,4 @@
-"""Aligned crops and back: ``take`` and ``paste`` are the two inverse warps; mask and colour matching live beside them.
+"""Aligned crops: the similarity that brings a face to the template, and ``take``, which cuts it out.
 
 *Unit crop* coordinates are crop px divided by the crop side S, so they hold for every model. A frame-to-unit transform is a
 similarity, stored as four numbers (a, b, tx, ty): ``unit = [[a, -b], [b, a]] @ frame + [tx, ty]``.
@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.media.planes import Picture, YuvChunk, picture_of
-from lipdub.records import Crops, FrameChunk
+from lipdub.media.planes import Picture, YuvChunk
+from lipdub.records import Crops
 
 # Points that speech does not move (eye corners, brows, nose bridge; no eyelids, no nose tip, no jaw) and where they lie in
 # the unit crop: the mean of 93 near-frontal people of the training footage, made symmetric, outer eye corners 0.38 apart at
@@ -62,29 +62,30 @@ def unit_to_frame(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
     return inverse
 
 
-def take(
-    chunk: FrameChunk | YuvChunk,
-    rows: NDArray[np.int64],
-    similarities: NDArray[np.float64],
-    outlines: NDArray[np.float32],
-    size: int,
-    *,
-    sharp: bool = False,
-) -> Crops:
+def take(chunk: YuvChunk, rows: NDArray[np.int64], similarities: NDArray[np.float64], outlines: NDArray[np.float32], size: int) -> Crops:
     """Aligned crops of side `size` px of the chunk's frames `rows` (M,), by frame-to-unit `similarities` (M, 4) with unit
-    `outlines` (M, P, 2). Where the crop reaches outside the frame, the border is repeated.
+    `outlines` (M, P, 2). Where the crop reaches outside the frame, the border is repeated."""
+    pixels = np.empty((len(rows), size, size, 3), np.uint8)
+    for slot, row in enumerate(rows):
+        pixels[slot] = take_one(chunk.picture(int(row)), similarities[slot], size)
+    return Crops(pixels, crop_to_frame(similarities, size), np.asarray(rows, np.int64), np.asarray(outlines * size, np.float32))
 
-    sharp: interpolate with cubics, for crops about as fine as the frame, which linear weights blur; networks are fed with linear ones.
-    """
-    interpolation = cv2.INTER_CUBIC if sharp else cv2.INTER_LINEAR
+
+def crop_to_frame(similarities: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """Matrices (M, 2, 3) from px of a crop of side `size` to frame px, for frame-to-unit similarities (M, 4)."""
     matrices = unit_to_frame(similarities)
     matrices[:, :, :2] /= size
     # Pixel centres: crop px (i + 0.5) / size is the unit coordinate, and frame px likewise.
     matrices[:, :, 2] += (matrices[:, :, :2] @ np.array([0.5, 0.5])) - 0.5
-    pixels = np.empty((len(rows), size, size, 3), np.uint8)
-    for slot, row in enumerate(rows):
-        pixels[slot] = _warp_in(picture_of(chunk, int(row)), matrices[slot], size, interpolation)
-    return Crops(pixels, matrices, np.asarray(rows, np.int64), np.asarray(outlines * size, np.float32))
+    return matrices
+
+
+def take_one(picture: Picture, similarity: NDArray[np.float64], size: int, *, sharp: bool = False) -> NDArray[np.uint8]:
+    """One aligned crop of side `size` px, uint8 (S, S, 3) RGB, by a frame-to-unit similarity (4,); the border is repeated outside.
+
+    sharp: interpolate with cubics, for crops about as fine as the frame, which linear weights blur; networks are fed with linear ones.
+    """
+    return _warp_in(picture, crop_to_frame(similarity[np.newaxis], size)[0], size, cv2.INTER_CUBIC if sharp else cv2.INTER_LINEAR)
 
 
 def _warp_in(picture: Picture, to_frame: NDArray[np.float64], size: int, interpolation: int) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.media.planes import Picture, as_picture
+from lipdub.media.planes import Picture
 from lipdub.records import Face
 
 os.environ.setdefault("GLOG_minloglevel", "3")
@@ -44,8 +44,8 @@ SMALLEST_PX = 16
 class FaceDetector(Protocol):
     """Finds faces in the frames of one video, in order."""
 
-    def detect(self, picture: Picture | NDArray[np.uint8]) -> list[Face]:
-        """Faces of the next frame, a picture or its pixels, uint8 (H, W, 3) RGB; empty where there is none."""
+    def detect(self, picture: Picture) -> list[Face]:
+        """Faces of the next frame; empty where there is none."""
         ...
 
     def reset(self) -> None:
@@ -54,6 +54,14 @@ class FaceDetector(Protocol):
 
     def close(self) -> None:
         """Free the models."""
+        ...
+
+
+class DetectorFactory(Protocol):
+    """Makes a detector for a video that begins; several watch side by side where there are cores for it."""
+
+    def __call__(self, *, max_faces: int = MAX_FACES) -> FaceDetector:
+        """A new detector, which the caller closes. max_faces: faces of a frame that it gives at most."""
         ...
 
 
@@ -88,9 +96,8 @@ class MediapipeDetector:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def detect(self, picture: Picture | NDArray[np.uint8]) -> list[Face]:
-        """Faces of the next frame, a picture or its pixels, uint8 (H, W, 3) RGB: at most ``max_faces``, each once."""
-        picture = as_picture(picture)
+    def detect(self, picture: Picture) -> list[Face]:
+        """Faces of the next frame: at most ``max_faces``, each once."""
         still_there: list[_Followed] = []
         for one in self._followed:
             face = self._mesh_in_window(picture, one.mesh, one.x0, one.y0, one.side)

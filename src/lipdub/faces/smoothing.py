@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lipdub.faces import crop
 from lipdub.faces.landmarks import LIPS
-from lipdub.faces.points import PointStore
+from lipdub.row_file import RowFile
 
 SMOOTH_S = 0.05
 """Sigma of the zero-phase smoothing of the alignment."""
@@ -39,7 +39,7 @@ def smooth_similarity(similarity: NDArray[np.float64], step_s: float) -> NDArray
 
 
 def smooth_points(
-    points: PointStore, between: NDArray[np.float64], similarity: NDArray[np.float64], smoothed: NDArray[np.float64], step_s: float
+    points: RowFile, between: NDArray[np.float64], similarity: NDArray[np.float64], smoothed: NDArray[np.float64], step_s: float
 ) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Outline and lips of one unbroken stretch in its smoothed alignment, the outline smoothed, block by block: the first frame of each,
     counted from the stretch's, and its points (n, POINT_COLUMNS). between: as ``_bridge`` has it."""

@@ -1,35 +1,33 @@
 """Generators: one file per backend, one line in `GENERATORS`, one contract (``protocol.py``) for all.
 
-generator = open_generator("compact")
-recall = generator.recall(windows)                              # all of the speech, before a pixel is drawn
-drawn = generator.draw(targets, references, recall.lip_feature)  # chunk by chunk; drawn.pixels, drawn.copied
+generator = open_generator(folder, spec)
+drawn = generator.draw(targets, references, lip_features)  # drawn.pixels, drawn.copied
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
-from lipdub.bundles import bundle
+from lipdub.bundles.bundle import BundleSpec
 from lipdub.errors import BundleInvalid
-from lipdub.generators.memory import MemoryGenerator
-from lipdub.generators.protocol import Backend, Generator, Recall
-from lipdub.records import Device
+from lipdub.generators.onnx_generator import OnnxGenerator
+from lipdub.generators.protocol import Backend, Generator
+from lipdub.options import Device
 
-__all__ = ["GENERATORS", "Backend", "Generator", "MemoryGenerator", "Recall", "open_generator"]
+__all__ = ["GENERATORS", "Backend", "Generator", "OnnxGenerator", "open_generator"]
 
-GENERATORS: Final[Mapping[str, Backend]] = {"memory": MemoryGenerator}
+GENERATORS: Final[Mapping[str, Backend]] = {"memory": OnnxGenerator}
 """Backend name, as bundles give it, to what opens it."""
 
 
-def open_generator(name_or_path: str, *, device: Device = "auto", threads: int | None = None) -> Generator:
-    """The model bundle of that name or path, checked and ready to run.
+def open_generator(folder: Path, spec: BundleSpec, *, device: Device = "auto", threads: int | None = None) -> Generator:
+    """The generator of the bundle in `folder`, whose checked spec is `spec`.
 
-    device, threads: see `lipdub.runtime.open_session`. Raises BundleNotFound, BundleInvalid (altered, of another format
-    version or backend, or graphs that do not fit what it declares), ProviderUnavailable.
+    device, threads: see `lipdub.runtime.open_session`. Raises BundleInvalid (a backend that this lipdub does not have, or graphs that do
+    not fit what the bundle declares), ProviderUnavailable.
     """
-    folder = bundle.resolve(name_or_path)
-    spec = bundle.load_spec(folder)
     if spec.backend not in GENERATORS:
         raise BundleInvalid(f"{folder} needs backend {spec.backend!r}, this lipdub has {', '.join(GENERATORS)}: update lipdub")
     return GENERATORS[spec.backend](folder, spec, device=device, threads=threads)

@@ -6,9 +6,11 @@ sound starts late. Colour is carried like time: planes are copied as they are; w
 and range of their own stream, there and back, and the tags are copied.
 """
 
+from lipdub.media.converting import to_planes
 from lipdub.media.muxing import mux
 from lipdub.media.output import COMMENT, check_folder, check_output, part_file
 from lipdub.media.pictures import SPAN_FRAMES, probe, read_frames, read_planes, read_span, read_span_planes
+from lipdub.media.playback import play
 from lipdub.media.sound import audio_duration_s, has_sound, read_audio
 from lipdub.media.writer import Writer
 
@@ -22,10 +24,12 @@ __all__ = [
     "has_sound",
     "mux",
     "part_file",
+    "play",
     "probe",
     "read_audio",
     "read_frames",
     "read_planes",
     "read_span",
     "read_span_planes",
+    "to_planes",
 ]

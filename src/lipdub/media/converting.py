@@ -11,10 +11,10 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from lipdub.media.colour import EXACT, FULL, LIMITED, SWS_MATRIX, UNSPECIFIED, sws_matrix, yuv_color
+from lipdub.media.colour import EXACT, FULL, LIMITED, SWS_MATRIX, UNSPECIFIED, sws_matrix, written_color, yuv_color
 from lipdub.media.planes import YuvChunk, i420_bytes, planes_of
 from lipdub.media.turning import AS_STORED, display_matrix, upright
-from lipdub.records import FrameChunk
+from lipdub.records import ColorTags, FrameChunk, VideoInfo
 
 Chunk = TypeVar("Chunk", FrameChunk, YuvChunk, covariant=True)
 _PLANAR = ("yuv420p", "yuvj420p")
@@ -159,3 +159,16 @@ def rgb_to_yuv(reformatter: VideoReformatter, pixels: NDArray[np.uint8], matrix:
         dst_color_range=color_range,
         interpolation=EXACT,
     )
+
+
+def to_planes(chunk: FrameChunk, info: VideoInfo | None = None) -> YuvChunk:
+    """Pictures that somebody drew, as the planes that the stages of a dub hand on.
+
+    info: of the video that ``Writer`` is to make of them, whose colours they get; None: of no video, in full range.
+    """
+    height, width = chunk.pixels.shape[1:3]
+    color = ColorTags(range=FULL) if info is None else written_color(info, padded=bool(height % 2 or width % 2))
+    full = color.range == FULL
+    reformatter, matrix = VideoReformatter(), sws_matrix(color.matrix, height)
+    data = np.stack([rgb_to_yuv(reformatter, pixels, matrix, FULL if full else LIMITED).to_ndarray().ravel() for pixels in chunk.pixels])
+    return YuvChunk(chunk.index, data, height, width, yuv_color(color.matrix, full=full, shown_height=height), chunk.pts, chunk.time_base)

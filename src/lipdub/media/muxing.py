@@ -194,4 +194,5 @@ def _run(command: list[str], out: Path) -> None:
         raise
     if process.returncode:
         lines = said.decode(errors="replace").strip().splitlines() or [f"ffmpeg ended with code {process.returncode}"]
-        raise EncodingFailed(f"cannot write '{out}': {lines[-1].strip()}; check the free space and the inputs, then run again")
+        # The first line names the cause; newer programs end with "Error opening output files".
+        raise EncodingFailed(f"cannot write '{out}': {lines[0].strip()}; check the free space and the inputs, then run again")

@@ -15,8 +15,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.records import FrameChunk
-
 Size = tuple[int, int]
 """Width and height in px."""
 
@@ -154,7 +152,7 @@ def _resized(plane: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class YuvChunk:
-    """Consecutive frames of one video in planes: what ``FrameChunk`` is in RGB.
+    """Consecutive frames of one video in planes: what all stages of a dub hand on.
 
     index: stream index of the first frame. data: uint8 (N, H' * W' * 3 / 2), each row the planes y, u, v of one frame one after the
     other (I420); H' and W' are `height` and `width` rounded up to even. pts: int64 (N,) ticks, strictly increasing. time_base:
@@ -216,13 +214,3 @@ def planes_of(frame: NDArray[np.uint8], height: int, width: int) -> tuple[NDArra
         frame[luma : luma + luma // 4].reshape(half),
         frame[luma + luma // 4 :].reshape(half),
     )
-
-
-def picture_of(chunk: FrameChunk | YuvChunk, row: int) -> Picture:
-    """One frame of a chunk of either kind."""
-    return chunk.picture(row) if isinstance(chunk, YuvChunk) else RgbPicture(chunk.pixels[row])
-
-
-def as_picture(given: Picture | NDArray[np.uint8]) -> Picture:
-    """Pixels, uint8 (H, W, 3) RGB, as a picture; a picture as it is."""
-    return RgbPicture(given) if isinstance(given, np.ndarray) else given

@@ -13,16 +13,14 @@ import av.error
 import numpy as np
 from av.codec.context import Flags
 from av.container import OutputContainer
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from lipdub.errors import EncodingFailed
-from lipdub.media.colour import FULL, LIMITED, sws_matrix, written_color
-from lipdub.media.converting import rgb_to_yuv
+from lipdub.media.colour import written_color
 from lipdub.media.files import mapped, url_of
 from lipdub.media.output import COMMENT, FORMATS, part_file
 from lipdub.media.planes import YuvChunk
-from lipdub.records import FrameChunk, VideoInfo
+from lipdub.records import VideoInfo
 
 
 class Writer:
@@ -35,8 +33,8 @@ class Writer:
     Ticks are those of `time_base` (the one of `info` by default), written exactly to .mp4 and .mov; .mkv counts in
     milliseconds. Pixels are 8-bit yuv420p, which plays everywhere, and which needs even sides: an odd picture gets its
     last column or row once more, so every pixel is kept and the side grows by one. (yuv444p would keep the size, but
-    QuickTime, Safari and hardware decoders do not play it.) Untagged colour stays untagged, converted as `read_frames`
-    assumes; pictures that were coded as RGB, and photos, are written in limited range and tagged.
+    QuickTime, Safari and hardware decoders do not play it.) Untagged colour stays untagged; pictures that were coded as RGB, and
+    photos, are written in limited range and tagged.
 
     end_s: when the last frame ends, seconds from time zero; set it before the block ends. None: where the source's last
     picture ends, if that is close, else as long as the frame before.
@@ -51,7 +49,6 @@ class Writer:
         self.time_base = time_base or info.time_base
         self._info = info
         self._options = {"crf": str(crf), "preset": preset}
-        self._reformatter = VideoReformatter()
         self._size = info.width + info.width % 2, info.height + info.height % 2
         self._color = written_color(info, padded=self._size != (info.width, info.height))
         self._held: av.VideoFrame | None = None
@@ -77,24 +74,21 @@ class Writer:
                 self._finish()
                 os.replace(self._part, self.out)
 
-    def write(self, chunk: FrameChunk | YuvChunk) -> None:
-        """Encode the frames of `chunk` at their own times; chunks come in order. Planes, as ``read_planes`` gives them for the same
-        video, go to the encoder bit for bit.
+    def write(self, chunk: YuvChunk) -> None:
+        """Encode the frames of `chunk`, bit for bit as they are, at their own times; chunks come in order.
 
         Raises:
             ValueError: another size than `info`, times that do not increase, or that are no whole ticks of `time_base`.
         """
-        size = (chunk.height, chunk.width) if isinstance(chunk, YuvChunk) else chunk.pixels.shape[1:3]
-        if size != (self._info.height, self._info.width):
-            raise ValueError(f"frames must be {self._info.height} x {self._info.width}, got {size[0]} x {size[1]}")
+        if (chunk.height, chunk.width) != (self._info.height, self._info.width):
+            raise ValueError(f"frames must be {self._info.height} x {self._info.width}, got {chunk.height} x {chunk.width}")
         ratio = chunk.time_base / self.time_base
         with mapped(self.out, writing=True):
-            pictures = chunk.data if isinstance(chunk, YuvChunk) else chunk.pixels
-            for picture, pts in zip(pictures, chunk.pts.tolist(), strict=True):
+            for picture, pts in zip(chunk.data, chunk.pts.tolist(), strict=True):
                 tick = pts * ratio
                 if tick.denominator != 1:
                     raise ValueError(f"tick {pts} of {chunk.time_base} s is no whole tick of {self.time_base} s")
-                frame = self._from_planes(picture) if picture.ndim == 1 else self._converted(picture)
+                frame = self._from_planes(picture)
                 frame.pts, frame.time_base = int(tick), self.time_base
                 held = self._held
                 if held is not None:
@@ -129,17 +123,10 @@ class Writer:
         self._container.start_encoding()
         return stream
 
-    def _converted(self, pixels: NDArray[np.uint8]) -> av.VideoFrame:
-        """One picture, RGB, as the encoder takes it."""
-        color_range = FULL if self._color.range == FULL else LIMITED
-        return self._tagged(rgb_to_yuv(self._reformatter, pixels, sws_matrix(self._color.matrix, pixels.shape[0]), color_range))
-
     def _from_planes(self, data: NDArray[np.uint8]) -> av.VideoFrame:
         """One picture that is as the encoder takes it."""
         width, height = self._size
-        return self._tagged(av.VideoFrame.from_ndarray(data.reshape(height * 3 // 2, width), "yuv420p"))
-
-    def _tagged(self, frame: av.VideoFrame) -> av.VideoFrame:
+        frame = av.VideoFrame.from_ndarray(data.reshape(height * 3 // 2, width), "yuv420p")
         frame.colorspace, frame.color_range = self._color.matrix, self._color.range
         frame.color_primaries, frame.color_trc = self._color.primaries, self._color.transfer
         return frame

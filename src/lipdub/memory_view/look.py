@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from lipdub import __version__, media
 from lipdub.errors import EncodingFailed, MediaError, OutputRefused, PhonemesError
-from lipdub.generators import Generator, open_generator
+from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.memory_view import pictures
 from lipdub.memory_view.agreement import Agreement, agreement
 from lipdub.memory_view.mouths import Sitter, draw, find_sitter, measure_openings
 from lipdub.memory_view.usage import Usage, explained_by_address, slot_features, usage_of
+from lipdub.model import Model, open_model
+from lipdub.options import Device
 from lipdub.phonetics.phonemes import CLASSES, Alignment, write_alignment
-from lipdub.records import Device
+from lipdub.records import MelSpec
+from lipdub.speech.lip_track import lips_at
 from lipdub.speech.mel import cut_windows, log_mel
 
 STEP_S = 0.02
@@ -32,7 +35,6 @@ LONGEST_S = 1200.0
 """Of longer speech only the start is looked at."""
 FILES = ("slots.png", "usage.png", "track.png", "phonemes.png", "memory.json", "speech.wav", "alignment.csv")
 """All that may be written; the last two only where the speech was made for this look."""
-RECALLED_AT_ONCE = 1024
 
 OnProgress = Callable[[str, int, int | None], None]
 """Told (stage, done, in all or None) as work goes on."""
@@ -76,13 +78,14 @@ def look(
     threads: int | None = None,
     force: bool = False,
     keep_speech: bool = False,
+    detectors: DetectorFactory = MediapipeDetector,
     on_progress: OnProgress | None = None,
 ) -> MemoryReport:
     """Look into the memory of `model` while it hears `speech`, and draw on `face` (photo or video); pictures and JSON into `out`.
 
     alignment: the phonemes of the speech; without it there is no ``phonemes.png``. start_s, seconds: the stretch that ``track.png``
-    shows. keep_speech: put a copy of the speech (WAV) and its alignment beside the pictures. The folder `out` is made; the files
-    appear when all of them are complete, or not at all.
+    shows. keep_speech: put a copy of the speech (WAV) and its alignment beside the pictures. detectors: makes what finds faces. The
+    folder `out` is made; the files appear when all of them are complete, or not at all.
 
     Raises:
         OutputRefused: `out` holds such files and `force` is not given, or cannot be written. MediaError: nothing to hear from `start_s`
@@ -93,9 +96,9 @@ def look(
         raise ValueError(f"the stretch to show must begin at 0 or later and last up to 120 s, got {start_s = }, {seconds = }")
     check_folder(out, inputs=[speech, face], force=force)
     tell = on_progress or (lambda stage, done, total: None)
-    generator = open_generator(model, device=device, threads=threads)
-    mel = _hear(speech, generator)
-    speech_s = mel.shape[1] / generator.spec.mel.columns_per_s
+    opened = open_model(model, device=device, threads=threads)
+    mel = _mel_of(speech, opened.spec.mel)
+    speech_s = mel.shape[1] / opened.spec.mel.columns_per_s
     if alignment is not None and len(alignment) and alignment.phonemes[-1].start_s > speech_s and speech_s < LONGEST_S:
         raise PhonemesError(
             f"the alignment ends at {alignment.end_s:.2f} s, '{speech}' at {speech_s:.2f} s; give the alignment of this speech"
@@ -103,32 +106,31 @@ def look(
     if start_s >= speech_s:
         raise MediaError(f"nothing to show from {start_s:g} s on: '{speech}' ends at {speech_s:.2f} s; choose an earlier start")
     tell("finding a face", 0, None)
-    sitter = find_sitter(face, generator.spec.crop.size)
+    sitter = find_sitter(face, opened.spec.crop.size, detectors=detectors)
     times_s = np.arange(0, speech_s, STEP_S)
-    windows = cut_windows(mel, times_s, generator.spec.mel)
-    address, lip_feature = _recall(generator, windows, tell)
+    address, lip_feature = _recall(speech, opened, times_s, tell)
     usage = usage_of(address)
-    rest = np.asarray(generator.spec.rest_feature, np.float32)
+    rest = np.asarray(opened.spec.rest_feature, np.float32)
     features = np.concatenate([slot_features(address, lip_feature), rest[np.newaxis]])
-    drawn = draw(generator, sitter, features, on_drawn=lambda done: tell("drawing", done, len(features)))
+    drawn = draw(opened, sitter, features, on_drawn=lambda done: tell("drawing", done, len(features)))
     slots, at_rest = drawn[:-1], drawn[-1]
-    opening = measure_openings(slots, on_measured=lambda done: tell("measuring", done, len(slots)))
+    opening = measure_openings(slots, detectors=detectors, on_measured=lambda done: tell("measuring", done, len(slots)))
     order = np.argsort(opening, kind="stable")
-    found = None if alignment is None else agreement(times_s, windows, address, alignment)
+    found = None if alignment is None else agreement(times_s, cut_windows(mel, times_s, opened.spec.mel), address, alignment)
     explained = explained_by_address(address, lip_feature)
-    name = f"{generator.spec.name}, {Path(speech).name}"
+    name = f"{opened.spec.name}, {Path(speech).name}"
     sheets = {
         "slots.png": pictures.slot_grid(slots, usage, opening, at_rest, f"the mouth of each slot: {name}, on {Path(face).name}"),
         "usage.png": pictures.usage_bars(usage, f"{name}: {_usage_line(usage)}"),
-        "track.png": _track(generator, sitter, mel, times_s, address, lip_feature, opening, order, alignment, (start_s, seconds), name),
+        "track.png": _track(opened, sitter, mel, times_s, address, lip_feature, opening, order, alignment, (start_s, seconds), name),
     }
     if alignment is not None and found is not None:
-        faces = _class_faces(generator, sitter, lip_feature, alignment.classes_at(times_s))
+        faces = _class_faces(opened, sitter, lip_feature, alignment.classes_at(times_s))
         notes = agreement_lines(found)
         sheets["phonemes.png"] = pictures.phoneme_matrix(found.matrix, found.windows, order, faces, f"phoneme class x slot: {name}", notes)
     kept = ("speech.wav", "alignment.csv") if keep_speech and alignment is not None else ()
     report = MemoryReport(
-        model=generator.spec.name, speech=str(out / "speech.wav" if kept else speech), face=str(face), speech_s=speech_s, usage=usage,
+        model=opened.spec.name, speech=str(out / "speech.wav" if kept else speech), face=str(face), speech_s=speech_s, usage=usage,
         explained=explained, opening=opening, agreement=found, commonest=_commonest(found, len(usage.share)),
         files=(*sheets, "memory.json", *kept),
     )  # fmt: skip
@@ -189,29 +191,29 @@ def _usage_line(usage: Usage) -> str:
     )
 
 
-def _hear(speech: Path, generator: Generator) -> NDArray[np.float32]:
-    """Mel (bands, columns) of the start of the speech."""
-    rate = generator.spec.mel.sample_rate_hz
+def _mel_of(speech: Path, spec: MelSpec) -> NDArray[np.float32]:
+    """Mel (bands, columns) of the start of the speech: for the picture, and to compare the address with what it was made from."""
     held: list[NDArray[np.float32]] = []
-    with closing(media.read_audio(speech, rate)) as blocks:
+    with closing(media.read_audio(speech, spec.sample_rate_hz)) as blocks:
         for block in blocks:
             held.append(block)
-            if sum(map(len, held)) >= LONGEST_S * rate:
+            if sum(map(len, held)) >= LONGEST_S * spec.sample_rate_hz:
                 break
-    return log_mel(np.concatenate(held)[: round(LONGEST_S * rate)], generator.spec.mel)
+    return log_mel(np.concatenate(held)[: round(LONGEST_S * spec.sample_rate_hz)], spec)
 
 
-def _recall(generator: Generator, windows: NDArray[np.float32], tell: OnProgress) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Address (N, S) and lip feature (N, C) of the windows, with progress."""
-    pieces = []
-    for first in range(0, len(windows), RECALLED_AT_ONCE):
-        pieces.append(generator.recall(windows[first : first + RECALLED_AT_ONCE]))
-        tell("recalling", min(first + RECALLED_AT_ONCE, len(windows)), len(windows))
-    return np.concatenate([piece.address for piece in pieces]), np.concatenate([piece.lip_feature for piece in pieces])
+def _recall(speech: Path, model: Model, times_s: NDArray[np.float64], tell: OnProgress) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Address (N, S) and lip feature (N, C) at the times, as a dub recalls them, with progress."""
+    found = []
+    with closing(lips_at(speech, model.memory, times_s)) as pieces:
+        for lips in pieces:
+            found.append(lips)
+            tell("recalling", sum(map(len, found)), len(times_s))
+    return np.concatenate([lips.address for lips in found]), np.concatenate([lips.feature for lips in found])
 
 
 def _track(
-    generator: Generator,
+    model: Model,
     sitter: Sitter,
     mel: NDArray[np.float32],
     times_s: NDArray[np.float64],
@@ -227,24 +229,22 @@ def _track(
     shown = np.flatnonzero((times_s >= stretch[0] - 1e-9) & (times_s < stretch[0] + stretch[1]))
     every = max(1, round(pictures.MOUTH_EVERY_PX / pictures.PX_PER_S / STEP_S))
     at = shown[every // 2 :: every] if len(shown) > every // 2 else shown[:1]
-    columns = np.clip(np.rint(times_s[shown] * generator.spec.mel.columns_per_s).astype(int), 0, mel.shape[1] - 1)
+    columns = np.clip(np.rint(times_s[shown] * model.spec.mel.columns_per_s).astype(int), 0, mel.shape[1] - 1)
     known = np.isfinite(opening)
     weight = address[shown][:, known].sum(axis=1)
     amounts = np.where(weight > 0.5, address[shown][:, known] @ opening[known] / np.maximum(weight, 1e-9), np.nan)
     return pictures.address_track(
         times_s=times_s[shown], sound=mel[:, columns].T, address=address[shown], order=order, mouths_s=times_s[at],
-        mouths=draw(generator, sitter, lip_feature[at]), opening=np.asarray(amounts, np.float64), alignment=alignment,
+        mouths=draw(model, sitter, lip_feature[at]), opening=np.asarray(amounts, np.float64), alignment=alignment,
         title=f"address over time: {name}, from {stretch[0]:g} s",
     )  # fmt: skip
 
 
-def _class_faces(
-    generator: Generator, sitter: Sitter, lip_feature: NDArray[np.float32], kinds: NDArray[np.int64]
-) -> dict[int, NDArray[np.uint8]]:
+def _class_faces(model: Model, sitter: Sitter, lip_feature: NDArray[np.float32], kinds: NDArray[np.int64]) -> dict[int, NDArray[np.uint8]]:
     """Class to the crop that the mean lip feature of its windows draws."""
     present = [int(kind) for kind in np.unique(kinds)]
     features = np.stack([lip_feature[kinds == kind].mean(axis=0) for kind in present])
-    return dict(zip(present, draw(generator, sitter, features), strict=True))
+    return dict(zip(present, draw(model, sitter, features), strict=True))
 
 
 def _commonest(found: Agreement | None, slots: int) -> tuple[tuple[str, ...], ...]:

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from lipdub import media
 from lipdub.errors import NoFaceFound
 from lipdub.faces import crop
-from lipdub.faces.detector import FaceDetector, MediapipeDetector
-from lipdub.faces.follow import analyse, repeat_still
+from lipdub.faces.analysis import analyse
+from lipdub.faces.detector import DetectorFactory, MediapipeDetector
+from lipdub.faces.follow import held_still
 from lipdub.faces.landmarks import opening_of
 from lipdub.faces.track import DUBBED, FaceTrack
-from lipdub.generators import Generator
+from lipdub.media.planes import RgbPicture, YuvChunk
+from lipdub.model import Model
 from lipdub.paste.blend import paste
 from lipdub.records import FrameChunk
 
@@ -43,15 +45,15 @@ class Sitter:
     outline: NDArray[np.float32]
 
 
-def find_sitter(path: Path, size: int, *, detector: FaceDetector | None = None) -> Sitter:
+def find_sitter(path: Path, size: int, *, detectors: DetectorFactory = MediapipeDetector) -> Sitter:
     """The face of a photo, or in a video the one of its first frames that faces the camera most squarely.
 
-    size: side of the crop in px. Raises UnreadableMedia, NoVideoStream, NoFaceFound.
+    size: side of the crop in px. detectors: makes what finds faces. Raises UnreadableMedia, NoVideoStream, NoFaceFound.
     """
     info = media.probe(path)
-    with closing(detector or MediapipeDetector()) as eyes, closing(_first_frames(path)) as frames:
-        track = analyse(frames, eyes, size=size)
-    track = repeat_still(track) if info.is_still else track
+    with closing(detectors()) as detector, closing(_first_frames(path)) as frames:
+        track = analyse(frames, detector, size=size)
+    track = held_still(track) if info.is_still else track
     with closing(track.references):
         usable = np.flatnonzero(track.why == DUBBED)
         if len(usable) == 0:
@@ -60,8 +62,8 @@ def find_sitter(path: Path, size: int, *, detector: FaceDetector | None = None) 
         return _sit(path, track, chosen, size)
 
 
-def _first_frames(path: Path) -> TypeGenerator[FrameChunk, None, None]:
-    with closing(media.read_frames(path)) as chunks:
+def _first_frames(path: Path) -> TypeGenerator[YuvChunk, None, None]:
+    with closing(media.read_planes(path)) as chunks:
         for chunk in chunks:
             yield chunk
             if chunk.index + len(chunk) >= FRAMES_SEARCHED:
@@ -69,7 +71,7 @@ def _first_frames(path: Path) -> TypeGenerator[FrameChunk, None, None]:
 
 
 def _sit(path: Path, track: FaceTrack, frame: int, size: int) -> Sitter:
-    with closing(media.read_frames(path)) as chunks:
+    with closing(media.read_planes(path)) as chunks:
         for chunk in chunks:
             if chunk.index <= frame < chunk.index + len(chunk):
                 row = np.array([frame - chunk.index])
@@ -79,36 +81,39 @@ def _sit(path: Path, track: FaceTrack, frame: int, size: int) -> Sitter:
     raise NoFaceFound(f"'{path}' gave fewer frames than before; was it changed meanwhile?")
 
 
-def draw(generator: Generator, sitter: Sitter, lip_features: NDArray[np.float32], *, on_drawn: Tell | None = None) -> NDArray[np.uint8]:
+def draw(model: Model, sitter: Sitter, lip_features: NDArray[np.float32], *, on_drawn: Tell | None = None) -> NDArray[np.uint8]:
     """The sitter with each of `lip_features` (N, C): uint8 (N, S, S, 3), pasted as a dub is."""
-    spec = generator.spec.crop
+    spec = model.spec.crop
     pictures = np.empty((len(lip_features), spec.size, spec.size, 3), np.uint8)
     to_unit = np.array([1 / spec.size, 0, 0, 0], np.float64)
     for first in range(0, len(lip_features), PIECE):
         piece = lip_features[first : first + PIECE]
         here = np.repeat(sitter.target[np.newaxis], len(piece), axis=0)
-        drawn = generator.draw(here, np.repeat(sitter.reference[np.newaxis], len(piece), axis=0), np.ascontiguousarray(piece, np.float32))
+        references = np.repeat(sitter.reference[np.newaxis], len(piece), axis=0)
+        drawn = model.generator.draw(here, references, np.ascontiguousarray(piece, np.float32))
         rows = np.arange(len(piece))
-        chunk = FrameChunk(0, here, rows, Fraction(1, 25))
+        chunk = media.to_planes(FrameChunk(0, here, rows, Fraction(1, 25)))
         outlines = np.repeat(sitter.outline[np.newaxis], len(piece), axis=0)
         crops = crop.take(chunk, rows, np.repeat(to_unit[np.newaxis], len(piece), axis=0), outlines, spec.size)
-        pictures[first : first + len(piece)] = paste(here, crops, drawn.pixels, np.ones(len(piece), np.float32), spec)
+        paste(chunk, crops, drawn, np.ones(len(piece), np.float32), spec)
+        for slot in rows:
+            pictures[first + slot] = chunk.picture(int(slot)).rgb(0, 0, spec.size, spec.size)
         if on_drawn is not None:
             on_drawn(first + len(piece))
     return pictures
 
 
 def measure_openings(
-    pictures: NDArray[np.uint8], *, detector: FaceDetector | None = None, on_measured: Tell | None = None
+    pictures: NDArray[np.uint8], *, detectors: DetectorFactory = MediapipeDetector, on_measured: Tell | None = None
 ) -> NDArray[np.float64]:
     """Mouth opening in each of `pictures` (N, S, S, 3), as the detector sees it in a still: float64 (N,), NaN where it sees no face."""
     openings = np.full(len(pictures), np.nan)
-    with closing(detector or MediapipeDetector()) as eyes:
+    with closing(detectors()) as detector:
         for number, picture in enumerate(pictures):
             # The same face in the same place: what was followed from the picture before would lag behind.
-            eyes.reset()
+            detector.reset()
             large = np.asarray(cv2.resize(picture, (MEASURED_PX, MEASURED_PX), interpolation=cv2.INTER_CUBIC), np.uint8)
-            faces = eyes.detect(large)
+            faces = detector.detect(RgbPicture(large))
             if faces:
                 openings[number] = opening_of(max(faces, key=lambda face: float(face.box[3] - face.box[1])).landmarks)
             if on_measured is not None:

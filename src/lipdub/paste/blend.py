@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.media.planes import YuvChunk, planes_of
-from lipdub.paste.detail import FineReference, moved
+from lipdub.paste.detail import FineReference, warp_by_flow
 from lipdub.paste.light import largest, match_colour, without_green
 from lipdub.paste.mask import mask_of
 from lipdub.records import Copied, Crops, CropSpec, Drawn
@@ -22,25 +22,6 @@ SAME_REACH = 0.016
 
 
 def paste(
-    pixels: NDArray[np.uint8], crops: Crops, drawn: NDArray[np.uint8], strength: NDArray[np.float32], spec: CropSpec
-) -> NDArray[np.uint8]:
-    """Frames with the drawn mouths in them: uint8 (N, H, W, 3), new where anything changed.
-
-    pixels: the frames (N, H, W, 3). crops: what ``take`` gave for them. drawn: uint8 (M, S, S, 3), crops with a new lower face.
-    strength: float32 (M,) in [0, 1], fades a crop in. Pixels where the mask is zero are not touched.
-    """
-    if len(crops) == 0:
-        return pixels
-    result = pixels.copy()
-    for slot, row in enumerate(crops.rows):
-        if strength[slot] > 0:
-            patch = _patch(crops, slot, drawn[slot], float(strength[slot]), spec)
-            planes = list(np.moveaxis(result[row], 2, 0))
-            _blend(planes, patch.drawn, patch.drawn - patch.taken, patch, crops.to_frame[slot], spec)
-    return result
-
-
-def paste_planes(
     chunk: YuvChunk,
     crops: Crops,
     drawn: Drawn,
@@ -48,8 +29,11 @@ def paste_planes(
     spec: CropSpec,
     references: Sequence[FineReference] = (),
 ) -> None:
-    """``paste`` for planes, drawn into the chunk itself. Only the pixels under the mask are touched: in luma those of the mask, in
-    chroma those that share a pixel with it.
+    """Draw the mouths into the chunk itself. Only the pixels under the mask are touched: in luma those of the mask, in chroma those that
+    share a pixel with it.
+
+    crops: what ``faces.crop.take`` gave for the chunk. drawn: the same crops with new mouths. strength: float32 (M,) in [0, 1], fades a
+    crop in.
 
     references: of each crop the one that it was drawn from. Where the generator copied its pixels, they are copied once more here, as
     finely as the frame can show them; without references the crop's own are enlarged.
@@ -174,7 +158,7 @@ def _blend(
         of_box[:, 2] += matrix[:, :2] @ [spec.drawn[2], spec.drawn[0]]
         # Enlarged as the drawing is, so that both shares of a pixel still make up the whole.
         share = cv2.warpAffine(copied.share, of_box, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        brought = moved(fine, copied.flow, of_box, extent, box=spec.drawn, size=spec.size).reshape(*extent[::-1], len(planes))
+        brought = warp_by_flow(fine, copied.flow, of_box, extent, box=spec.drawn, size=spec.size).reshape(*extent[::-1], len(planes))
     for channel, plane in enumerate(planes):
         pair = np.dstack([drawn[..., channel], change[..., channel]])
         levels = cv2.warpAffine(pair, matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from lipdub.media.planes import YuvColor
 from lipdub.records import Reference
-from lipdub.references.store import FINER_THAN_FRAME, LEAST_GAIN
+from lipdub.references.store import FINER_THAN_FRAME, LEAST_GAIN, ReferenceStore
 
+HELD_REFERENCES = 8
+"""References that are held with their planes, at most 3 MB each; a shot uses two or three."""
 SIDE_STEP_PX = 32
 """A face that comes and goes is looked up in pictures whose sides are multiples of this."""
 
@@ -51,7 +53,7 @@ class FineReference:
         return np.ascontiguousarray(yuv[..., 0]), np.asarray(chroma, np.uint8)
 
 
-def moved(
+def warp_by_flow(
     plane: NDArray[np.uint8],
     flow: NDArray[np.float32],
     to_region: NDArray[np.float64],
@@ -76,3 +78,20 @@ def moved(
     across = side * here[..., 0] + (np.float32(a * scale) * x + np.float32(b * scale) * y + np.float32((tx + box[2] + 0.5) * scale - 0.5))
     down = side * here[..., 1] + (np.float32(c * scale) * x + np.float32(d * scale) * y + np.float32((ty + box[0] + 0.5) * scale - 0.5))
     return np.asarray(cv2.remap(plane, across, down, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.float32)
+
+
+class FineReferences:
+    """The references of a track in the planes of its video; the ones that were used last are held."""
+
+    def __init__(self, store: ReferenceStore) -> None:
+        self._store = store
+        self._held: dict[tuple[int, YuvColor], FineReference] = {}
+
+    def get(self, number: int, color: YuvColor) -> FineReference:
+        """The reference of that number for frames of that colour."""
+        key = number, color
+        found = self._held.pop(key, None) or FineReference(self._store.get(number), color)
+        self._held[key] = found
+        while len(self._held) > HELD_REFERENCES:
+            del self._held[next(iter(self._held))]
+        return found

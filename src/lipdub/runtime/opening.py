@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lipdub.errors import BundleInvalid, ProviderUnavailable
-from lipdub.records import Device
+from lipdub.options import Device
 from lipdub.runtime.gpu import open_gpu
 from lipdub.runtime.ort_words import CPU, CUDA, FLOAT32, KINDS, ORT_ERRORS, TENSORRT, OrtSession, Shapes, one_line
 from lipdub.runtime.session import Session

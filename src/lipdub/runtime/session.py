@@ -65,7 +65,7 @@ class Session:
         return self._batch
 
     @property
-    def appetite(self) -> int:
+    def preferred_batch(self) -> int:
         """Rows that `stream` likes to get in one call: a batch for each that can be on its way at once."""
         return self._batch * len(self._lanes)
 

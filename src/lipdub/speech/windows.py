@@ -1,8 +1,8 @@
-"""How a moment of speech is heard: a few mel windows around it, each in a slightly other voice, and the mean of what they recall.
+"""The mel windows that one moment of speech is recalled from.
 
 Neighbours in time steady the lips. Voices a little higher and lower (bands moved up and down, as a shorter or a longer vocal tract moves
 its formants: Jaitly and Hinton 2013, VTLP) make the recall of an unknown speaker more general: on unseen people the drawn opening
-follows the true one at r 0.543 in the place of 0.531, for nothing, since the windows around are heard anyway.
+follows the true one at r 0.543 in the place of 0.531, for nothing, since the windows around are recalled anyway.
 """
 
 from __future__ import annotations
@@ -14,33 +14,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.bundles.bundle import BundleSpec
-from lipdub.speech.mel import SILENCE, silence_weight
+from lipdub.speech.mel import SILENCE
+from lipdub.speech.silence import silence_weight
 
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """One window of a moment: `later_s` seconds after it, with its bands moved up by `bands`, and its share in the mean."""
+    """One window of a moment: `later_s` seconds after it, with its bands moved up by `bands`, and its weight in the mean."""
 
     later_s: float
     bands: int
-    share: float
+    weight: float
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class Heard:
+class SpeechWindows:
     """The windows of N moments, K taps each, tap by tap.
 
-    windows: float32 (K N, bands, columns) for the memory. shares: float32 (K,), summing to 1. silent: float32 (N,), how far each moment
-    is a pause, 0 to 1.
+    windows: float32 (K N, bands, columns) for the memory. weights: float32 (K,), summing to 1. silence: float32 (N,), how far each
+    moment is a pause, from 0 (sounding) to 1 (silent).
     """
 
     windows: NDArray[np.float32]
-    shares: NDArray[np.float32]
-    silent: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    silence: NDArray[np.float32]
 
     def mean(self, recalled: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the memory recalled for the windows, (K N, C), as one lip feature for each moment: float32 (N, C)."""
-        return np.einsum("k,knc->nc", self.shares, recalled.reshape(len(self.shares), len(self.silent), recalled.shape[1]))
+        """What the memory recalled for the windows, (K N, C), as one answer for each moment: float32 (N, C)."""
+        return np.einsum("k,knc->nc", self.weights, recalled.reshape(len(self.weights), len(self.silence), recalled.shape[1]))
 
 
 def taps_of(spec: BundleSpec) -> tuple[Tap, ...]:
@@ -51,19 +52,21 @@ def taps_of(spec: BundleSpec) -> tuple[Tap, ...]:
     return Tap(-reach, -bands, 0.25), Tap(0.0, 0, 0.5), Tap(reach, bands, 0.25)
 
 
-def hear(times_s: NDArray[np.float64], spec: BundleSpec, windows_at: Callable[[NDArray[np.float64]], NDArray[np.float32]]) -> Heard:
+def windows_of(
+    times_s: NDArray[np.float64], spec: BundleSpec, windows_at: Callable[[NDArray[np.float64]], NDArray[np.float32]]
+) -> SpeechWindows:
     """The windows of the moments `times_s` (N,). windows_at: gives the sound's own windows at any times, float32 (n, bands, columns), a
     new array each time."""
     taps = taps_of(spec)
     windows = windows_at(np.concatenate([times_s + tap.later_s for tap in taps]))
-    shares = np.array([tap.share for tap in taps], np.float32)
+    weights = np.array([tap.weight for tap in taps], np.float32)
     # Before the voice is changed: what moves up leaves silence behind.
-    silent = np.einsum("k,kn->n", shares, silence_weight(windows).reshape(len(taps), len(times_s)))
+    silence = np.einsum("k,kn->n", weights, silence_weight(windows).reshape(len(taps), len(times_s)))
     for number, tap in enumerate(taps):
         here = slice(number * len(times_s), (number + 1) * len(times_s))
         if tap.bands:
             windows[here] = in_another_voice(windows[here], tap.bands)
-    return Heard(windows, shares, silent)
+    return SpeechWindows(windows, weights, silence)
 
 
 def in_another_voice(windows: NDArray[np.float32], bands: int) -> NDArray[np.float32]:

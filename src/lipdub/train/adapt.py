@@ -15,7 +15,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from lipdub import __version__, media
 from lipdub.bundles import bundle
 from lipdub.errors import EncodingFailed, OutputRefused, TrainingDataError, TrainingError
-from lipdub.faces.detector import FaceDetector, MediapipeDetector
-from lipdub.records import Device
+from lipdub.faces.detector import DetectorFactory, FaceDetector, MediapipeDetector
+from lipdub.options import Device
 from lipdub.train import export
 from lipdub.train.data import Clip, load_clip, loader
 from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights
@@ -154,11 +154,12 @@ def adapt(
     sheet: Path | None = None,
     command: str = "lipdub adapt",
     force: bool = False,
+    detectors: DetectorFactory = MediapipeDetector,
     on_progress: OnProgress | None = None,
     on_judged: OnJudged | None = None,
 ) -> Adapted:
     """Fine-tune the bundle `model` on the person in `video` and write the bundle folder `out`. sheet: where to write a picture of the
-    held-out part: true, drawn before, drawn after. command: for the model card.
+    held-out part: true, drawn before, drawn after. command: for the model card. detectors: makes what finds faces.
 
     Where no weights are better on the held-out part, `out` holds those of `model` as they are, and ``kept_base`` is set: whatever goes on
     with `out` works either way. All of `out` is written, or nothing; the frames of the video lie in a temporary folder meanwhile.
@@ -177,8 +178,8 @@ def adapt(
     memory.memory.drawn_kappa = export.heard_kappa(source, spec, memory)
     weights = load_weights(source, config)
     fabric = _fabric(settings, device)
-    with _frames_folder() as folder, MediapipeDetector(max_faces=1) as detector:
-        clip = _prepared(video, folder, config, tell)
+    with _frames_folder() as folder, closing(detectors(max_faces=1)) as detector:
+        clip = _prepared(video, folder, config, detectors, tell)
         learned, first, end = split(clip)
         held = HeldOut.of(clip, first, end, spec, config, detector)
         stage = GeneratorStage(
@@ -257,7 +258,7 @@ def _frames_folder() -> Iterator[Path]:
         ) from error
 
 
-def _prepared(video: Path, folder: Path, config: NetworkConfig, tell: OnProgress) -> Clip:
+def _prepared(video: Path, folder: Path, config: NetworkConfig, detectors: DetectorFactory, tell: OnProgress) -> Clip:
     """The video's frames with a usable face, as training sees them. Raises TrainingDataError where there are too few."""
     info = media.probe(video)
     total = None if info.duration_s is None else max(1, round(min(float(info.duration_s), LONGEST_S) * float(info.frame_rate)))
@@ -270,7 +271,7 @@ def _prepared(video: Path, folder: Path, config: NetworkConfig, tell: OnProgress
 
     settings = PrepareSettings(size=config.size, mel=config.mel)
     # How much of the video has a face does not matter, if it is enough.
-    prepared = prepare_clip(video, folder, settings, face_share=0.0, until_s=LONGEST_S, on_frames=count)
+    prepared = prepare_clip(video, folder, settings, face_share=0.0, until_s=LONGEST_S, detectors=detectors, on_frames=count)
     needed = f"give one with at least {FEWEST_S:g} s of one person who speaks to the camera"
     if prepared.why is not None:
         raise TrainingDataError(f"cannot adapt to '{video}': {prepared.why}; {needed}")

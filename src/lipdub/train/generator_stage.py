@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from lipdub.errors import TrainingError
 from lipdub.faces.detector import MediapipeDetector
-from lipdub.speech.mel import silence_weight
+from lipdub.speech.silence import silence_weight
 from lipdub.train import losses
 from lipdub.train.data import Clip, Samples, to_network
 from lipdub.train.expert_network import Expert

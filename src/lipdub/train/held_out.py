@@ -14,8 +14,10 @@ from torch import Tensor
 from lipdub.bundles.bundle import BundleSpec
 from lipdub.faces.detector import FaceDetector
 from lipdub.references.selection import REFERENCE_BIN_DEG, REFERENCE_OPENING
+from lipdub.speech.lip_track import lips_of
 from lipdub.speech.mel import cut_windows
-from lipdub.speech.windows import Heard, hear
+from lipdub.speech.memory import Recall
+from lipdub.speech.windows import SpeechWindows, windows_of
 from lipdub.train.data import Clip, to_network
 from lipdub.train.generator_stage import _around_mouth
 from lipdub.train.measure import measured
@@ -89,18 +91,36 @@ def references(clip: Clip, rows: NDArray[np.int64], end: int) -> NDArray[np.int6
     return chosen
 
 
+class TorchMemory:
+    """A memory in training, asked as `lipdub.speech.memory.Memory` is."""
+
+    def __init__(self, spec: BundleSpec, memory: LipMemory) -> None:
+        self.spec = spec
+        self._memory = memory
+
+    @torch.no_grad()
+    def recall(self, windows: NDArray[np.float32]) -> Recall:
+        """See `lipdub.speech.memory.Memory`."""
+        self._memory.eval()
+        device = next(self._memory.parameters()).device
+        parts = [self._memory(part.to(device)) for part in torch.split(torch.from_numpy(windows)[:, None], AT_ONCE)]
+        address, lip_feature = (torch.cat([part[which] for part in parts]).float().cpu().numpy() for which in (0, 1))
+        return Recall(address, lip_feature)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class HeldOut:
     """What of a held-out part stays the same from one validation to the next; N frames.
 
-    crops: uint8 (N, S, S, 3), the truth. references: uint8 (N, S, S, 3). heard: the sound of the N moments. opening: float32 (N,) as the
+    crops: uint8 (N, S, S, 3), the truth. references: uint8 (N, S, S, 3). speech: the windows of the N moments. opening: float32 (N,) as the
     detector measures it, NaN where it finds no face.
     """
 
     config: NetworkConfig
+    spec: BundleSpec
     crops: NDArray[np.uint8]
     references: NDArray[np.uint8]
-    heard: Heard
+    speech: SpeechWindows
     opening: NDArray[np.float32]
 
     @classmethod
@@ -108,10 +128,10 @@ class HeldOut:
         """The frames of `clip` from `first` on, with references among the frames [0, end)."""
         rows = np.unique(np.linspace(first, len(clip) - 1, min(MOST_JUDGED, len(clip) - first)).round().astype(np.int64))
         mel = clip.mel.astype(np.float32)
-        heard = hear(clip.times_s[rows] + clip.offset_s, spec, lambda times_s: cut_windows(mel, times_s, config.mel))
+        speech = windows_of(clip.times_s[rows] + clip.offset_s, spec, lambda times_s: cut_windows(mel, times_s, config.mel))
         crops = np.concatenate([central(clip, row, row + 1, config) for row in rows.tolist()])
         chosen = np.concatenate([central(clip, row, row + 1, config) for row in references(clip, rows, end).tolist()])
-        return cls(config, crops, chosen, heard, measured(crops, detector))
+        return cls(config, spec, crops, chosen, speech, measured(crops, detector))
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -120,12 +140,9 @@ class HeldOut:
     def draw(self, generator: FaceGenerator, memory: LipMemory, rest: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The frames with the mouths that the sound recalls, uint8 (N, S, S, 3); pauses bring the resting lip feature `rest` (C,)."""
         generator.eval()
-        memory.eval()
         device = next(generator.parameters()).device
-        recalled = [memory(part.to(device))[1] for part in torch.split(torch.from_numpy(self.heard.windows)[:, None], AT_ONCE)]
-        lip_features = torch.from_numpy(self.heard.mean(torch.cat(recalled).float().cpu().numpy())).to(device)
-        silent = torch.from_numpy(self.heard.silent).to(device)[:, None]
-        lip_features = lip_features + silent * (torch.from_numpy(rest).to(device) - lip_features)
+        lips = lips_of(self.speech, TorchMemory(self.spec, memory)).at_rest_in_pauses(rest)
+        lip_features = torch.from_numpy(lips.feature).to(device)
         y0, y1, x0, x1 = self.config.drawn
         drawn = self.crops.copy()
         for low in range(0, len(self), AT_ONCE):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lipdub.faces.detector import FaceDetector
 from lipdub.faces.landmarks import opening_of
+from lipdub.media.planes import RgbPicture
 
 ENLARGED = 3
 """Crops are enlarged by this before the mouth is measured: the detector sees small faces badly."""
@@ -19,7 +20,7 @@ def measured(crops: NDArray[np.uint8], detector: FaceDetector) -> NDArray[np.flo
     found = np.full(len(crops), np.nan, np.float32)
     side = crops.shape[1] * ENLARGED
     for row, pixels in enumerate(crops):
-        faces = detector.detect(np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8))
+        faces = detector.detect(RgbPicture(np.asarray(cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC), np.uint8)))
         if faces:
             found[row] = opening_of(faces[0].landmarks)
     return found

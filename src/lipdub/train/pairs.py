@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lipdub.speech.mel import SILENCE, first_column, silence_weight
+from lipdub.speech.mel import SILENCE, first_column
+from lipdub.speech.silence import silence_weight
 from lipdub.train.data import SPEAKER_BALANCE, Clip, clip_shares, flip_lips
 from lipdub.train.expert_network import ExpertConfig
 from lipdub.train.prepare import GRID_HZ, MARGIN

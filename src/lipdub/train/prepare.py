@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 from lipdub import media
 from lipdub.errors import LipdubError, OutputRefused, TrainingDataError, TrainingError
 from lipdub.faces import crop
-from lipdub.faces.detector import MediapipeDetector
-from lipdub.faces.follow import analyse
+from lipdub.faces.analysis import analyse
+from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.track import DUBBED, FaceTrack
-from lipdub.records import FrameChunk, MelSpec
-from lipdub.speech.mel import cut_windows, log_mel, silence_weight
+from lipdub.media.planes import YuvChunk
+from lipdub.records import MelSpec
+from lipdub.speech.mel import cut_windows, log_mel
+from lipdub.speech.silence import silence_weight
 
 FORMAT = 1
 MARGIN = 1.25
@@ -160,17 +162,18 @@ def prepare_clip(
     *,
     face_share: float = FACE_SHARE,
     until_s: float = math.inf,
+    detectors: DetectorFactory = MediapipeDetector,
     on_frames: Callable[[int], None] | None = None,
 ) -> Prepared:
     """Prepare one clip; a clip that cannot be used gives a reason, never an exception. What goes wrong with the folder `out` or with this
     machine is no clip's fault and is raised: OSError, MemoryError.
 
     face_share: the clip is dropped where fewer of its frames have a usable face. until_s: what is shown later is not looked at.
-    on_frames: told how many frames each step of following the face took.
+    detectors: makes what finds faces. on_frames: told how many frames each step of following the face took.
     """
     clip_id = _clip_id(clip, settings)
     try:
-        frames, why = _write_clip(clip, out, clip_id, settings, face_share, until_s, on_frames)
+        frames, why = _write_clip(clip, out, clip_id, settings, face_share, until_s, detectors, on_frames)
     except LipdubError as error:
         frames, why = 0, str(error)
     except (OSError, MemoryError):
@@ -190,6 +193,7 @@ def _write_clip(
     settings: PrepareSettings,
     face_share: float,
     until_s: float,
+    detectors: DetectorFactory,
     on_frames: Callable[[int], None] | None,
 ) -> tuple[int, str | None]:
     info = media.probe(clip)
@@ -197,7 +201,7 @@ def _write_clip(
         return 0, "a photo"
     with closing(media.read_audio(clip, settings.mel.sample_rate_hz)) as sound:
         mel = log_mel(np.concatenate(list(_heard_until(sound, until_s, settings.mel.sample_rate_hz))), settings.mel)
-    with MediapipeDetector(max_faces=2) as detector, closing(media.read_frames(clip)) as frames:
+    with closing(detectors(max_faces=2)) as detector, closing(media.read_planes(clip)) as frames:
         track = analyse(_seen_until(frames, until_s), detector, size=settings.size, on_frames=on_frames)
     track.references.close()
     rows = _grid(track)
@@ -236,7 +240,7 @@ def _heard_until(blocks: Iterable[NDArray[np.float32]], end_s: float, rate_hz: i
             return
 
 
-def _seen_until(chunks: Iterable[FrameChunk], end_s: float) -> Iterator[FrameChunk]:
+def _seen_until(chunks: Iterable[YuvChunk], end_s: float) -> Iterator[YuvChunk]:
     """The chunks that begin before `end_s`."""
     for chunk in chunks:
         if chunk.times_s[0] >= end_s:
@@ -275,7 +279,7 @@ def _write_crops(clip: Path, track: FaceTrack, rows: NDArray[np.int64], stored_p
 def _stored_crops(clip: Path, track: FaceTrack, rows: NDArray[np.int64], stored_px: int) -> TypeGenerator[NDArray[np.uint8], None, None]:
     """The crops of these frames in order, uint8 (n, stored_px, stored_px, 3) a piece."""
     widened = widen(track.similarity, MARGIN)
-    with closing(media.read_frames(clip)) as chunks:
+    with closing(media.read_planes(clip)) as chunks:
         for chunk in chunks:
             if len(rows) and chunk.index > rows[-1]:
                 return

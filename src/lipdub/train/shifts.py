@@ -10,7 +10,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from lipdub.records import MelSpec
-from lipdub.speech.mel import cut_windows, first_column, silence_weight
+from lipdub.speech.mel import cut_windows, first_column
+from lipdub.speech.silence import silence_weight
 from lipdub.train.data import Clip, to_network
 from lipdub.train.expert_network import Expert
 from lipdub.train.pairs import SILENT

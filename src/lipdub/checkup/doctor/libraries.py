@@ -75,10 +75,10 @@ def faces() -> Iterator[Finding]:
     from lipdub.checkup.sample_media import PORTRAIT
     from lipdub.faces.detector import MediapipeDetector
 
-    with closing(media.read_frames(PORTRAIT)) as chunks:
-        pixels = next(chunks).pixels[0]
+    with closing(media.read_planes(PORTRAIT)) as chunks:
+        picture = next(chunks).picture(0)
     with MediapipeDetector() as detector:
-        found = detector.detect(pixels)
+        found = detector.detect(picture)
     if len(found) == 1:
         yield Finding("face detection", "green", f"mediapipe {_version('mediapipe')} finds the face of a portrait")
     else:

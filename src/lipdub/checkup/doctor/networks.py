@@ -82,10 +82,10 @@ def _ran(device: str) -> tuple[float, str]:
     """Draw one frame a few times with the default model; seconds of the fastest one, and where it ran."""
     import numpy as np
 
-    from lipdub.generators import open_generator
+    from lipdub.model import open_model
 
-    generator = open_generator("base", device="cuda" if device == "cuda" else "cpu")
-    size, channels = generator.spec.crop.size, generator.spec.lip_channels
+    model = open_model("base", device="cuda" if device == "cuda" else "cpu")
+    size, channels, generator = model.spec.crop.size, model.spec.lip_channels, model.generator
     pixels, lips = np.zeros((1, size, size, 3), np.uint8), np.zeros((1, channels), np.float32)
     seconds = []
     for _ in range(5):

@@ -44,7 +44,7 @@ def write_video(
         for first in range(0, count, _CHUNK_FRAMES):
             pts = np.arange(first, min(count, first + _CHUNK_FRAMES), dtype=np.int64)
             pixels = np.stack([_frame(portrait, int(k) / FRAMES_PER_S, width, height) for k in pts])
-            writer.write(FrameChunk(first, pixels, pts, info.time_base))
+            writer.write(media.to_planes(FrameChunk(first, pixels, pts, info.time_base), info))
             if on_frames is not None:
                 on_frames(int(pts[-1]) + 1, count)
 

@@ -1,4 +1,4 @@
-"""points.py: what was put in comes out, whatever is asked for and in whatever order; nothing of it stays in memory."""
+"""row_file.py: what was put in comes out, whatever is asked for and in whatever order; nothing of it stays in memory."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipdub.faces.points import PointStore
+from lipdub.row_file import RowFile
 
 
 @given(count=st.integers(1, 700), data=st.data())
 @settings(max_examples=30)
 def test_rows_come_back_in_the_order_asked_for(count: int, data: st.DataObject) -> None:
     rows = np.random.default_rng(count).normal(size=(count, 5)).astype(np.float32)
-    store = PointStore(5)
+    store = RowFile(5)
     try:
         for number, row in enumerate(rows):
             assert store.add(row) == number
@@ -31,7 +31,7 @@ def test_rows_come_back_in_the_order_asked_for(count: int, data: st.DataObject) 
 
 @pytest.mark.parametrize("numbers", [[-1], [3], [0, 5]])
 def test_a_row_that_is_not_there_is_an_error(numbers: list[int]) -> None:
-    store = PointStore(2)
+    store = RowFile(2)
     for _ in range(3):
         store.add(np.zeros(2))
     with pytest.raises(IndexError, match="there are 3"):
@@ -42,7 +42,7 @@ def test_a_row_that_is_not_there_is_an_error(numbers: list[int]) -> None:
 
 
 def test_memory_does_not_grow_with_the_rows() -> None:
-    store = PointStore(128)
+    store = RowFile(128)
     tracemalloc.start()
     try:
         for _ in range(20000):

@@ -1,4 +1,4 @@
-"""picture.py: planes show the same colours as RGB does, whichever part of them is looked at."""
+"""lipdub.media.planes: planes show the same colours as RGB does, whichever part of them is looked at."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub.media.planes import RgbPicture, YuvChunk, YuvColor, YuvPicture, as_picture, i420_bytes, picture_of, planes_of
-from lipdub.records import FrameChunk
+from lipdub.media.planes import RgbPicture, YuvChunk, YuvColor, YuvPicture, i420_bytes, planes_of
 
 BT709, BT601_FULL = YuvColor(0.2126, 0.0722, False), YuvColor(0.299, 0.114, True)
 
@@ -95,8 +94,8 @@ def test_planes_share_the_memory_of_their_chunk(height: int, width: int) -> None
         plane[:] = value
     assert sorted(set(data[1].tolist())) == [1, 2, 3]
     assert (data[0] == 0).all()
-    picture = picture_of(chunk, 1)
-    assert isinstance(picture, YuvPicture)
+    picture = chunk.picture(1)
+    assert (picture.height, picture.width) == (height, width)
     assert picture.y.shape == (height + height % 2, width + width % 2)
     assert chunk.part(1, 2).index == 6
     assert chunk.part(1, 2).pts.tolist() == [20]
@@ -113,11 +112,9 @@ def test_a_wrong_chunk_fails_where_it_is_made(change: dict[str, NDArray[np.gener
         YuvChunk(0, right["data"], 4, 6, BT709, right["pts"], Fraction(1, 25))  # type: ignore[arg-type]
 
 
-def test_pixels_count_as_a_picture() -> None:
+def test_pixels_are_a_picture() -> None:
     pixels = waves(20, 30)
-    picture = as_picture(pixels)
+    picture = RgbPicture(pixels)
     assert (picture.height, picture.width) == (20, 30)
-    assert as_picture(picture) is picture
     assert (picture.rgb(2, 3, 7, 9) == pixels[3:9, 2:7]).all()
-    chunk = FrameChunk(0, pixels[None], np.zeros(1, np.int64), Fraction(1, 25))
-    assert (picture_of(chunk, 0).rgb(0, 0, 30, 20) == pixels).all()
+    assert (picture.rgb(0, 0, 30, 20) == pixels).all()

@@ -1,4 +1,4 @@
-"""How a moment is heard: three windows in time, the outer two in other voices; one where nothing is smoothed."""
+"""The speech windows of a moment: three in time, the outer two in other voices; one where nothing is smoothed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub.records import MelSpec
-from lipdub.speech.mel import SILENCE, cut_windows, silence_weight
-from lipdub.speech.windows import Tap, hear, in_another_voice, taps_of
+from lipdub.speech.mel import SILENCE, cut_windows
+from lipdub.speech.silence import silence_weight
+from lipdub.speech.windows import Tap, in_another_voice, taps_of, windows_of
 
 SPEC = MelSpec()
 
@@ -38,9 +39,9 @@ def test_another_voice_is_the_same_sound_moved_along_the_bands(bands: int) -> No
 @given(smoothing_s=st.floats(0, 0.2), voice_bands=st.integers(0, 8))
 def test_the_taps_lie_evenly_about_the_moment_and_share_it(smoothing_s: float, voice_bands: int) -> None:
     taps = taps_of(replace(fake_spec(), smoothing_s=smoothing_s, voice_bands=voice_bands))
-    assert sum(tap.share for tap in taps) == 1
-    assert sum(tap.share * tap.later_s for tap in taps) == 0
-    assert sum(tap.share * tap.bands for tap in taps) == 0
+    assert sum(tap.weight for tap in taps) == 1
+    assert sum(tap.weight * tap.later_s for tap in taps) == 0
+    assert sum(tap.weight * tap.bands for tap in taps) == 0
     # The moment itself is heard as it is.
     assert any((tap.later_s, tap.bands) == (0, 0) for tap in taps)
     assert max(tap.later_s for tap in taps) == smoothing_s
@@ -56,20 +57,20 @@ def test_without_smoothing_there_is_one_tap() -> None:
 def test_what_is_recalled_is_the_mean_over_the_taps_in_their_voices(count: int, voice_bands: int, smoothing_s: float) -> None:
     spec = replace(fake_spec(), smoothing_s=smoothing_s, voice_bands=voice_bands)
     mel, times_s = some_mel(), np.linspace(0.5, 4, count)
-    heard = hear(times_s, spec, lambda at: cut_windows(mel, at, SPEC))
+    speech = windows_of(times_s, spec, lambda at: cut_windows(mel, at, SPEC))
 
     def recalled(windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Any function of one window: which band is the loudest, and how loud all is."""
         return np.stack([windows.mean(axis=2).argmax(axis=1), windows.mean(axis=(1, 2))], axis=1).astype(np.float32).reshape(-1, 2)
 
     wanted = np.zeros((count, 2))
-    silent = np.zeros(count)
+    silence = np.zeros(count)
     for tap in taps_of(spec):
         own = cut_windows(mel, times_s + tap.later_s, SPEC)
-        wanted += tap.share * recalled(in_another_voice(own, tap.bands))
-        silent += tap.share * silence_weight(own)
-    np.testing.assert_allclose(heard.mean(recalled(heard.windows)), wanted, atol=1e-4)
-    np.testing.assert_allclose(heard.silent, silent, atol=1e-6)
+        wanted += tap.weight * recalled(in_another_voice(own, tap.bands))
+        silence += tap.weight * silence_weight(own)
+    np.testing.assert_allclose(speech.mean(recalled(speech.windows)), wanted, atol=1e-4)
+    np.testing.assert_allclose(speech.silence, silence, atol=1e-6)
 
 
 @pytest.mark.parametrize("voice_bands", [0, 2, 8])
@@ -77,7 +78,7 @@ def test_a_pause_is_one_in_every_voice(voice_bands: int) -> None:
     """Whether it is silent is read from the sound as it is, not from what moving its bands left."""
     spec = replace(fake_spec(), smoothing_s=0.03, voice_bands=voice_bands)
     level = np.full((SPEC.bands, 400), -3.1, np.float32)
-    heard = hear(np.array([2.0]), spec, lambda at: cut_windows(level, at, SPEC))
-    plain = hear(np.array([2.0]), replace(spec, voice_bands=0), lambda at: cut_windows(level, at, SPEC))
-    assert heard.silent == plain.silent
-    assert 0 < heard.silent[0] < 1
+    speech = windows_of(np.array([2.0]), spec, lambda at: cut_windows(level, at, SPEC))
+    plain = windows_of(np.array([2.0]), replace(spec, voice_bands=0), lambda at: cut_windows(level, at, SPEC))
+    assert speech.silence == plain.silence
+    assert 0 < speech.silence[0] < 1

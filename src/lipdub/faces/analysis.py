@@ -1,0 +1,345 @@
+"""Following faces through a video: find, cut at shots, choose one person, bridge gaps, smooth both ways, pick references.
+
+``analyse`` reads the video once, forward, and keeps about 300 bytes a frame (some 2 kB while the track is put together); reference
+pictures lie in an unnamed temporary file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator as TypeGenerator
+from contextlib import closing
+from dataclasses import dataclass, field
+from fractions import Fraction
+from queue import Queue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.faces import crop
+from lipdub.faces.detector import FaceDetector
+from lipdub.faces.landmarks import LIPS, opening_of, pose_of
+from lipdub.faces.shots import ShotCounter
+from lipdub.faces.smoothing import LIP_COLUMNS, OUTLINE_COLUMNS, POINT_COLUMNS, smooth_points, smooth_similarity
+from lipdub.faces.track import DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, FaceTrack, runs, stretches
+from lipdub.media.planes import YuvChunk
+from lipdub.records import Face
+from lipdub.references.selection import REFERENCE_BIN_DEG, references_of
+from lipdub.references.store import ReferenceStore, detail_px
+from lipdub.row_file import RowFile
+from lipdub.stages import spread
+
+BRIDGE_S = 0.4
+"""Gaps up to this long are bridged by interpolation."""
+FADE_S = 0.16
+"""A dubbed stretch fades in and out over this time beside frames that are passed through."""
+TURNED_DEG = 50.0
+SMALLEST_SHARE, SMALLEST_PX, SMALL_ENOUGH_PX = 0.075, 40.0, 80.0
+"""A face is too small below this share of the picture's shorter side, but never below 40 px only, and always fine at 80 px."""
+STRETCH_FRAMES, STRETCH_BYTES = 48, 48 * 2**20
+"""Several detectors take turns at about this many frames: four searches' worth, so that beginning anew costs little."""
+RETURN_RATIO = 1.5
+"""Who was lost and comes back elsewhere in the shot has changed size by less than this."""
+
+_SIMILARITY, _HEIGHT, _YAW, _PITCH, _OPENING, _PLACE = slice(2, 6), 6, 7, 8, 9, 10
+"""Columns of what is kept in memory of each face: frame, track, and these; `_PLACE` is its number in the store of points."""
+_COLUMNS = _PLACE + 1
+
+
+def analyse(
+    chunks: Iterable[YuvChunk],
+    detector: FaceDetector,
+    *,
+    size: int,
+    on_frames: Callable[[int], None] | None = None,
+    more: Sequence[FaceDetector] = (),
+) -> FaceTrack:
+    """Follow all faces through `chunks`, choose one person and smooth: the ``FaceTrack`` of every frame.
+
+    size: side of the reference crops in px. on_frames: told how many frames each step took. more: further detectors; the video is then
+    watched in stretches side by side, each of which begins with a search of its own, so that the landmarks differ by a fraction of a px.
+    """
+    store, points = ReferenceStore(size), RowFile(POINT_COLUMNS)
+    try:
+        # However it ends, no thread looks through a detector any more when this returns.
+        with closing(_watched(chunks, [detector, *more])) as stretches:
+            return _analyse(stretches, store, points, on_frames)
+    except BaseException:
+        store.close()
+        raise
+    finally:
+        points.close()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Stretch:
+    """Consecutive frames that one detector watches: their chunks, the number of each frame's shot, and, once it has, the faces."""
+
+    chunks: list[YuvChunk]
+    shots: list[int]
+    faces: list[list[Face]] = field(default_factory=list)
+
+    def frames(self) -> Iterator[tuple[YuvChunk, int]]:
+        """Every frame as its chunk and its place in it."""
+        return ((chunk, offset) for chunk in self.chunks for offset in range(len(chunk)))
+
+
+def _watched(chunks: Iterable[YuvChunk], detectors: list[FaceDetector]) -> TypeGenerator[_Stretch, None, None]:
+    """The stretches of the video in order with the faces in them."""
+    if len(detectors) == 1:
+        shot = 0
+        for stretch in _stretches_of(chunks, frames=1):
+            _watch(stretch, detectors[0], shot)
+            shot = stretch.shots[-1]
+            yield stretch
+        return
+    idle: Queue[FaceDetector] = Queue()
+    for detector in detectors:
+        idle.put(detector)
+
+    def watch(stretch: _Stretch) -> _Stretch:
+        detector = idle.get()
+        try:
+            detector.reset()
+            _watch(stretch, detector, stretch.shots[0])
+        finally:
+            idle.put(detector)
+        return stretch
+
+    with closing(spread(watch, _stretches_of(chunks, frames=STRETCH_FRAMES), workers=len(detectors))) as stretches:
+        yield from stretches
+
+
+def _stretches_of(chunks: Iterable[YuvChunk], *, frames: int) -> Iterator[_Stretch]:
+    """Whole chunks, gathered until they hold that many frames or take much memory, with the shots numbered."""
+    cutter = ShotCounter()
+    held: list[YuvChunk] = []
+    shots: list[int] = []
+    for chunk in chunks:
+        held.append(chunk)
+        for offset in range(len(chunk)):
+            cutter.is_cut(chunk.picture(offset))
+            shots.append(cutter.shot)
+        if len(shots) >= frames or sum(one.data.nbytes for one in held) >= STRETCH_BYTES:
+            yield _Stretch(held, shots)
+            held, shots = [], []
+    if held:
+        yield _Stretch(held, shots)
+
+
+def _watch(stretch: _Stretch, detector: FaceDetector, shot: int) -> None:
+    """Find the faces of a stretch. shot: of the frame that the detector saw last."""
+    for (chunk, offset), here in zip(stretch.frames(), stretch.shots, strict=True):
+        if here != shot:
+            detector.reset()
+            shot = here
+        stretch.faces.append(detector.detect(chunk.picture(offset)))
+
+
+def _analyse(stretches: Iterable[_Stretch], store: ReferenceStore, points: RowFile, on_frames: Callable[[int], None] | None) -> FaceTrack:
+    rows, pts, shots = _Rows(_COLUMNS), _Rows(1, np.int64), _Rows(1, np.int32)
+    candidates: dict[tuple[int, int], tuple[float, int]] = {}  # (track, yaw bin) -> (opening, number in the store)
+    follower = _Follower()
+    time_base, shorter_side, shot = Fraction(1, 25), 1, 0
+    for stretch in stretches:
+        for (chunk, offset), here, faces in zip(stretch.frames(), stretch.shots, stretch.faces, strict=True):
+            time_base = chunk.time_base
+            picture = chunk.picture(offset)
+            shorter_side = min(picture.height, picture.width)
+            if here != shot:
+                follower.reset()
+                shot = here
+            pts.add(chunk.pts[offset])
+            shots.add(shot)
+            for face in faces:
+                number = follower.track_of(face, shot)
+                row, shape = _describe(chunk.index + offset, number, face)
+                row[_PLACE] = points.add(shape)
+                rows.add(row)
+                key = (number, round(row[_YAW] / REFERENCE_BIN_DEG))
+                best = candidates.get(key)
+                if best is None or row[_OPENING] < 0.9 * best[0]:
+                    pixels, detail = _look(chunk, offset, row[_SIMILARITY], store.size)
+                    if best is None:
+                        candidates[key] = (float(row[_OPENING]), store.add(pixels, detail))
+                    else:
+                        store.replace(best[1], pixels, detail)
+                        candidates[key] = (float(row[_OPENING]), best[1])
+        if on_frames is not None:
+            on_frames(len(stretch.shots))
+    return _assemble(rows.array(), points, pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, store, candidates)
+
+
+def _look(chunk: YuvChunk, offset: int, similarity: NDArray[np.float64], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """The crop of a face by its similarity, uint8 (S, S, 3), and the same square as finely as the frame shows it, where that is finer."""
+
+    picture, side = chunk.picture(offset), detail_px(similarity, size)
+    return crop.take_one(picture, similarity, size), None if side is None else crop.take_one(picture, similarity, side, sharp=True)
+
+
+class _Rows:
+    """A matrix that grows by rows, doubling: no Python object is kept per frame."""
+
+    def __init__(self, width: int, dtype: type = np.float64) -> None:
+        self._data: NDArray[Any] = np.zeros((256, width), dtype)
+        self._count = 0
+
+    def add(self, row: NDArray[np.float64] | np.int64 | int) -> None:
+        if self._count == len(self._data):
+            self._data = np.concatenate([self._data, np.zeros_like(self._data)])
+        self._data[self._count] = row
+        self._count += 1
+
+    def array(self) -> NDArray[Any]:
+        return self._data[: self._count]
+
+
+class _Follower:
+    """Gives each face of a frame the number of the track that it continues, within one shot."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._last: dict[int, NDArray[np.float32]] = {}
+
+    def reset(self) -> None:
+        self._last = {}
+
+    def track_of(self, face: Face, shot: int) -> int:
+        centre, side = (face.box[:2] + face.box[2:]) / 2, float(face.box[3] - face.box[1])
+        nearest, number = 0.6, -1
+        for known, box in self._last.items():
+            distance = float(np.linalg.norm((box[:2] + box[2:]) / 2 - centre)) / max(1.0, side)
+            if distance < nearest:
+                nearest, number = distance, known
+        if number < 0:
+            number, self._next = self._next, self._next + 1
+        self._last[number] = face.box
+        return number
+
+
+def _describe(frame: int, track: int, face: Face) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What is kept of a face in memory (`_PLACE` left open), and its points."""
+    row, shape = np.zeros(_COLUMNS), np.empty(POINT_COLUMNS)
+    similarity = crop.fit_similarity(face.landmarks)
+    row[0], row[1], row[_SIMILARITY] = frame, track, similarity
+    row[_HEIGHT] = face.box[3] - face.box[1]
+    row[_YAW], row[_PITCH] = pose_of(face.landmarks)
+    row[_OPENING] = opening_of(face.landmarks)
+    shape[OUTLINE_COLUMNS] = crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity).ravel()
+    shape[LIP_COLUMNS] = crop.to_unit(face.landmarks[LIPS, :2], similarity).ravel()
+    return row, shape
+
+
+def _assemble(
+    rows: NDArray[np.float64],
+    points: RowFile,
+    pts: NDArray[np.int64],
+    shots: NDArray[np.int32],
+    time_base: Fraction,
+    shorter_side: int,
+    store: ReferenceStore,
+    candidates: dict[tuple[int, int], tuple[float, int]],
+) -> FaceTrack:
+    count = len(pts)
+    step_s = float(np.median(np.diff(pts))) * float(time_base) if count > 1 else 0.04
+    values = np.zeros((count, _COLUMNS))
+    why = np.full(count, NO_FACE, np.uint8)
+    reference = np.full(count, -1, np.int32)
+    outline = np.zeros((count, len(crop.OUTLINE), 2), np.float16)
+    lips = np.zeros((count, len(LIPS), 2), np.float16)
+    smallest = float(np.clip(SMALLEST_SHARE * shorter_side, SMALLEST_PX, SMALL_ENOUGH_PX))
+    for first, end in runs(np.asarray(shots, np.int64)):
+        low, high = np.searchsorted(rows[:, 0], [first, end])
+        here = rows[low:high]
+        if len(here) == 0:
+            continue
+        person = _most_prominent(here)
+        chosen = _with_returns(here, person)
+        present, between = _bridge(values, chosen, step_s)
+        why[present] = DUBBED
+        why[present[values[present, _HEIGHT] < smallest]] = TOO_SMALL
+        turned = present[np.abs(values[present, _YAW]) > TURNED_DEG]
+        why[turned[why[turned] == DUBBED]] = TURNED_AWAY
+        dubbed = present[why[present] == DUBBED]
+        if len(dubbed):
+            reference[dubbed] = references_of(int(person), values[dubbed, _YAW], candidates)
+        for start, stop in stretches(present):
+            smoothed = smooth_similarity(values[start:stop, _SIMILARITY], step_s)
+            at = int(np.searchsorted(present, start))
+            for now, shape in smooth_points(points, between[at : at + stop - start], values[start:stop, _SIMILARITY], smoothed, step_s):
+                where = slice(start + now, start + now + len(shape))
+                outline[where] = shape[:, OUTLINE_COLUMNS].reshape(len(shape), -1, 2)
+                lips[where] = shape[:, LIP_COLUMNS].reshape(len(shape), -1, 2)
+            values[start:stop, _SIMILARITY] = smoothed
+    return FaceTrack(
+        pts=np.asarray(pts, np.int64),
+        time_base=time_base,
+        why=why,
+        shot=np.asarray(shots, np.int32),
+        similarity=values[:, _SIMILARITY].copy(),
+        outline=outline,
+        lips=lips,
+        opening=values[:, _OPENING].astype(np.float32),
+        pose=values[:, [_YAW, _PITCH]].astype(np.float32),
+        strength=_strength(why, step_s),
+        reference=reference,
+        references=store,
+    )
+
+
+def _most_prominent(rows: NDArray[np.float64]) -> float:
+    """Number of the track with the largest sum of face areas: large, and there for long."""
+    numbers = np.unique(rows[:, 1])
+    return float(max(numbers, key=lambda number: float((rows[rows[:, 1] == number, _HEIGHT] ** 2).sum())))
+
+
+def _with_returns(rows: NDArray[np.float64], person: float) -> NDArray[np.float64]:
+    """The rows of the track `person`, and of others of the shot that can be the same person come back: never there at the same time,
+    and of about the same size. Ordered by frame."""
+    mine = rows[rows[:, 1] == person]
+    for number in np.unique(rows[:, 1]):
+        other = rows[rows[:, 1] == number]
+        ratio = float(np.median(other[:, _HEIGHT]) / np.median(mine[:, _HEIGHT]))
+        if number != person and 1 / RETURN_RATIO < ratio < RETURN_RATIO and not np.isin(other[:, 0], mine[:, 0]).any():
+            mine = np.concatenate([mine, other])
+    return mine[np.argsort(mine[:, 0])]
+
+
+def _bridge(values: NDArray[np.float64], chosen: NDArray[np.float64], step_s: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Write the chosen rows into `values`, interpolate short gaps; give the frames that now have a face, (n,) in order, and for each of
+    them, (n, 3), the places of the two faces that it lies between and the share of the second one."""
+    frames = chosen[:, 0].astype(np.int64)
+    frames, unique = np.unique(frames, return_index=True)
+    chosen = chosen[unique]
+    values[frames] = chosen
+    present = [frames]
+    between = [np.column_stack([chosen[:, _PLACE], chosen[:, _PLACE], np.zeros(len(chosen))])]
+    longest = max(1, round(BRIDGE_S / step_s))
+    gaps = np.diff(frames) - 1
+    for before in np.flatnonzero((gaps > 0) & (gaps <= longest)):
+        gap, one, other = int(gaps[before]), chosen[before], chosen[before + 1]
+        share = (np.arange(1, gap + 1) / (gap + 1))[:, None]
+        values[frames[before] + 1 : frames[before + 1]] = (1 - share) * one + share * other
+        present.append(np.arange(frames[before] + 1, frames[before + 1]))
+        between.append(np.column_stack([np.full(gap, one[_PLACE]), np.full(gap, other[_PLACE]), share]))
+    joined = np.concatenate(present)
+    order = np.argsort(joined)
+    return joined[order], np.concatenate(between)[order]
+
+
+def _strength(why: NDArray[np.uint8], step_s: float) -> NDArray[np.float32]:
+    """1 inside dubbed stretches, rising from 0 over ``FADE_S`` beside frames that are passed through; the clip's ends do not fade."""
+    strength = (why == DUBBED).astype(np.float32)
+    steps = max(1, round(FADE_S / step_s))
+    for first, end in runs((why == DUBBED).astype(np.int64)):
+        if why[first] != DUBBED:
+            continue
+        along = np.arange(end - first)
+        rise = np.ones(end - first)
+        if first > 0:
+            rise = np.minimum(rise, (along + 1) / (steps + 1))
+        if end < len(why):
+            rise = np.minimum(rise, (end - first - along) / (steps + 1))
+        strength[first:end] = rise
+    return strength

@@ -1,0 +1,122 @@
+"""``listen``: a whole speech as lip motion, before a pixel is drawn. The only place that turns sound into lips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub import media
+from lipdub.bundles.bundle import BundleSpec
+from lipdub.row_file import RowFile
+from lipdub.speech.mel import MelTrack
+from lipdub.speech.memory import Memory
+from lipdub.speech.windows import SpeechWindows, windows_of
+from lipdub.stages import cores, spread
+
+BLOCK_FRAMES = 64
+"""Moments that are recalled together: a second or two, so that cores share a short speech, too."""
+PAUSE = 0.5
+"""From this silence on a moment counts as a pause."""
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Lips:
+    """Lip motion at N moments of a speech.
+
+    feature: float32 (N, C), the lip feature that the generator draws. silence: float32 (N,), how far each moment is a pause, from 0
+    (sounding) to 1 (silent). address: float32 (N, slots), the share of each memory slot in the feature.
+    """
+
+    feature: NDArray[np.float32]
+    silence: NDArray[np.float32]
+    address: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.feature)
+
+    def at_rest_in_pauses(self, rest_feature: NDArray[np.float32]) -> Lips:
+        """The same, with the resting mouth's feature (C,) taking over as far as the speech pauses."""
+        return Lips(self.feature + self.silence[:, None] * (rest_feature - self.feature), self.silence, self.address)
+
+
+class LipTrack:
+    """Lip motion at each frame of an output, in order; N frames. Lies in an unnamed temporary file, so that memory does not grow with
+    the speech. For one thread at a time."""
+
+    def __init__(self, spec: BundleSpec) -> None:
+        self._channels = spec.lip_channels
+        self._rows = RowFile(spec.lip_channels + 1)
+        self.pauses = 0
+        """Frames that count as pauses."""
+
+    def __len__(self) -> int:
+        return self._rows.count
+
+    def __repr__(self) -> str:
+        return f"LipTrack(frames={len(self)}, pauses={self.pauses})"
+
+    def add(self, lips: Lips) -> None:
+        """Put the next moments at the end."""
+        self._rows.extend(np.column_stack([lips.feature, lips.silence]))
+        self.pauses += int((lips.silence > PAUSE).sum())
+
+    def frames(self, first: int, end: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Lip features float32 (n, C) and silence float32 (n,) of the frames [first, end)."""
+        rows = self._rows.rows(np.arange(first, end))
+        return rows[:, : self._channels], rows[:, self._channels]
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._rows.close()
+
+
+def lips_of(windows: SpeechWindows, memory: Memory) -> Lips:
+    """What `memory` recalls for the moments that the windows belong to."""
+    recall = memory.recall(windows.windows)
+    return Lips(windows.mean(recall.lip_feature), windows.silence, windows.mean(recall.address))
+
+
+def lips_at(speech: Path, memory: Memory, times_s: NDArray[np.float64]) -> Generator[Lips, None, None]:
+    """The lip motion that `speech` asks for at the times `times_s` (N,), float64, rising: some moments at a time, in order.
+
+    Raises UnreadableMedia, NoAudioStream, BundleInvalid.
+    """
+    with closing(media.read_audio(speech, memory.spec.mel.sample_rate_hz)) as sound:
+        mel = MelTrack(sound, memory.spec.mel)
+        blocks = (times_s[first : first + BLOCK_FRAMES] for first in range(0, len(times_s), BLOCK_FRAMES))
+        windows = (windows_of(block, memory.spec, mel.windows) for block in blocks)
+        with closing(spread(lambda block: lips_of(block, memory), windows, workers=cores())) as pieces:
+            yield from pieces
+
+
+def listen(
+    speech: Path,
+    memory: Memory,
+    times_s: NDArray[np.float64],
+    *,
+    rest_in_pauses: bool,
+    on_frames: Callable[[int], None] | None = None,
+) -> LipTrack:
+    """The lip motion that `speech` asks for at the times `times_s` (N,), float64, rising; the caller closes it.
+
+    rest_in_pauses: the resting mouth takes over where the speech pauses. on_frames: told how many frames each step took.
+
+    Raises UnreadableMedia, NoAudioStream, BundleInvalid.
+    """
+    track = LipTrack(memory.spec)
+    rest = np.asarray(memory.spec.rest_feature, np.float32)
+    try:
+        with closing(lips_at(speech, memory, times_s)) as pieces:
+            for lips in pieces:
+                track.add(lips.at_rest_in_pauses(rest) if rest_in_pauses else lips)
+                if on_frames is not None:
+                    on_frames(len(lips))
+    except BaseException:
+        track.close()
+        raise
+    return track

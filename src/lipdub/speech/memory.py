@@ -1,0 +1,94 @@
+"""The audio-lip memory of a bundle: what it recalls for mel windows. SyncTalkFace (Park et al., AAAI 2022), section 3.2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.bundles import bundle
+from lipdub.bundles.bundle import BundleSpec
+from lipdub.errors import BundleInvalid
+from lipdub.options import Device
+from lipdub.runtime import open_session
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Recall:
+    """What a memory answers to N mel windows.
+
+    address: float32 (N, slots), the share of each slot in the answer; rows sum to 1. lip_feature: float32 (N, C), the recalled lip
+    motion, in the unit of the bundle's `rest_feature`.
+    """
+
+    address: NDArray[np.float32]
+    lip_feature: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        for name, value in (("address", self.address), ("lip_feature", self.lip_feature)):
+            if value.ndim != 2 or value.dtype != np.float32:
+                raise ValueError(f"{name} must be float32 with 2 axes, got {value.dtype} {value.shape}")
+        if len(self.address) != len(self.lip_feature):
+            raise ValueError(f"one address per lip feature, got {self.address.shape = }, {self.lip_feature.shape = }")
+
+    def __len__(self) -> int:
+        return len(self.address)
+
+    def __repr__(self) -> str:
+        return f"Recall(address={self.address.shape}, lip_feature={self.lip_feature.shape})"
+
+
+class Memory(Protocol):
+    """A memory that is ready to be asked. Several threads may ask at once; the same windows get the same answer."""
+
+    @property
+    def spec(self) -> BundleSpec:
+        """Of the bundle that it belongs to."""
+        ...
+
+    def recall(self, windows: NDArray[np.float32]) -> Recall:
+        """What is recalled for mel windows, float32 (N, bands, window) in [-4, 4] as `lipdub.speech.mel` makes them; N may be 0.
+
+        Raises ``ValueError`` for windows of another shape or type, BundleInvalid where the network answers no numbers.
+        """
+        ...
+
+
+class OnnxMemory:
+    """A `Memory` over a bundle's ``memory.onnx``."""
+
+    def __init__(self, folder: Path, spec: BundleSpec, *, device: Device = "auto") -> None:
+        self._spec = spec
+        expected = bundle.tensors(bundle.MEMORY_GRAPH, spec)
+        # The graph is small: a second thread within one call spends more on meeting the first than it saves.
+        self._session = open_session(
+            folder / bundle.MEMORY_GRAPH, device=device, threads=1, inputs=expected.inputs, outputs=expected.outputs
+        )
+
+    def __repr__(self) -> str:
+        return f"OnnxMemory({self._spec.name}, {self._session.provider})"
+
+    @property
+    def spec(self) -> BundleSpec:
+        """Of the bundle that it belongs to."""
+        return self._spec
+
+    def recall(self, windows: NDArray[np.float32]) -> Recall:
+        """Address and lip feature of each mel window, float32 (N, bands, window); see `Memory`."""
+        shape = (len(windows), self._spec.mel.bands, self._spec.mel.window)
+        if windows.dtype != np.float32 or windows.shape != shape:
+            raise ValueError(f"windows must be float32 {shape}, got {windows.dtype} {windows.shape}")
+        count, at_once = len(windows), self._session.batch
+        # Equal batches: a last one of one row would cost a quarter more than a row among others.
+        pieces = np.array_split(windows, max(1, -(-count // at_once)))
+        answers = [self._session.run({bundle.MEL: np.ascontiguousarray(piece[:, None])}) for piece in pieces if len(piece)]
+        address = np.concatenate([np.empty((0, self._spec.slots), np.float32), *(answer[bundle.ADDRESS] for answer in answers)])
+        lip_feature = np.concatenate(
+            [np.empty((0, self._spec.lip_channels), np.float32), *(answer[bundle.LIP_FEATURE] for answer in answers)]
+        )
+        if not (np.isfinite(address).all() and np.isfinite(lip_feature).all()):
+            raise BundleInvalid(f"{self._session.path} recalled no lip feature but NaN or infinity: export the bundle again")
+        return Recall(address, lip_feature)
