@@ -29,7 +29,7 @@ from toys import COMPACT, SIZE, write_clip
 from lipdub import __version__, pipeline
 from lipdub.bundles import bundle
 from lipdub.cli.app import main
-from lipdub.errors import CheckpointInvalid, LipdubError, OutputRefused, TrainingDataError, TrainingError
+from lipdub.errors import CheckpointInvalid, LipdubError, OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.generators import open_generator
 from lipdub.records import Face, MelSpec
 from lipdub.speech.mel import cut_windows
@@ -565,7 +565,7 @@ def test_no_room_for_the_frames_is_one_line(
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
-        with pytest.raises(TrainingError, match=r"cannot keep the video's frames in .*free some disk space, or set TMPDIR"):
+        with pytest.raises(WriteFailed, match=r"cannot keep the video's frames in .*free some disk space, or set TMPDIR"):
             adapt(footage / "person.mp4", tmp_path / "out", model=str(toy), settings=FEW)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "lipdub"
 LEVELS = (
     {"errors"},
     {"records"},
-    {"stages", "timeline"},
+    {"stages", "timeline", "atomic"},
     {"media", "phonetics"},
     {"runtime", "references"},
     {"bundles"},

@@ -86,10 +86,10 @@ def test_a_photo_becomes_the_planes_that_its_output_carries(tmp_path: Path, name
     draw_photo(tmp_path / name, size=size)
     (chunk,) = read_planes(tmp_path / name)
     assert not chunk.color.full
-    with Writer(tmp_path / "a.mp4", probe(tmp_path / name), crf=0, time_base=Fraction(1, 25)) as writer:
+    with Writer(tmp_path / "a.mp4", probe(tmp_path / name), crf=0, preset="medium", time_base=Fraction(1, 25)) as writer:
         writer.write(chunk.timed(0, np.zeros(1, np.int64), Fraction(1, 25)))
     (pixels,) = read_frames(tmp_path / name)
-    with Writer(tmp_path / "b.mp4", probe(tmp_path / name), crf=0, time_base=Fraction(1, 25)) as writer:
+    with Writer(tmp_path / "b.mp4", probe(tmp_path / name), crf=0, preset="medium", time_base=Fraction(1, 25)) as writer:
         writer.write(type(pixels)(0, pixels.pixels, np.zeros(1, np.int64), Fraction(1, 25)))
     assert (pictures(tmp_path / "a.mp4") == pictures(tmp_path / "b.mp4")).all()
 

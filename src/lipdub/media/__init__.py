@@ -6,8 +6,10 @@ sound starts late. Colour is carried like time: planes are copied as they are; w
 and range of their own stream, there and back, and the tags are copied.
 """
 
+from lipdub.atomic import part_file
+from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.muxing import mux
-from lipdub.media.output import COMMENT, check_folder, check_output, part_file
+from lipdub.media.output import COMMENT, check_folder, check_output, check_suffix
 from lipdub.media.pictures import SPAN_FRAMES, probe, read_frames, read_planes, read_span, read_span_planes
 from lipdub.media.sound import audio_duration_s, has_sound, read_audio
 from lipdub.media.writer import Writer
@@ -15,10 +17,12 @@ from lipdub.media.writer import Writer
 __all__ = [
     "COMMENT",
     "SPAN_FRAMES",
+    "VIDEO_SUFFIXES",
     "Writer",
     "audio_duration_s",
     "check_folder",
     "check_output",
+    "check_suffix",
     "has_sound",
     "mux",
     "part_file",

@@ -14,7 +14,7 @@ import av.logging
 from av.container import InputContainer
 from av.stream import Disposition
 
-from lipdub.errors import EncodingFailed, LipdubError, NoAudioStream, NoVideoStream, UnreadableMedia
+from lipdub.errors import EncodingFailed, LipdubError, NoAudioStream, NoVideoStream, UnreadableMedia, WriteFailed
 
 av.logging.set_level(None)  # a user sees one line, ours
 
@@ -34,7 +34,8 @@ def mapped(path: Path, *, writing: bool = False) -> Iterator[None]:
     except (av.error.FFmpegError, OSError) as error:
         reason = (error.strerror or str(error) or type(error).__name__).strip().rstrip(".")
         if writing:
-            raise EncodingFailed(f"cannot write '{path}': {reason}; check the free space and the folder, then run again") from error
+            kind = WriteFailed if isinstance(error, OSError) else EncodingFailed
+            raise kind(f"cannot write '{path}': {reason}; check the free space and the folder, then run again") from error
         if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
             reason = "no media that FFmpeg can read, or cut off before its first picture or sound"
         raise UnreadableMedia(f"cannot read '{path}': {reason}; give a video, photo or sound file") from error
