@@ -45,6 +45,7 @@ from lipdub.generators import Generator, open_generator
 from lipdub.pipeline import DEFAULT_CRF, DEFAULT_PRESET, dub
 from lipdub.records import Device, Fit, Silence
 from lipdub.speech.mel import cut_windows, log_mel
+from lipdub.stages import cores
 
 FIGURES_VERSION = 3
 """Goes up whenever a figure is measured otherwise than before: kept results are measured again then."""
@@ -500,4 +501,4 @@ def _number(value: float | None) -> float:
 
 def with_threads(options: SetOptions, jobs: int) -> SetOptions:
     """The options with the processor's cores shared out among `jobs` processes."""
-    return replace(options, threads=max(1, (os.cpu_count() or 1) // max(1, jobs)))
+    return replace(options, threads=max(1, cores() // max(1, jobs)))
