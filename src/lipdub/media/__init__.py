@@ -1,9 +1,10 @@
 """Pictures and sound in and out of files: probe, read, write, mux. The only importer of PyAV and ffmpeg-python.
 
-Time is exact: a frame's time is ``ticks x time_base``, copied tick for tick from the file to the output. Time zero is the
-container's own zero (see `files.origin_of_s`), for pictures and sound alike, so ``read_audio`` starts with silence where a file's
-sound starts late. Colour is carried like time: planes are copied as they are; where pictures are converted, it is with the matrix
-and range of their own stream, there and back, and the tags are copied.
+Time is exact: a frame's time is ``ticks x time_base``, and the output has the ticks of the source. Pictures and sound share one
+time zero, the container's own (see `files.origin_of_s`): where a file's sound starts late, ``read_audio`` begins with silence.
+
+Colour is exact where it can be: planes are copied as they are. Pictures that must be converted to RGB and back are converted with
+the matrix and range of their own stream. The output carries the source's colour tags.
 """
 
 from lipdub.atomic import part_file

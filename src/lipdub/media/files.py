@@ -1,4 +1,4 @@
-"""Files opened for reading, streams chosen, and errors made ours."""
+"""Opening files for reading, choosing their streams, and turning FFmpeg's errors into lipdub's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ BROADCAST = {"mpegts", "mpeg"}
 
 @contextmanager
 def mapped(path: Path, *, writing: bool = False) -> Iterator[None]:
-    """Turn what FFmpeg and the system raise about `path` into one line of ours: the only place where that happens."""
+    """Turn what PyAV and the system raise about `path` into one of our errors; the only place where that happens.
+
+    Raises:
+        UnreadableMedia: where `path` is read.
+        WriteFailed, EncodingFailed: where it is written.
+    """
     try:
         yield
     except LipdubError:

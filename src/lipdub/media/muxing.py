@@ -70,10 +70,10 @@ def mux(video: Path, speech: Path, out: Path, *, duration_s: Fraction, force: bo
 
 
 def _picture_times(video: Path) -> tuple[int, int, int, int]:
-    """Ticks per second of `video`, and the ticks at which its last picture is shown, its last packet is decoded, and it ends.
+    """Of the pictures of `video`: ticks per second, and the ticks when the last is shown, the last is decoded, and they end.
 
-    An .mp4 keeps durations in order of decoding, and some versions of FFmpeg replace them by the average. So with B-frames
-    or a variable rate, a plain copy would change the length of the video: see also `Writer._finish`.
+    A plain copy would change the length of a video with B-frames or a variable rate: an .mp4 keeps durations in order of
+    decoding, and some versions of FFmpeg replace them by their average. See also `Writer._finish`.
     """
     with opened(video) as container:
         stream = video_stream(container, video)
@@ -88,8 +88,14 @@ def _picture_times(video: Path) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Sound:
-    """What `mux` must know of a sound stream. Times in seconds from time zero; `packet_s`: where coded sound starts, with
-    the encoder's lead-in that is not heard. origin_s: time zero on the file's own clock."""
+    """What `mux` must know of a sound stream; times in seconds from time zero.
+
+    index: of the stream in its file.
+    codec: by FFmpeg's name.
+    origin_s: time zero on the file's own clock.
+    packet_s: where the coded sound starts, an encoder's lead-in that nobody hears included.
+    start_s, end_s: of the sound that is heard.
+    """
 
     index: int
     codec: str
