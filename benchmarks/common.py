@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -17,6 +16,7 @@ from rich.table import Table
 from lipdub.evaluate.clips import SOUND_HZ, clips_in, write_wav
 from lipdub.evaluate.openings import Openings
 from lipdub.evaluate.watch import openings_in
+from lipdub.stages import cores
 
 __all__ = ["CONSOLE", "SOUND_HZ", "default_videos", "measure", "measured", "short", "spread", "table", "write_json", "write_wav"]
 
@@ -60,7 +60,7 @@ def spread(work: Callable[[Task], T], tasks: Sequence[Task], *, jobs: int, label
 
 def threads_per_job(jobs: int) -> int:
     """CPU threads for each of `jobs` processes that run beside each other."""
-    return max(1, (os.cpu_count() or 1) // max(1, jobs))
+    return max(1, cores() // max(1, jobs))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

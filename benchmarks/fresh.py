@@ -1,7 +1,7 @@
 """A piece of work in a process of its own: nothing loaded before, as many cores as asked for, and the memory it took at its peak.
 
 What the work imports, it imports after the process was tied to its cores, since thread pools are sized then. This file is also
-what such a process runs, so it imports nothing but the standard library.
+what such a process runs, so it imports nothing but the standard library and ``lipdub.stages``, which does the same.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from lipdub.stages import cores as usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK_EVERY_S = 0.2
@@ -56,11 +58,6 @@ def run_fresh(work: str, task: Mapping[str, Any], *, cores: int | None = None, s
             raise SystemExit(f"{work} failed: {words[-1]}")
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return found | {"process_s": process_s, "peak_mib": max(tree_mib, found["peak_mib"])}
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Watch:

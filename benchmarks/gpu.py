@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 from benchmarks import common, roofline
 from benchmarks.dub_once import NO_CACHE, cache_is_there, measure_dub, summary
 from benchmarks.footage import looped, looped_sound, resized, size_of
-from benchmarks.fresh import usable_cores
 from benchmarks.onnx_cost import NodeCost, costs, with_plain_weights
 from benchmarks.record import record
 from lipdub import media
 from lipdub.bundles import bundle
 from lipdub.errors import LipdubError
 from lipdub.generators import Generator, open_generator
+from lipdub.stages import cores as usable_cores
 
 TARGET_REAL_TIME, TARGET_ROOFLINE = 20.0, 0.60
 BATCHES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]

@@ -22,11 +22,12 @@ from lipdub.generators.memory import MemoryGenerator
 from numpy.typing import NDArray
 
 from benchmarks import common
-from benchmarks.fresh import run_fresh, usable_cores
+from benchmarks.fresh import run_fresh
 from benchmarks.record import record
 from lipdub.bundles import bundle
 from lipdub.runtime import Tuning
 from lipdub.speech.mel import cut_windows
+from lipdub.stages import cores as usable_cores
 
 HEADS: Final = ("setting", "threads", "batch", "crops/s", "wall ms", "CPU ms", "paced ms", "PSNR dB", "max", "peak MiB", "runs as")
 CROPS: Final = Path("../prepared/val")

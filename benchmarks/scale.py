@@ -19,9 +19,9 @@ from typing import Any
 from benchmarks import common
 from benchmarks.dub_once import NO_CACHE, cache_is_there, measure_dub, summary
 from benchmarks.footage import LINES, looped, looped_sound, resized, size_of
-from benchmarks.fresh import usable_cores
 from benchmarks.record import record
 from lipdub import media
+from lipdub.stages import cores as usable_cores
 
 DEFAULT_SECONDS = 20.0
 STATES = ("cold", "warm")

@@ -18,8 +18,9 @@ from typing import Any
 from benchmarks import common
 from lipdub import __version__, media
 from lipdub.evaluate.clips import cut_pictures
-from lipdub.options import Device
+from lipdub.options import Device, DubOptions
 from lipdub.pipeline import dub
+from lipdub.stages import cores
 
 FULL = Path("../shared/clips/full")
 VIDEOS = (FULL / "synthetic_face_576x768_silent.mp4", FULL / "portrait_1080x1920_hevc.mp4")
@@ -68,8 +69,8 @@ def measure_video(video: Path, *, speech: Path, model: str, device: Device, thre
         if seconds is not None:
             source = Path(name) / f"cut-{video.stem}.mp4"
             info = media.probe(video)
-            cut_pictures(video, source, 0, max(1, round(seconds * info.frame_rate)), crf=12, preset="veryfast")
-        report = dub(source, speech, Path(name) / "dubbed.mp4", model=model, device=device, fit="video", threads=threads)
+            cut_pictures(video, source, 0, max(1, round(seconds * info.frame_rate)), crf=DubOptions().crf, preset=DubOptions().preset)
+        report = dub(source, speech, Path(name) / "dubbed.mp4", DubOptions(model=model, device=device, fit="video", threads=threads))
     info = media.probe(video)
     facts = asdict(report) | {"spans": len(report.spans)}
     return {"video": str(video), "size": f"{info.width}x{info.height}", "frames_per_s": report.frames_per_s, "report": facts}
@@ -80,7 +81,7 @@ def machine_facts() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "cores_usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores_usable": cores(),
         "load_1min": round(os.getloadavg()[0], 1),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -17,6 +17,7 @@ from drawn import draw_video, sine, write_wav
 from fakes import write_fake_bundle
 
 from lipdub import media
+from lipdub.atomic import put_in_place
 from lipdub.batch import Row, RowResult, Task
 from lipdub.batch.row import write_row_report
 from lipdub.bundles import bundle
@@ -98,7 +99,7 @@ def fake_work(task: Task, tell: Any) -> RowResult:
             time.sleep(0.02)
         if row.output.exists() and not row.options.force:
             return failed(task, OutputRefused(f"'{row.output}' exists already"))
-        os.replace(part, row.output)
+        put_in_place(part, row.output)
     if "die-after" in words and first:
         once.touch()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -29,7 +29,7 @@ from toys import COMPACT, SIZE, write_clip
 from lipdub import __version__
 from lipdub.bundles import bundle
 from lipdub.cli.app import main
-from lipdub.errors import CheckpointInvalid, LipdubError, OutputRefused, TrainingDataError, TrainingError
+from lipdub.errors import CheckpointInvalid, LipdubError, OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.faces.detector import DetectorFactory, FaceDetector
 from lipdub.media.planes import Picture
 from lipdub.model import open_model
@@ -569,7 +569,7 @@ def test_no_room_for_the_frames_is_one_line(footage: Path, toy: Path, tmp_path: 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
-        with pytest.raises(TrainingError, match=r"cannot keep the video's frames in .*free some disk space, or set TMPDIR"):
+        with pytest.raises(WriteFailed, match=r"cannot keep the video's frames in .*free some disk space, or set TMPDIR"):
             adapt(footage / "person.mp4", tmp_path / "out", model=str(toy), settings=FEW)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -20,7 +20,7 @@ from lipdub.batch import Here, Row, RowResult, State, Step, Task, Workers, check
 from lipdub.batch.local import attempt
 from lipdub.batch.loop import Event, Finished, Progress
 from lipdub.batch.row import dub_task, work_on
-from lipdub.errors import EncodingFailed, NoFaceFound
+from lipdub.errors import NoFaceFound, WriteFailed
 from lipdub.options import DubOptions
 
 TESTS = Path(__file__).parent
@@ -186,7 +186,7 @@ def dubs(monkeypatch):
         if video.name.startswith("bad"):
             raise NoFaceFound(f"no face in\n'{video}'; lipdub needs one")
         if video.name.startswith("full"):
-            raise EncodingFailed("no space left")
+            raise WriteFailed("no space left")
         out.write_bytes(b"dubbed")
         return a_report(Row(2, video, speech, out))
 

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lipdub.errors import CheckpointInvalid
+from lipdub.errors import CheckpointInvalid, WriteFailed
 from lipdub.train import checkpoints
 
 CONTENT = {"settings": {"network": {"slots": 12}, "rate": 1e-3}, "step": 3, "modules": {"a": {"w": torch.arange(6.0)}}}
@@ -115,7 +115,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch:
         raise error
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(CheckpointInvalid, match="the previous checkpoint is untouched"):
+    with pytest.raises(WriteFailed, match="the previous checkpoint is untouched"):
         checkpoints.save(path, {"step": 4})
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["latest.pt"]
@@ -139,7 +139,7 @@ def test_ctrl_c_while_saving_leaves_the_previous_checkpoint(tmp_path: Path, monk
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointInvalid, match="cannot write"):
+    with pytest.raises(WriteFailed, match="cannot write"):
         checkpoints.save(tmp_path / "file" / "latest.pt", CONTENT)
 
 

@@ -344,7 +344,7 @@ def test_a_dub_that_works(tmp_path):
 def recoded(video: Path, speech: Path, out: Path, **more: object):
     """In the place of a dub: the same pictures, encoded once more, without sound."""
     info = media.probe(video)
-    with media.Writer(out, info, crf=20) as writer:
+    with media.Writer(out, info, crf=20, preset="medium") as writer:
         for chunk in media.read_planes(video):
             writer.write(chunk)
     report = namedtuple("report", "frames dubbed wall_s provider")
@@ -370,7 +370,7 @@ def test_the_box_of_the_mouth_is_where_the_mouth_is(tmp_path):
     for name, row in (("mouth", 0.45), ("eyes", 0.3)):
         other = frames.copy()
         other[:, int(row * 256) - 6 : int(row * 256) + 6, 115:143] = 0
-        with media.Writer(tmp_path / f"{name}.mp4", info, crf=14) as writer:
+        with media.Writer(tmp_path / f"{name}.mp4", info, crf=14, preset="medium") as writer:
             ticks = np.arange(len(other)) * int(Fraction(1, 25) / info.time_base)
             writer.write(media.to_planes(FrameChunk(0, other, ticks, info.time_base), info))
     assert self_dub.mouth_change(tmp_path / "source.mp4", tmp_path / "mouth.mp4") > 10 * self_dub._MOVES

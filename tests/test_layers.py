@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "lipdub"
 LEVELS = (
     {"errors", "options"},
     {"records"},
-    {"stages", "timeline", "row_file"},
+    {"stages", "timeline", "row_file", "atomic"},
     {"media", "phonetics"},
     {"runtime", "references"},
     {"bundles"},

@@ -87,12 +87,12 @@ def test_a_photo_becomes_the_planes_that_its_output_carries(tmp_path: Path, name
     draw_photo(tmp_path / name, size=size)
     (chunk,) = read_planes(tmp_path / name)
     assert not chunk.color.full
-    with Writer(tmp_path / "a.mp4", probe(tmp_path / name), crf=0, time_base=Fraction(1, 25)) as writer:
+    with Writer(tmp_path / "a.mp4", probe(tmp_path / name), crf=0, preset="medium", time_base=Fraction(1, 25)) as writer:
         writer.write(chunk.timed(0, np.zeros(1, np.int64), Fraction(1, 25)))
     (pixels,) = read_frames(tmp_path / name)
     drawn = to_planes(FrameChunk(0, pixels.pixels, np.zeros(1, np.int64), Fraction(1, 25)), probe(tmp_path / name))
     assert drawn.color == chunk.color
-    with Writer(tmp_path / "b.mp4", probe(tmp_path / name), crf=0, time_base=Fraction(1, 25)) as writer:
+    with Writer(tmp_path / "b.mp4", probe(tmp_path / name), crf=0, time_base=Fraction(1, 25), preset="medium") as writer:
         writer.write(drawn)
     assert (pictures(tmp_path / "a.mp4") == pictures(tmp_path / "b.mp4")).all()
 

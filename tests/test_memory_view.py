@@ -17,7 +17,8 @@ from fakes import write_fake_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipdub.errors import BundleNotFound, EncodingFailed, MediaError, NoFaceFound, OutputRefused, PhonemesError
+from lipdub.atomic import files_into
+from lipdub.errors import BundleNotFound, MediaError, NoFaceFound, OutputRefused, PhonemesError, WriteFailed
 from lipdub.memory_view import Closures, closures, look, random_closures
 from lipdub.memory_view import agreement as agreement_module
 from lipdub.memory_view import look as look_function
@@ -376,11 +377,11 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     def full(*paths):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(look_module.os, "replace", full)
-    with pytest.raises(EncodingFailed, match="No space left"), look_module._made_whole(tmp_path / "out", force=False) as folder:
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(WriteFailed, match="No space left"), files_into(tmp_path / "out") as folder:
         (folder / "a").write_bytes(b"new")
     assert os.listdir(tmp_path / "out") == []
-    with pytest.raises(KeyboardInterrupt), look_module._made_whole(tmp_path / "other", force=False):
+    with pytest.raises(KeyboardInterrupt), files_into(tmp_path / "other"):
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == ["out"]
 

@@ -62,7 +62,11 @@ def done(tmp_path_factory: pytest.TempPathFactory, clips: Path) -> tuple[Path, l
     """The folder, what `prepare` gave back and what it told on the way. Half-written files of a run that was killed lie there at first."""
     out = tmp_path_factory.mktemp("prepared") / "new"
     out.mkdir()
-    for leftover in (".abc.crops.npy.part", ".abc.part.npz", ".index.json.part"):
+    for leftover in (
+        ".abc.crops.0123456789ab.lipdub-part.npy",
+        ".abc.0123456789ab.lipdub-part.npz",
+        ".index.0123456789ab.lipdub-part.json",
+    ):
         (out / leftover).write_bytes(b"half")
     told: list[Prepared] = []
     results = prepare(find_clips([clips]), out, SETTINGS, workers=1, on_clip=told.append, speakers={"a_good.mp4": "Ann"})

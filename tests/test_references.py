@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -161,12 +162,34 @@ def hidden_header() -> bytes:
     return front.ljust(jump, b"\0") + header[header.index(b"\xff\xc0") :]
 
 
+def two_headers(first: int, second: int) -> bytes:
+    """A JPEG with two frame headers, of these sides: decoders may differ in which one they believe."""
+    one, other = claiming(first, first), claiming(second, second)
+    at = one.index(b"\xff\xc0")
+    return one[: at + 19] + other[at:]
+
+
+def damaged_exif() -> bytes:
+    """A whole JPEG whose EXIF has an entry that lies outside of it."""
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + struct.pack("<HHII", 0x010F, 2, 5000, 9000) + b"\0\0\0\0"
+    jpeg = one_jpeg(40)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + jpeg[2:]
+
+
+def test_damaged_exif_is_no_matter() -> None:
+    with closing(ReferenceStore(SIZE)) as store:
+        store.add(noise(SIZE))
+        store.attach(0, damaged_exif())
+        assert store.get(0).detail is not None
+
+
 @pytest.mark.parametrize(
     "jpeg",
     [
         b"", b"\xff\xd8", b"\xff\xd8\xff", b"no picture" * 50, one_jpeg(suffix=".png"), one_jpeg(suffix=".bmp"), one_jpeg(grey=True),
         one_jpeg(wide=1), one_jpeg(SIZE), one_jpeg(DETAIL_PX + 2), one_jpeg(options=(cv2.IMWRITE_JPEG_PROGRESSIVE, 1)),
-        claiming(65535, 65535), claiming(40, 65535), claiming(65535, 40), claiming(0, 0), hidden_header(), b"\xff\xd8\xff\xe0\0\0" * 50,
+        claiming(65535, 65535), claiming(40, 65535), claiming(65535, 40), claiming(0, 0), hidden_header(), two_headers(65535, 40),
+        two_headers(40, 65535), b"\xff\xd8\xff\xe0\0\0" * 50,
     ],
 )  # fmt: skip
 def test_bytes_that_are_no_detail_are_refused_before_they_are_decoded(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

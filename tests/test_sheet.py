@@ -16,7 +16,7 @@ from faces_for_tests import ScriptedDetector, chunk_of, crops_of, face_at, textu
 from lipdub import media
 from lipdub.checkup import sheet
 from lipdub.checkup.sheet import CELL_PX, GAP_PX, SheetReport, check_picture, contact_sheet
-from lipdub.errors import EncodingFailed, NoVideoStream, OutputRefused, UnreadableMedia
+from lipdub.errors import NoVideoStream, OutputRefused, UnreadableMedia, WriteFailed
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -205,8 +205,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*paths):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(sheet.os, "replace", full)
-    with pytest.raises(EncodingFailed, match="No space left"):
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(WriteFailed, match="No space left"):
         contact_sheet(tmp_path / "photo.png", tmp_path / "s.png", faces=False, force=True)
     assert (tmp_path / "s.png").read_bytes() == b"old"
     assert sorted(os.listdir(tmp_path)) == ["photo.png", "s.png"]

@@ -1,12 +1,13 @@
 """The exception tree of lipdub.
 
     LipdubError                  one line for the user; exit code 1
+    ├── WriteFailed              a file that could not be written: no space, no permission, the folder is gone
     ├── MediaError               a file that holds pictures or sound
     │   ├── UnreadableMedia      missing, empty, truncated, a directory, no media at all
     │   ├── NoVideoStream        sound only, where pictures are needed
     │   ├── NoAudioStream        no sound, no samples, or samples that are no numbers
     │   ├── OutputRefused        the output path cannot be used (exists, folder missing, read-only, equals an input)
-    │   └── EncodingFailed       the encoder or the muxer gave up
+    │   └── EncodingFailed       FFmpeg or OpenCV could not encode or mux
     ├── ModelError               a bundle or one of its graphs
     │   ├── BundleNotFound       no such name or path
     │   ├── BundleInvalid        altered, of another format version, or graphs that do not fit what they declare
@@ -20,7 +21,7 @@
         ├── TrainingDataError    too little or unusable prepared data
         ├── CheckpointInvalid    no checkpoint, a checkpoint that would run code, or one of another configuration
         ├── MemoryCollapsed      the audio-lip memory uses (almost) one slot, or ignores the sound
-        └── ExportFailed         graph and torch disagree, or the graph could not be written
+        └── ExportFailed         graph and torch disagree, or torch cannot make the graph
 
 Every message says what is wrong, where, and what to do next; foreign exceptions are mapped where they can appear
 (``media.py``, ``runtime.py``, ``bundle.py``, ``train/``) and chained with ``from``.
@@ -31,6 +32,10 @@ from __future__ import annotations
 
 class LipdubError(Exception):
     """Base of all errors that a user can do something about. Its text is one line: what, where, what to do next."""
+
+
+class WriteFailed(LipdubError):
+    """A file could not be written: no space, no permission, or its folder is gone. What was there before is untouched."""
 
 
 class MediaError(LipdubError):
@@ -54,7 +59,7 @@ class OutputRefused(MediaError):
 
 
 class EncodingFailed(MediaError):
-    """The encoder or the muxer failed; nothing was left behind."""
+    """FFmpeg or OpenCV could not encode or mux; nothing was left behind."""
 
 
 class ModelError(LipdubError):
@@ -114,4 +119,4 @@ class MemoryCollapsed(TrainingError):
 
 
 class ExportFailed(TrainingError):
-    """The exported graph disagrees with torch, or could not be written."""
+    """The exported graph disagrees with torch, or torch cannot make it."""

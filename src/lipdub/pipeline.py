@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lipdub import __version__, media
+from lipdub.atomic import part_file
 from lipdub.errors import NoFaceFound
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
@@ -51,7 +52,7 @@ def dub(
 
     Raises:
         OutputRefused, UnreadableMedia, NoVideoStream, NoAudioStream, BundleNotFound, BundleInvalid, ProviderUnavailable,
-        EncodingFailed. NoFaceFound: no face in any frame, or with ``options.strict`` a frame that cannot be dubbed.
+        EncodingFailed, WriteFailed. NoFaceFound: no face in any frame, or with ``options.strict`` a frame that cannot be dubbed.
     """
     started = time.perf_counter()
     clock = Clock()
@@ -74,7 +75,7 @@ def dub(
             told = _counted("listening", len(shown), tell)
             lips = listen(speech, model.memory, shown.times_s, rest_in_pauses=options.silence == "close", on_frames=told)
         stack.enter_context(closing(lips))
-        silent_video = stack.enter_context(media.part_file(out))
+        silent_video = stack.enter_context(part_file(out))
         scene = Scene(video, info, track, shown, lips, model.spec, model.generator, keep_pauses=options.silence == "keep")
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=_counted("redrawing", len(shown), tell))
         with clock("mux"):

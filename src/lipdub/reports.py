@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lipdub import media
-from lipdub.errors import EncodingFailed, OutputRefused
+from lipdub.atomic import write_whole
+from lipdub.errors import OutputRefused
 from lipdub.records import DubReport
 
 
@@ -44,18 +45,11 @@ def content_of(report: DubReport) -> dict[str, Any]:
 
 
 def write_report(report: DubReport, path: Path) -> None:
-    """Write the report as JSON to `path`, whole or not at all. Raises EncodingFailed."""
+    """Write the report as JSON to `path`, whole or not at all. Raises WriteFailed."""
     write_content(content_of(report), path)
 
 
 def write_content(content: Mapping[str, Any], path: Path) -> None:
-    """Write what `content_of` gave to `path`, whole or not at all. Raises EncodingFailed."""
-    try:
-        with media.part_file(path) as part:
-            part.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            os.replace(part, path)
-    except OSError as error:
-        why = error.strerror or error
-        raise EncodingFailed(
-            f"'{content['output']}' was written, but not the report '{path}': {why}; check the free space and the folder"
-        ) from error
+    """Write what `content_of` gave to `path`, whole or not at all. Raises WriteFailed."""
+    text = json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+    write_whole(path, text, failed=f"'{content['output']}' was written, but not the report")

@@ -123,7 +123,7 @@ def run(
     is stopped at the end, however that comes. After an interruption, rows that were running are pending again, or done if they just
     made it.
 
-    Raises ManifestError: the state cannot be written.
+    Raises WriteFailed: the state cannot be written.
     """
     batch = _Run(plan, pool, state, retry, cache, lock, watch or Unwatched())
     # What a killed batch has left lies beside the outputs that it was at.

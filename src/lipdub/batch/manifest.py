@@ -351,8 +351,7 @@ def _check_output(output: Location, inputs: Sequence[Location], found: Identity 
     if isinstance(output, Path):
         media.check_output(output, inputs=[place for place in inputs if isinstance(place, Path)], force=force)
         return
-    if suffix_of(output).lower() not in (".mp4", ".mov", ".mkv"):
-        raise OutputRefused(f"cannot write '{output}': lipdub writes .mp4, .mov and .mkv; give the output one of these endings")
+    media.check_suffix(output, suffix_of(output))
     if output in inputs:
         raise OutputRefused(f"cannot write '{output}': it is an input; choose another name")
     if found is not None and not force:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lipdub.batch import storage
 from lipdub.batch.rows import Location, Row, RowResult, one_line
 from lipdub.batch.storage import Identity
-from lipdub.errors import EncodingFailed, LipdubError, OutputRefused, StorageFailed
+from lipdub.errors import EncodingFailed, LipdubError, OutputRefused, StorageFailed, WriteFailed
 from lipdub.records import DubReport
 from lipdub.reports import content_of, write_content
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lipdub.pipeline import OnProgress
 
 FETCHING, PUTTING = "fetching", "putting"
-TRANSIENT = (EncodingFailed, StorageFailed)
+TRANSIENT = (EncodingFailed, StorageFailed, WriteFailed)
 """Errors that another attempt may not meet: full disks and networks. Everything else says the same again."""
 
 
@@ -102,7 +102,7 @@ def dub_row(row: Row, on_progress: OnProgress | None = None, *, cache: bool = Fa
 
 
 def write_row_report(content: dict[str, Any], place: Location) -> None:
-    """Write the content of a report where the row wants it, whole or not at all. Raises EncodingFailed, StorageFailed."""
+    """Write the content of a report where the row wants it, whole or not at all. Raises WriteFailed, StorageFailed."""
     if isinstance(place, Path):
         write_content(content, place)
         return

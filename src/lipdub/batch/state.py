@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from lipdub import media
+from lipdub.atomic import part_file, put_in_place
 from lipdub.batch.fingerprint import Facts, place_of, portable
 from lipdub.batch.rows import Location
 from lipdub.batch.storage import Identity, identity
-from lipdub.errors import LipdubError, ManifestError
+from lipdub.errors import LipdubError, ManifestError, WriteFailed
 
 FORMAT: Final = 1
 INTERRUPTED: Final = "interrupted"
@@ -117,25 +117,21 @@ class State:
     def begin(self, entries: Iterable[Entry]) -> None:
         """Write the journal anew with `entries` as they are now and what else still has its files; from here on it can be added to.
 
-        Raises ManifestError: it cannot be written.
+        Raises WriteFailed.
         """
         keep = {self._take(entry).key for entry in entries} | {key for key, _ in self._wrote.values()}
         lines = [json.dumps({"lipdub_batch": FORMAT}), *(entry.to_json() for key, entry in self.entries.items() if key in keep)]
         try:
-            with media.part_file(self.path) as part:
-                with open(part, "x", encoding="utf-8") as file:
-                    file.write("\n".join(lines) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, self.path)
-            _sync_folder(self.path.parent)
+            with part_file(self.path) as part:
+                part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                put_in_place(part, self.path)
             self.close()
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:
             raise _unwritable(self.path, error) from error
 
     def record(self, *entries: Entry) -> None:
-        """Add to the journal; on the disk when this returns. Raises ManifestError: it cannot be written."""
+        """Add to the journal; on the disk when this returns. Raises WriteFailed."""
         data = "".join(self._take(entry).to_json() + "\n" for entry in entries).encode()
         try:
             while data:
@@ -221,19 +217,5 @@ def _found(value: Any) -> Any:
     return None if value is None else Identity(int(value[0]), str(value[1]))
 
 
-def _sync_folder(folder: Path) -> None:
-    """Have the rename itself on the disk, where the system lets one ask for that."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
-
-
-def _unwritable(path: Path, error: OSError) -> ManifestError:
-    return ManifestError(f"cannot write the state '{path}': {error.strerror or error}; check the free space and the folder's permissions")
+def _unwritable(path: Path, error: OSError) -> WriteFailed:
+    return WriteFailed(f"cannot write the state '{path}': {error.strerror or error}; check the free space and the folder's permissions")

@@ -23,7 +23,7 @@ CLOUD_EXTRA: Final = 'pip install "lipdub[cloud]"'
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _PART: Final = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{12}\.lipdub-part(?P<suffix>\.[^.]+)", re.DOTALL)
 _PART_STEM_BYTES: Final = 120
-"""``media.part_file`` cuts longer names."""
+"""``atomic.part_file`` cuts longer names."""
 _STAMPS: Final = ("mtime", "ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "updated", "modified", "created")
 """What storages say of a file that changes when the file does, the most telling one first."""
 _AT_ONCE: Final = 16
@@ -161,7 +161,7 @@ def _sweep_url(folder: str, names: set[tuple[str, str]]) -> int:
 
 
 def _is_part_of(name: str, outputs: set[tuple[str, str]]) -> bool:
-    """Whether `name` is what ``media.part_file`` makes of one of `outputs` (stem, suffix), or of such a part again."""
+    """Whether `name` is what ``atomic.part_file`` makes of one of `outputs` (stem, suffix), or of such a part again."""
     found = _PART.fullmatch(name)
     if found is None:
         return False

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import types
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar, get_args, get_origin, get_type_hints
 
+from lipdub.atomic import write_whole
 from lipdub.errors import BundleInvalid, BundleNotFound
 from lipdub.records import CropSpec, MelSpec
 
@@ -256,21 +256,11 @@ def finish(folder: Path, spec: BundleSpec) -> BundleSpec:
     """Hash the graphs that lie in `folder`, write its ``bundle.json``, and give back `spec` with the hashes filled in.
 
     The last step of an export: ``bundle.json`` is written to a temporary name and renamed, so a folder that has one is
-    whole. Raises BundleInvalid where a graph is missing.
+    whole. Raises BundleInvalid where a graph is missing, WriteFailed.
     """
     whole = replace(spec, graphs={graph: sha256(folder / graph) for graph in TENSORS})
-    write_spec(folder, SPEC_FILE, whole.to_json())
+    write_whole(folder / SPEC_FILE, whole.to_json())
     return whole
-
-
-def write_spec(folder: Path, spec_file: str, text: str) -> None:
-    """Write a bundle's description, to a temporary name first."""
-    part = folder / f".{spec_file}.part"
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, folder / spec_file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_record(

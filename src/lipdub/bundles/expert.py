@@ -22,6 +22,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdub.atomic import write_whole
 from lipdub.bundles import bundle
 from lipdub.bundles.bundle import BATCH, GraphTensors
 from lipdub.errors import BundleInvalid
@@ -181,7 +182,7 @@ def finish(folder: Path, spec: ExpertSpec) -> ExpertSpec:
     """Hash the graphs that lie in `folder`, write its ``expert.json``, and give back `spec` with the hashes filled in: the last step of
     an export. Raises BundleInvalid where a graph is missing."""
     whole = replace(spec, graphs={graph: bundle.sha256(folder / graph) for graph in tensors(spec)})
-    bundle.write_spec(folder, SPEC_FILE, whole.to_json())
+    write_whole(folder / SPEC_FILE, whole.to_json())
     return whole
 
 

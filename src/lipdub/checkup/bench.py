@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lipdub import __version__, media
+from lipdub.atomic import write_whole
 from lipdub.checkup import isolated, sample_media
-from lipdub.errors import EncodingFailed, LipdubError, OutputRefused
+from lipdub.errors import LipdubError, OutputRefused
 from lipdub.media.excerpt import excerpt
 from lipdub.options import Device
 from lipdub.stages import cores
@@ -132,13 +133,8 @@ def check_file(path: Path, *, force: bool) -> None:
 
 
 def write_file(report: BenchReport, path: Path) -> None:
-    """Write the figures as JSON to `path`, whole or not at all. Raises EncodingFailed."""
-    try:
-        with media.part_file(path) as part:
-            part.write_text(report.to_json(), encoding="utf-8")
-            os.replace(part, path)
-    except OSError as error:
-        raise EncodingFailed(f"cannot write '{path}': {error.strerror or error}; check the free space and the folder") from error
+    """Write the figures as JSON to `path`, whole or not at all. Raises WriteFailed."""
+    write_whole(path, report.to_json())
 
 
 def machine() -> dict[str, object]:

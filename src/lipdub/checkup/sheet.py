@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
+from lipdub.atomic import write_whole
 from lipdub.errors import EncodingFailed, OutputRefused
 from lipdub.faces import crop
 from lipdub.faces.detector import DetectorFactory, FaceDetector, MediapipeDetector
@@ -71,7 +72,8 @@ def contact_sheet(
     complete, or not at all.
 
     Raises:
-        OutputRefused, UnreadableMedia, NoVideoStream, EncodingFailed. ValueError: rows or columns outside 1 to ``LONGEST_SIDE``.
+        OutputRefused, UnreadableMedia, NoVideoStream, EncodingFailed, WriteFailed.
+        ValueError: rows or columns outside 1 to ``LONGEST_SIDE``.
     """
     if not (1 <= rows <= LONGEST_SIDE and 1 <= columns <= LONGEST_SIDE):
         raise ValueError(f"rows and columns must be 1 to {LONGEST_SIDE}, got {rows = }, {columns = }")
@@ -195,15 +197,8 @@ def _arrange(cells: Sequence[_Cell], columns: int) -> NDArray[np.uint8]:
 
 
 def _write(picture: NDArray[np.uint8], out: Path) -> None:
-    """Write the picture, whole or not at all. Raises EncodingFailed."""
+    """Write the picture, whole or not at all. Raises EncodingFailed, WriteFailed."""
     done, data = cv2.imencode(out.suffix.lower(), picture[:, :, ::-1])
     if not done:
         raise EncodingFailed(f"cannot write '{out}': the picture could not be encoded; ask for fewer rows or columns")
-    try:
-        with media.part_file(out) as part:
-            part.write_bytes(data.tobytes())
-            os.replace(part, out)
-    except OSError as error:
-        raise EncodingFailed(
-            f"cannot write '{out}': {error.strerror or error}; check the free space and the folder, then run again"
-        ) from error
+    write_whole(out, data.tobytes())

@@ -142,12 +142,13 @@ def _evaluate_dub(
 
 
 def _write(content: Mapping[str, Any], pictures: Mapping[str, Mapping[str, bytes]], output: Path | None, json_file: Path | None) -> None:
+    from lipdub.atomic import write_whole
     from lipdub.evaluate import page
 
     if output is not None:
         page.write_scorecard(output, content, pictures)
     if json_file is not None:
-        page.write_text(json_file, page.json_text(content))
+        write_whole(json_file, page.json_text(content))
 
 
 def _evaluate_set(

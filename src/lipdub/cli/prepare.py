@@ -26,11 +26,11 @@ def prepare(
     workers: Annotated[int | None, typer.Option(min=1, help="Clips prepared at the same time; all cores by default.")] = None,
 ) -> None:
     """Cut aligned face crops, mel and lip landmarks out of CLIPS for training. Resumes where it stopped; says what was dropped and why."""
-    import os
     from collections import Counter
 
     from rich.table import Table
 
+    from lipdub.stages import cores
     from lipdub.train import prepare as preparing
 
     found = preparing.find_clips(clips)
@@ -47,7 +47,7 @@ def prepare(
             found,
             output,
             preparing.PrepareSettings(size=size),
-            workers=workers or os.cpu_count() or 1,
+            workers=workers or cores(),
             on_clip=on_clip,
             speakers=speakers,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import wave
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -14,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
+from lipdub.atomic import whole_file
 from lipdub.errors import LipdubError, UnreadableMedia
 
 SOUND_HZ = 16000
-SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".m4v"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ def list_clips(folder: Path, *, seconds_min: float) -> tuple[list[ListedClip], d
         ]
         return chosen, {}
     found, unreadable = [], {}
-    for path in sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file()):
+    for path in sorted(file for file in folder.iterdir() if file.suffix.lower() in media.VIDEO_SUFFIXES and file.is_file()):
         try:
             if seconds_of(path) >= seconds_min:
                 found.append(ListedClip(path))
@@ -123,10 +122,8 @@ def cut_sound(source: Path, out: Path, seconds: float, *, start_s: float = 0.0) 
 
 def write_wav(out: Path, samples: NDArray[np.float32]) -> None:
     """Write mono samples in [-1, 1] at 16 kHz as 16-bit WAV."""
-    with media.part_file(out) as part:
-        with wave.open(str(part), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(SOUND_HZ)
-            file.writeframes(np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
-        os.replace(part, out)
+    with whole_file(out) as part, wave.open(str(part), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SOUND_HZ)
+        file.writeframes(np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())

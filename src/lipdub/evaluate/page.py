@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import Any
 
 import jinja2
 
-from lipdub import media
-from lipdub.errors import EncodingFailed
+from lipdub.atomic import write_whole
 from lipdub.evaluate.drawings import CURVE_HEIGHT, CURVE_WIDTH, curve, ticks
 from lipdub.evaluate.lips import LANDMARK_SET
 from lipdub.evaluate.scorecard import FIGURES, ROW_MEANING, ROWS, Verdict, dub_verdicts, plain, shown, verdicts
@@ -39,11 +37,11 @@ def write_scorecard(folder: Path, content: Mapping[str, Any], pictures: Mapping[
     """Write ``scorecard.json`` and ``scorecard.html`` into `folder`, each whole or not at all; their paths.
 
     content: as ``set_scorecard`` or ``dub_scorecard`` give it. pictures: clip name to pictures by file name ending. Raises
-    EncodingFailed: the disk gave up.
+    WriteFailed.
     """
     table, page = (folder / name for name in FILES)
-    write_text(table, json_text(content))
-    write_text(page, render(content, pictures))
+    write_whole(table, json_text(content))
+    write_whole(page, render(content, pictures))
     return table, page
 
 
@@ -52,18 +50,6 @@ def json_text(content: Mapping[str, Any]) -> str:
     meaning = {figure.name: {"unit": figure.unit, "better": BETTER[figure.better], "what": figure.what} for figure in FIGURES}
     told = {"figures": meaning, "rows": ROW_MEANING, "landmarks": LANDMARK_SET, "targets": _targets(content)}
     return json.dumps(plain({**told, **content}), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-
-
-def write_text(out: Path, text: str) -> None:
-    """Write a text file whole or not at all. Raises EncodingFailed."""
-    try:
-        with media.part_file(out) as part:
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, out)
-    except OSError as error:
-        raise EncodingFailed(
-            f"cannot write '{out}': {error.strerror or error}; check the free space and the folder, then run again"
-        ) from error
 
 
 def dub_scorecard(record: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:

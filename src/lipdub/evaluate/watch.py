@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
+from lipdub.atomic import whole_file
 from lipdub.errors import UnreadableMedia
 from lipdub.evaluate.openings import Openings, nearest, openings_of
 from lipdub.faces import crop
@@ -50,9 +50,8 @@ def tracked(video: Path, *, size: int, cache: Path | None = None, detectors: Det
     track, _ = follow(video, media.probe(video), size=size, detectors=detectors)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with media.part_file(kept) as part:
+        with whole_file(kept) as part:
             track.save(part)
-            os.replace(part, kept)
     return track
 
 

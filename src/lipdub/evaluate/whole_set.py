@@ -28,11 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import __version__, media
+from lipdub.atomic import remove_leftovers, write_whole
 from lipdub.bundles import bundle
 from lipdub.bundles.expert import SPEC_FILE as EXPERT_FILE
 from lipdub.errors import LipdubError, NoAudioStream, OutputRefused, UnreadableMedia
 from lipdub.evaluate import openings
-from lipdub.evaluate.clips import SUFFIXES, ListedClip, cut_pictures, cut_sound, list_clips, seconds_of, write_wav
+from lipdub.evaluate.clips import ListedClip, cut_pictures, cut_sound, list_clips, seconds_of, write_wav
 from lipdub.evaluate.drawings import encoded, heat_map, strip
 from lipdub.evaluate.frozen import FrozenMouth, with_one_reference
 from lipdub.evaluate.openings import MEASURABLE, Openings, open_share, openings_of
@@ -45,6 +46,7 @@ from lipdub.model import Model, open_model
 from lipdub.options import Device, DubOptions, Fit, Silence
 from lipdub.pipeline import dub
 from lipdub.speech.lip_track import lips_at
+from lipdub.stages import cores
 
 FIGURES_VERSION = 3
 """Goes up whenever a figure is measured otherwise than before: kept results are measured again then."""
@@ -113,7 +115,7 @@ def find_clips(sources: Sequence[Path], *, seconds_min: float) -> tuple[list[Lis
     if not found:
         where = ", ".join(f"'{source}'" for source in sources)
         raise UnreadableMedia(
-            f"no clip of at least {seconds_min:g} s to measure in {where} (looked for {', '.join(sorted(SUFFIXES))}); "
+            f"no clip of at least {seconds_min:g} s to measure in {where} (looked for {', '.join(sorted(media.VIDEO_SUFFIXES))}); "
             "name other clips, or lower --seconds-min"
         )
     return sorted(found.values(), key=lambda clip: str(clip.path)), left_out
@@ -201,11 +203,10 @@ def begin(options: SetOptions, *, force: bool) -> dict[str, str]:
     try:
         for folder in (options.out, options.out / "clips", options.out / "dubbed", options.pieces):
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(".*.lipdub-part*"):  # of a run that was killed
-                leftover.unlink(missing_ok=True)
-        _write(note, json.dumps(settings, indent=2).encode())
+            remove_leftovers(folder)
     except OSError as error:
         raise OutputRefused(f"cannot write into '{options.out}': {error.strerror or error}; choose another folder") from error
+    write_whole(note, json.dumps(settings, indent=2))
     return settings
 
 
@@ -284,8 +285,8 @@ def measure(options: SetOptions, settings: dict[str, str], task: Task) -> ClipRe
         record, pictures = measure_clip(options, task)
         record["key"] = _key(task, settings)
         for suffix, data in pictures.items():
-            _write(options.out / "clips" / f"{task.name}{suffix}", data)
-        _write(_record_file(task, options), json.dumps(record, allow_nan=False).encode())
+            write_whole(options.out / "clips" / f"{task.name}{suffix}", data)
+        write_whole(_record_file(task, options), json.dumps(record, allow_nan=False))
     except LipdubError as error:
         return ClipResult(task.name, None, str(error))
     except OSError as error:
@@ -424,15 +425,14 @@ def address_of(model: Model, sound: Path, times_s: NDArray[np.float64]) -> NDArr
 def cut_clip(task: Task, folder: Path) -> Pieces:
     """Cut a clip into `folder`; pieces that are there already are left alone (their folder changes with the clip).
 
-    Raises NoAudioStream, NoVideoStream, UnreadableMedia (also for fewer than ``FEWEST_FRAMES`` frames), EncodingFailed.
+    Raises NoAudioStream, NoVideoStream, UnreadableMedia (also for fewer than ``FEWEST_FRAMES`` frames), EncodingFailed, WriteFailed.
     """
     clip = task.clip
     if not media.has_sound(clip):
         raise NoAudioStream(f"'{clip}' has no sound; a clip is measured by its own")
     at = folder / f"{task.name}.{file_key(clip)}"
     at.mkdir(parents=True, exist_ok=True)
-    for leftover in at.glob(".*.lipdub-part*"):
-        leftover.unlink(missing_ok=True)
+    remove_leftovers(at)
     times_s = _times_of(clip)
     if len(times_s) < FEWEST_FRAMES:
         raise UnreadableMedia(f"'{clip}' has {len(times_s)} frames; a clip of at least {FEWEST_FRAMES} is needed")
@@ -471,13 +471,6 @@ def _times_of(video: Path) -> NDArray[np.float64]:
         return np.concatenate([chunk.times_s for chunk in chunks])
 
 
-def _write(out: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    with media.part_file(out) as part:
-        part.write_bytes(data)
-        os.replace(part, out)
-
-
 def set_scorecard(results: Sequence[ClipResult], settings: dict[str, str], left_out: dict[str, str]) -> dict[str, Any]:
     """The scorecard of a set, ready for JSON: statistics over all clips and over the measurable ones, the clips, those left out."""
     clips = [result.record for result in results if result.record is not None]
@@ -507,4 +500,4 @@ def _number(value: float | None) -> float:
 
 def with_threads(options: SetOptions, jobs: int) -> SetOptions:
     """The options with the processor's cores shared out among `jobs` processes."""
-    return replace(options, threads=max(1, (os.cpu_count() or 1) // max(1, jobs)))
+    return replace(options, threads=max(1, cores() // max(1, jobs)))

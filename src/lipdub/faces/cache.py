@@ -17,19 +17,19 @@ import importlib.metadata
 import json
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Final
 
 import platformdirs
 
+from lipdub.atomic import part_file, put_in_place
 from lipdub.errors import LipdubError, UnreadableMedia
 from lipdub.faces.track import ANALYSIS_VERSION, FaceTrack, TrackDamaged
 
@@ -49,7 +49,7 @@ _ABOUT_FORMAT: Final = 1
 _MOST_ABOUT_BYTES: Final = 65536
 _PIECE_BYTES: Final = 4 * 2**20
 _ENTRY: Final = re.compile(r"[0-9a-f]{40}\.npz")
-_PART: Final = re.compile(r"\.[0-9a-f]{40}\.[0-9a-f]{12}\.lipdub-part")
+_PART: Final = re.compile(r"\.[0-9a-f]{40}\.[0-9a-f]{12}\.lipdub-part(\.npz|\.json)?")
 _TAG: Final = "Signature: 8a477f597d28d172789f06886806bc55\n# Kept by lipdub; see https://bford.info/cachedir/\n"
 _SIZE: Final = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 
@@ -115,14 +115,14 @@ class AnalysisCache:
         about = {"format": _ABOUT_FORMAT, "key": key, "source": _printable(video.name), "frames": len(track)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _part_file(self.folder / f".{key}.{secrets.token_hex(6)}.lipdub-part") as part:
+            with part_file(self._path(key)) as part:
                 with open(part, "xb") as file:
                     track.save(file)
                 with zipfile.ZipFile(part, "a") as archive:
                     archive.writestr(_ABOUT, json.dumps(about))
                 if part.stat().st_size > self.limit_bytes or shutil.disk_usage(self.folder).free < FREE_BYTES:
                     return False
-                os.replace(part, self._path(key))
+                put_in_place(part, self._path(key))
             _write_tag(self.folder)
         except (OSError, zipfile.BadZipFile):
             return False
@@ -193,9 +193,9 @@ class AnalysisCache:
         path = self._digest_path(video)
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _part_file(path.with_name(f".{path.stem}.{secrets.token_hex(6)}.lipdub-part")) as part:
+            with part_file(path) as part:
                 part.write_text(json.dumps({"facts": asdict(facts), "digest": digest}), encoding="utf-8")
-                os.replace(part, path)
+                put_in_place(part, path)
             _write_tag(self.folder)
 
     def _path(self, key: str) -> Path:
@@ -338,16 +338,6 @@ def _remove(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextmanager
-def _part_file(part: Path) -> Iterator[Path]:
-    """A temporary file that is gone when the block ends, unless it was renamed in it."""
-    try:
-        yield part
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _write_tag(folder: Path) -> None:

@@ -1,14 +1,16 @@
 """Pictures and sound in and out of files: probe, read, write, mux. The only importer of PyAV and ffmpeg-python.
 
-Time is exact: a frame's time is ``ticks x time_base``, copied tick for tick from the file to the output. Time zero is the
-container's own zero (see `files.origin_of_s`), for pictures and sound alike, so ``read_audio`` starts with silence where a file's
-sound starts late. Colour is carried like time: planes are copied as they are; where pictures are converted, it is with the matrix
-and range of their own stream, there and back, and the tags are copied.
+Time is exact: a frame's time is ``ticks x time_base``, and the output has the ticks of the source. Pictures and sound share one
+time zero, the container's own (see `files.origin_of_s`): where a file's sound starts late, ``read_audio`` begins with silence.
+
+Colour is exact where it can be: planes are copied as they are. Pictures that must be converted to RGB and back are converted with
+the matrix and range of their own stream. The output carries the source's colour tags.
 """
 
+from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
 from lipdub.media.muxing import mux
-from lipdub.media.output import COMMENT, check_folder, check_output, part_file
+from lipdub.media.output import COMMENT, check_folder, check_output, check_suffix
 from lipdub.media.pictures import SPAN_FRAMES, probe, read_frames, read_planes, read_span, read_span_planes
 from lipdub.media.playback import play
 from lipdub.media.sound import audio_duration_s, has_sound, read_audio
@@ -17,13 +19,14 @@ from lipdub.media.writer import Writer
 __all__ = [
     "COMMENT",
     "SPAN_FRAMES",
+    "VIDEO_SUFFIXES",
     "Writer",
     "audio_duration_s",
     "check_folder",
     "check_output",
+    "check_suffix",
     "has_sound",
     "mux",
-    "part_file",
     "play",
     "probe",
     "read_audio",

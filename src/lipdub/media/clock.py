@@ -12,11 +12,11 @@ from av.container import InputContainer
 from lipdub.media.files import BROADCAST, origin_of_s
 
 NO_PTS = {"avi"}
-"""Formats that only know when to decode a frame; the demuxer makes up when to show it, and goes wrong with B-frames."""
+"""Formats that store when to decode a frame, not when to show it; the demuxer guesses the latter, wrongly where there are B-frames."""
 
 
 class FrameClock:
-    """Gives every frame its tick, strictly increasing: the file's own wherever it makes sense."""
+    """Gives every frame a tick. Ticks increase strictly; they are the file's own, except where those are missing or disordered."""
 
     def __init__(self, container: InputContainer, stream: av.VideoStream) -> None:
         assert stream.time_base is not None
@@ -31,10 +31,10 @@ class FrameClock:
         self._bad_pts = self._bad_dts = 0
 
     def tick(self, frame: av.VideoFrame) -> int | None:
-        """The tick of the next frame, or None if it repeats the time of the one before and is to be left out.
+        """The tick of the next frame, or None if it has the time of the frame before and is to be left out.
 
-        A frame without time follows the one before by its duration. A clock that jumps back by more than a second was
-        reset (joined recordings): it goes on from where it was.
+        A frame without a time is shown when the frame before ends. Where time jumps back by more than a second, recordings
+        were joined: the second one follows the first.
         """
         time, last = self._time(frame), self._last
         guessed = time is None
@@ -56,10 +56,9 @@ class FrameClock:
         return tick
 
     def _time(self, frame: av.VideoFrame) -> int | None:
-        """The time in the file: when to show the frame, or when to decode it, where the first is missing or disordered.
+        """The frame's time in the file: when to show it (pts) or when to decode it (dts), None where it has neither.
 
-        As in libavcodec, whichever of the two went backwards less often so far. AVI only knows the second, from which the
-        demuxer makes up the first.
+        As in libavcodec: the one that went backwards less often so far. Of `NO_PTS` formats, the time to decode.
         """
         pts, dts = frame.pts, frame.dts
         if pts is not None:
@@ -74,7 +73,7 @@ class FrameClock:
 
 
 def shown_until_s(container: InputContainer, stream: av.VideoStream, origin_s: Fraction) -> Fraction | None:
-    """When the last picture ends, seconds from time zero, as far as the container says. It moves the read position."""
+    """When the last picture ends, seconds from time zero; None where the container does not say. Moves the read position."""
     time_base = stream.time_base
     assert time_base is not None
     if container.format.name in BROADCAST:
@@ -94,7 +93,7 @@ def shown_until_s(container: InputContainer, stream: av.VideoStream, origin_s: F
 
 
 def _end_of_packets_s(container: InputContainer, stream: av.VideoStream, origin_s: Fraction) -> Fraction | None:
-    """The same for formats that keep no length: from the last packets. None if they cannot be found."""
+    """When the last picture ends, from the last packets, for formats that keep no length. None if there are no packets."""
     time_base = stream.time_base
     assert time_base is not None
     usual = round(1 / ((stream.average_rate or Fraction(25)) * time_base))

@@ -21,13 +21,15 @@ _PLANAR = ("yuv420p", "yuvj420p")
 
 
 class Converter(Protocol[Chunk]):
-    """Gathers the frames of one stream, all of the size of its first one, into chunks. ``begin`` gives memory to the next chunk,
-    ``put`` converts a frame into one of its slots, ``chunk`` hands over the first `count` of them."""
+    """Gathers the frames of one stream into chunks: ``begin`` a chunk, ``put`` each frame, take the ``chunk``.
+
+    Frames are scaled to the size of the first one. frame_bytes: what one converted frame takes.
+    """
 
     frame_bytes: int
 
     def begin(self, count: int) -> None:
-        """Memory for `count` frames."""
+        """Take memory for a chunk of up to `count` frames."""
         ...
 
     def put(self, slot: int, frame: av.VideoFrame) -> None:
@@ -83,8 +85,8 @@ class ToRgb:
 class ToPlanes:
     """Converts decoded frames of one stream to upright 8-bit planes with chroma at half the sides, as the encoder takes them.
 
-    Frames that are stored so are copied, bit for bit; other kinds of YUV are only sampled anew, in their own matrix and range. What
-    is coded as RGB, and photos, become YUV of limited range (`colour.written_color`), by way of RGB.
+    Planes of that kind are copied bit for bit. Other YUV is resampled and keeps its matrix and range. Photos, and what is coded as
+    RGB, go through RGB to YUV of limited range (`colour.written_color`).
     """
 
     def __init__(self, first: av.VideoFrame, path: Path, *, photo: bool) -> None:

@@ -56,7 +56,7 @@ def versions() -> str:
 
 
 def complaint_of_encoder(codec: str) -> str:
-    """Encode one picture, or a moment of silence, with an encoder inside PyAV; what went wrong in one line, or ""."""
+    """Why an encoder inside PyAV does not encode one picture or a moment of silence, in one line; "" where it does."""
     try:
         context = av.CodecContext.create(codec, "w")
         packets = list(_encoded_sound(context) if isinstance(context, av.AudioCodecContext) else _encoded_picture(context))

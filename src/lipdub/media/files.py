@@ -1,4 +1,4 @@
-"""Files opened for reading, streams chosen, and errors made ours."""
+"""Opening files for reading, choosing their streams, and turning FFmpeg's errors into lipdub's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import av.logging
 from av.container import InputContainer
 from av.stream import Disposition
 
-from lipdub.errors import EncodingFailed, LipdubError, NoAudioStream, NoVideoStream, UnreadableMedia
+from lipdub.errors import EncodingFailed, LipdubError, NoAudioStream, NoVideoStream, UnreadableMedia, WriteFailed
 
 av.logging.set_level(None)  # a user sees one line, ours
 
@@ -26,7 +26,12 @@ BROADCAST = {"mpegts", "mpeg"}
 
 @contextmanager
 def mapped(path: Path, *, writing: bool = False) -> Iterator[None]:
-    """Turn what FFmpeg and the system raise about `path` into one line of ours: the only place where that happens."""
+    """Turn what PyAV and the system raise about `path` into one of our errors; the only place where that happens.
+
+    Raises:
+        UnreadableMedia: where `path` is read.
+        WriteFailed, EncodingFailed: where it is written.
+    """
     try:
         yield
     except LipdubError:
@@ -34,7 +39,8 @@ def mapped(path: Path, *, writing: bool = False) -> Iterator[None]:
     except (av.error.FFmpegError, OSError) as error:
         reason = (error.strerror or str(error) or type(error).__name__).strip().rstrip(".")
         if writing:
-            raise EncodingFailed(f"cannot write '{path}': {reason}; check the free space and the folder, then run again") from error
+            kind = WriteFailed if isinstance(error, OSError) else EncodingFailed
+            raise kind(f"cannot write '{path}': {reason}; check the free space and the folder, then run again") from error
         if isinstance(error, av.error.InvalidDataError | av.error.EOFError):
             reason = "no media that FFmpeg can read, or cut off before its first picture or sound"
         raise UnreadableMedia(f"cannot read '{path}': {reason}; give a video, photo or sound file") from error

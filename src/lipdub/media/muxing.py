@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -15,15 +14,14 @@ from pathlib import Path
 import ffmpeg
 import imageio_ffmpeg
 
+from lipdub.atomic import whole_file
 from lipdub.errors import EncodingFailed, NoAudioStream
 from lipdub.media.clock import shown_until_s
-from lipdub.media.files import audio_stream, mapped, opened, url_of, video_stream
-from lipdub.media.output import COMMENT, FORMATS, check_output, part_file
+from lipdub.media.containers import container_of
+from lipdub.media.files import audio_stream, opened, url_of, video_stream
+from lipdub.media.output import COMMENT, check_output
 from lipdub.media.sound import GAP_S, sounds
 
-_PCM = {f"pcm_{kind}" for kind in ("u8", "s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be", "f64le", "f64be")}
-_COPIED = {".mp4": {"aac", "mp3", "alac"}, ".mov": {"aac", "mp3", "alac"} | _PCM}
-"""Sound that is taken as it is; Matroska takes everything."""
 _OLDEST_FFMPEG = 5
 """Before it, neither ``setts=duration`` nor ``movie_timescale`` exist."""
 
@@ -32,25 +30,26 @@ def mux(video: Path, speech: Path, out: Path, *, duration_s: Fraction, force: bo
     """Write `out`: the pictures of `video` as they are, with the sound of `speech`, cut where it is longer than `duration_s`.
 
     Sound time zero is video time zero, as in `read_audio`; shorter sound stays shorter. Its sample rate and channels are
-    kept. It is copied bit for bit where the container takes its codec (.mp4: AAC, MP3, ALAC; .mov: PCM, too; .mkv:
-    everything) and nothing is to be cut. Otherwise .mp4 gets AAC at 256 kb/s, .mov the same PCM or else AAC, .mkv the
-    same PCM or else FLAC.
+    kept. It is copied bit for bit where the container takes its codec and nothing is to be cut; what it becomes otherwise
+    is in `containers.CONTAINERS` (AAC at 256 kb/s or more).
 
     `out` appears by a rename when it is complete; after any error (Ctrl-C, too) nothing is left behind.
 
     Raises:
         OutputRefused: as `check_output`.
         UnreadableMedia, NoAudioStream: `speech` cannot be used.
-        EncodingFailed: FFmpeg gave up; its last line is in the message.
+        EncodingFailed: FFmpeg gave up (on a full disk, too); its last line is in the message.
+        WriteFailed: the finished file cannot be renamed to `out`.
     """
     check_output(out, inputs=(video, speech), force=force)
     ticks_per_s, shown, coded, end = _picture_times(video)
-    suffix = out.suffix.lower()
+    container = container_of(out)
     sound = _sound_of(speech)
     pictures = ffmpeg.input(url_of(video))["v:0"]
     taken = ffmpeg.input(url_of(speech), itsoffset=_seconds(-sound.origin_s))[str(sound.index)]
-    codec = _sound_codec(sound, suffix, duration_s)
-    options: dict[str, object] = {"c:v": "copy", "c:a": codec, "format": FORMATS[suffix], "metadata": f"comment={COMMENT}"}
+    as_it_is = sound.end_s <= duration_s and sound.start_s >= 0
+    codec = container.sound_codec(sound.codec, as_it_is=as_it_is, begins_at_zero=sound.packet_s >= 0)
+    options: dict[str, object] = {"c:v": "copy", "c:a": codec, "format": container.muxer, "metadata": f"comment={COMMENT}"}
     if shown < end:
         lasting = f"if(eq(PTS,{shown})+eq(DTS,{coded}),{end}-PTS,min(DURATION,{end}-PTS))"
         options["bsf:v"] = f"setts=pts=PTS:dts=DTS:duration='{lasting}'"
@@ -60,25 +59,21 @@ def mux(video: Path, speech: Path, out: Path, *, duration_s: Fraction, force: bo
         taken = taken.filter("atrim", end_sample=int(duration_s * sound.sample_rate_hz))
     if codec == "aac":
         options["b:a"] = f"{max(256, 96 * sound.channels)}k"
-    if suffix != ".mkv":
-        # the edit list counts in the movie's ticks: fine enough for the pictures' start and the encoder's lead-in of the sound
-        movie = math.lcm(ticks_per_s, sound.sample_rate_hz)
-        options |= {"movflags": "+faststart", "video_track_timescale": ticks_per_s}
-        options["movie_timescale"] = movie if movie < 2**31 else ticks_per_s
-    with part_file(out) as part:
+    # Fine enough for the pictures' start and the encoder's lead-in of the sound.
+    edit_ticks_per_s = math.lcm(ticks_per_s, sound.sample_rate_hz)
+    options |= container.muxer_options(ticks_per_s, edit_ticks_per_s if edit_ticks_per_s < 2**31 else ticks_per_s)
+    with whole_file(out) as part:
         command = ffmpeg.output(pictures, taken, url_of(part), map_chapters=-1, **options)
         command = command.global_args("-copyts", "-nostdin", "-hide_banner", "-loglevel", "error", "-y")
         _run(ffmpeg.compile(command, cmd=_program()), out)
         check_output(out, inputs=(video, speech), force=force)
-        with mapped(out, writing=True):
-            os.replace(part, out)
 
 
 def _picture_times(video: Path) -> tuple[int, int, int, int]:
-    """Ticks per second of `video`, and the ticks at which its last picture is shown, its last packet is decoded, and it ends.
+    """Of the pictures of `video`: ticks per second, and the ticks when the last is shown, the last is decoded, and they end.
 
-    An .mp4 keeps durations in order of decoding, and some versions of FFmpeg replace them by the average. So with B-frames
-    or a variable rate, a plain copy would change the length of the video: see also `Writer._finish`.
+    A plain copy would change the length of a video with B-frames or a variable rate: an .mp4 keeps durations in order of
+    decoding, and some versions of FFmpeg replace them by their average. See also `Writer._finish`.
     """
     with opened(video) as container:
         stream = video_stream(container, video)
@@ -93,8 +88,14 @@ def _picture_times(video: Path) -> tuple[int, int, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class _Sound:
-    """What `mux` must know of a sound stream. Times in seconds from time zero; `packet_s`: where coded sound starts, with
-    the encoder's lead-in that is not heard. origin_s: time zero on the file's own clock."""
+    """What `mux` must know of a sound stream; times in seconds from time zero.
+
+    index: of the stream in its file.
+    codec: by FFmpeg's name.
+    origin_s: time zero on the file's own clock.
+    packet_s: where the coded sound starts, an encoder's lead-in that nobody hears included.
+    start_s, end_s: of the sound that is heard.
+    """
 
     index: int
     codec: str
@@ -137,18 +138,6 @@ def _sound_of(path: Path) -> _Sound:
         )
 
 
-def _sound_codec(sound: _Sound, suffix: str, duration_s: Fraction) -> str:
-    """FFmpeg's name of the codec for `sound` in a container of that suffix: "copy" where nothing need be done to it."""
-    whole = sound.end_s <= duration_s and sound.start_s >= 0
-    if suffix == ".mkv":  # a lead-in before zero would make the Matroska muxer move the pictures
-        copied = sound.packet_s >= 0
-        other = sound.codec if sound.codec in _PCM else "flac"
-    else:
-        copied = sound.codec in _COPIED[suffix]
-        other = sound.codec if suffix == ".mov" and sound.codec in _PCM else "aac"
-    return "copy" if whole and copied else other
-
-
 def _seconds(time_s: Fraction) -> str:
     """A time as FFmpeg's options take it, in microseconds."""
     return f"{float(time_s):.6f}"
@@ -181,11 +170,13 @@ def _major_version(program: str) -> int:
 
 def _run(command: list[str], out: Path) -> None:
     """Run FFmpeg to its end; whatever interrupts us ends it, too. Raises EncodingFailed with its last line."""
-    with mapped(out, writing=True):
+    try:
         # a session of its own: Ctrl-C comes to us alone, and we end the program
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )
+    except OSError as error:
+        raise EncodingFailed(f"cannot write '{out}': '{command[0]}' does not start ({error.strerror or error}); install FFmpeg") from error
     try:
         _, said = process.communicate()
     except BaseException:

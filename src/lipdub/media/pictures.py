@@ -90,8 +90,10 @@ def read_frames(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Generator[Fram
 
 
 def read_planes(path: Path, *, chunk_bytes: int = PLANES_BYTES) -> Generator[YuvChunk, None, None]:
-    """The same pictures at the same times as `read_frames`, as the planes that ``Writer`` hands to the encoder. Where they are stored
-    so, not one bit is changed. Raises as `read_frames`."""
+    """The pictures of `path` as `read_frames` gives them, in the planes that the encoder takes; bit for bit where they are stored so.
+
+    Raises as `read_frames`.
+    """
     return _read(path, chunk_bytes, lambda frame, photo: ToPlanes(frame, path, photo=photo))
 
 
@@ -139,7 +141,7 @@ def _timed(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[
 
 
 SPAN_FRAMES = 16
-"""Frames that playing backwards holds at a time, at most."""
+"""How many frames of a video that is played backwards are held at a time, at most."""
 
 
 def read_span(path: Path, pts: NDArray[np.int64], first: int, end: int) -> FrameChunk:
@@ -160,7 +162,7 @@ def read_span_planes(path: Path, pts: NDArray[np.int64], first: int, end: int) -
 
 
 def _span(path: Path, pts: NDArray[np.int64], first: int, end: int, rgb_bytes: int, start: _Start[Chunk]) -> Chunk:
-    """rgb_bytes: as many frames are given as would fit into so many bytes in RGB, twice the size of planes."""
+    """See `read_span`. rgb_bytes: gives as many frames as fit in so many bytes as RGB, which takes twice the room of planes."""
     with opened(path) as container:
         stream = video_stream(container, path)
         time_base = stream.time_base

@@ -1,7 +1,7 @@
-"""Pictures as the pipeline carries them: the planes that the encoder takes, and RGB of just the region that somebody looks at.
+"""Pictures as the pipeline carries them: in the planes that the encoder takes. Only the region around a face is converted to RGB.
 
-Turning whole frames into RGB and back costs more than finding the face and drawing the mouth together, and loses a level here and
-there. So frames stay in their own luma and chroma; a face's window is converted when it is asked for.
+Converting whole frames to RGB and back would take longer than finding the face and drawing the mouth together, and would round
+some pixels to another level.
 """
 
 from __future__ import annotations
@@ -108,8 +108,11 @@ def _to_rgb(color: YuvColor) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class YuvPicture:
-    """A picture in planes, chroma at half the sides and centred between its four pixels. y: uint8 (H', W'); u, v: uint8
-    (H' / 2, W' / 2), views; H' and W' are `height` and `width` rounded up to even, the last row or column repeated."""
+    """A picture in planes. Chroma has half the sides; each of its pixels lies in the middle of four of luma.
+
+    y: uint8 (H', W'). u, v: uint8 (H' / 2, W' / 2). All are views.
+    height, width: of the picture as shown; H' and W' are these rounded up to even, the last row or column repeated.
+    """
 
     y: NDArray[np.uint8]
     u: NDArray[np.uint8]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
-from contextlib import suppress
+import warnings
 from pathlib import Path
 
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
+from PIL import ExifTags, Image
 
 Turn = tuple[int, int, int, int]
 AS_STORED: Turn = (1, 0, 0, 1)
@@ -47,18 +48,18 @@ def _exif_orientation(path: Path) -> int:
     """The orientation (1 to 8) that a photo's EXIF gives, 0 without one."""
     with path.open("rb") as file:
         head = file.read(2**18)
-    found = re.search(rb"(?:Exif\0\0|EXIF....|eXIf)(II\*\0|MM\0\*)", head, re.DOTALL)
+    found = re.search(rb"(?:Exif\0\0|EXIF....|eXIf)(?=II\*\0|MM\0\*)", head, re.DOTALL)
     if not found:
         return 0
-    tiff, order = head[found.start(1) :], "<" if found[1] == b"II*\0" else ">"
-    with suppress(struct.error):
-        (at,) = struct.unpack_from(order + "I", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, at)
-        for entry in range(at + 2, at + 2 + 12 * count, 12):
-            tag, value = struct.unpack_from(order + "H6xH", tiff, entry)
-            if tag == 0x0112:
-                return int(value)
-    return 0
+    exif = Image.Exif()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about damaged entries
+            exif.load(head[found.end() :])
+            orientation = exif.get(ExifTags.Base.Orientation)
+    except (SyntaxError, ValueError, TypeError, OSError, struct.error):
+        return 0
+    return orientation if isinstance(orientation, int) else 0
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:

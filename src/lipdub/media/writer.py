@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -15,10 +14,12 @@ from av.codec.context import Flags
 from av.container import OutputContainer
 from numpy.typing import NDArray
 
+from lipdub.atomic import part_file, put_in_place
 from lipdub.errors import EncodingFailed
 from lipdub.media.colour import written_color
+from lipdub.media.containers import container_of
 from lipdub.media.files import mapped, url_of
-from lipdub.media.output import COMMENT, FORMATS, part_file
+from lipdub.media.output import COMMENT
 from lipdub.media.planes import YuvChunk
 from lipdub.records import VideoInfo
 
@@ -30,6 +31,8 @@ class Writer:
     (Ctrl-C, too) nothing is left and what was at `out` is untouched. An `out` that exists is replaced: `check_output` is
     the caller's.
 
+    crf, preset: quality and speed of x264.
+
     Ticks are those of `time_base` (the one of `info` by default), written exactly to .mp4 and .mov; .mkv counts in
     milliseconds. Pixels are 8-bit yuv420p, which plays everywhere, and which needs even sides: an odd picture gets its
     last column or row once more, so every pixel is kept and the side grows by one. (yuv444p would keep the size, but
@@ -40,10 +43,11 @@ class Writer:
     picture ends, if that is close, else as long as the frame before.
 
     Raises:
-        EncodingFailed: the encoder, the muxer or the disk gave up, or no frame was written.
+        EncodingFailed: the encoder or the muxer gave up, or no frame was written.
+        WriteFailed: the disk gave up.
     """
 
-    def __init__(self, out: Path, info: VideoInfo, *, crf: int = 14, preset: str = "medium", time_base: Fraction | None = None) -> None:
+    def __init__(self, out: Path, info: VideoInfo, *, crf: int, preset: str, time_base: Fraction | None = None) -> None:
         self.out = out
         self.end_s: Fraction | None = None
         self.time_base = time_base or info.time_base
@@ -53,8 +57,7 @@ class Writer:
         self._color = written_color(info, padded=self._size != (info.width, info.height))
         self._held: av.VideoFrame | None = None
         self._step = max(1, round(1 / (info.frame_rate * self.time_base)))
-        self._suffix = out.suffix.lower()
-        self._ticks_kept = self._suffix != ".mkv"
+        self._kind = container_of(out)
         self._lead: int | None = None
         self._last_dts = -(2**63)
         self._end = 0
@@ -72,7 +75,7 @@ class Writer:
         with self._open, mapped(self.out, writing=True):
             if kind is None:
                 self._finish()
-                os.replace(self._part, self.out)
+                put_in_place(self._part, self.out)
 
     def write(self, chunk: YuvChunk) -> None:
         """Encode the frames of `chunk`, bit for bit as they are, at their own times; chunks come in order.
@@ -101,10 +104,9 @@ class Writer:
 
     def _opened(self) -> OutputContainer:
         """The container, ready to take a stream."""
-        name = FORMATS[self._suffix]
-        ticks = str(self.time_base.denominator)  # also for the edit list, whose times are rounded to the movie's ticks
-        options = {"movflags": "+faststart", "video_track_timescale": ticks, "movie_timescale": ticks} if self._ticks_kept else {}
-        container = av.open(url_of(self._part), "w", format=name, container_options=options)
+        ticks_per_s = self.time_base.denominator
+        options = self._kind.muxer_options(ticks_per_s, ticks_per_s)
+        container = av.open(url_of(self._part), "w", format=self._kind.muxer, container_options=options)
         container.metadata["comment"] = COMMENT
         return container
 
@@ -153,7 +155,7 @@ class Writer:
         packets = self._stream.encode(None)
         self._mux(packets[:-1])
         for last in packets[-1:]:
-            if last.pts is not None and last.dts is not None and self._ticks_kept:
+            if last.pts is not None and last.dts is not None and self._kind.keeps_ticks:
                 # An .mp4 keeps durations in order of decoding, and FFmpeg takes their sum for the length of the pictures.
                 # With B-frames and a variable rate that is another one, unless the last frame coded makes up for it.
                 last.dts = max(self._last_dts + 1, last.pts - (self._lead or 0))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import __version__, media
+from lipdub.atomic import files_into
 from lipdub.errors import EncodingFailed, MediaError, OutputRefused, PhonemesError
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.memory_view import pictures
@@ -134,13 +134,15 @@ def look(
         explained=explained, opening=opening, agreement=found, commonest=_commonest(found, len(usage.share)),
         files=(*sheets, "memory.json", *kept),
     )  # fmt: skip
-    with _made_whole(out, force=force) as folder:
+    with files_into(out) as folder:
         for file, picture in sheets.items():
             _save(picture, folder / file)
         (folder / "memory.json").write_text(report.to_json(), encoding="utf-8")
         if alignment is not None and kept:
             shutil.copyfile(speech, folder / "speech.wav")
             write_alignment(alignment, folder / "alignment.csv")
+        if force and "phonemes.png" not in sheets:
+            (out / "phonemes.png").unlink(missing_ok=True)  # of an earlier look that knew the phonemes
     return report
 
 
@@ -257,24 +259,6 @@ def _commonest(found: Agreement | None, slots: int) -> tuple[tuple[str, ...], ..
     return tuple(
         tuple(CLASSES[present[row]] for row in np.argsort(-ratio[:, slot])[:3] if ratio[row, slot] >= 1.3) for slot in range(slots)
     )
-
-
-@contextmanager
-def _made_whole(out: Path, *, force: bool) -> Iterator[Path]:
-    """A hidden folder beside `out` to write into; its files move to `out` when the block ends well. Raises EncodingFailed."""
-    part = out.absolute().with_name(f".{out.absolute().name[:100]}.{secrets.token_hex(6)}.lipdub-part")
-    try:
-        part.mkdir()
-        yield part
-        out.mkdir(exist_ok=True)
-        if force and not (part / "phonemes.png").exists():
-            (out / "phonemes.png").unlink(missing_ok=True)  # of an earlier look that knew the phonemes
-        for file in sorted(part.iterdir()):
-            os.replace(file, out / file.name)
-    except OSError as error:
-        raise EncodingFailed(f"cannot write into '{out}': {error.strerror or error}; check the free space and the folder") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _save(picture: NDArray[np.uint8], file: Path) -> None:

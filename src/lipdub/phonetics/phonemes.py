@@ -29,6 +29,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdub.atomic import whole_file
 from lipdub.errors import PhonemesError
 
 CLASSES: Final = (
@@ -284,16 +285,11 @@ def _textgrid_rows(text: str) -> list[tuple[float, float, str]]:
 
 
 def write_alignment(alignment: Alignment, file: Path) -> None:
-    """Write the CSV that `read_alignment` reads."""
-    part = file.with_name(f".{os.getpid()}.{file.name}")
-    try:
-        with part.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(("start_s", "end_s", "phoneme"))
-            writer.writerows((f"{one.start_s:.4f}", f"{one.end_s:.4f}", one.symbol) for one in alignment)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write the CSV that `read_alignment` reads. Raises WriteFailed."""
+    with whole_file(file) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(("start_s", "end_s", "phoneme"))
+        writer.writerows((f"{one.start_s:.4f}", f"{one.end_s:.4f}", one.symbol) for one in alignment)
 
 
 # -------------------------------------------------------------------------------------------------------- espeak-ng
@@ -469,19 +465,14 @@ def speak(text: str, voice: str = "en-us", *, words_per_minute: int = 160, pitch
 def synthesise(text: str, voice: str, out: Path, *, words_per_minute: int = 160, pitch: int = 50) -> Alignment:
     """Speak `text` into the WAV file `out` (16 bit, mono, espeak's own rate) and give back its phonemes; see `speak`.
 
-    The file appears when it is complete; an existing one is replaced.
+    The file appears when it is complete; an existing one is replaced. Raises PhonemesError, WriteFailed.
     """
     speech = speak(text, voice, words_per_minute=words_per_minute, pitch=pitch)
-    part = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
-        with wave.open(str(part), "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(speech.sample_rate_hz)
-            file.writeframes(np.rint(speech.samples * 32768).clip(-32768, 32767).astype("<i2").tobytes())
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(out) as part, wave.open(str(part), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(speech.sample_rate_hz)
+        file.writeframes(np.rint(speech.samples * 32768).clip(-32768, 32767).astype("<i2").tobytes())
     return speech.alignment
 
 

@@ -7,14 +7,17 @@ at the video's own resolution, as JPEG: a film has thousands of them.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from array import array
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO
 from typing import IO
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL.JpegImagePlugin import JpegImageFile
 
 from lipdub.records import Reference
 
@@ -139,24 +142,20 @@ class ReferenceStore:
 
 
 def _side(jpeg: bytes) -> int:
-    """The side of a square baseline JPEG in colour, by its header: known before anything is decoded, however large it says it is.
+    """The side of a square baseline JPEG in colour by its header: known before anything is decoded, however large it says it is.
 
-    Raises ValueError: anything else (ITU-T T.81, annex B).
+    Raises ValueError: anything else.
     """
-    at = 2
-    if jpeg[:2] == b"\xff\xd8":
-        while jpeg[at : at + 1] == b"\xff" and len(jpeg) >= at + 10:
-            marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
-            if marker == 0xC0:  # start of frame: bits, height, width, components
-                height, width = (int.from_bytes(jpeg[where : where + 2], "big") for where in (at + 5, at + 7))
-                if jpeg[at + 4] == 8 and height == width and jpeg[at + 9] == 3:
-                    return height
-                break
-            # Tables, application data, comments; what else may stand here has no length or is another kind of JPEG.
-            if not (marker in (0xC4, 0xDB, 0xDD, 0xFE) or 0xE0 <= marker <= 0xEF):
-                break
-            at += 2 + length
-    raise ValueError("no square JPEG in colour")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about damaged EXIF
+            header = JpegImageFile(BytesIO(jpeg))  # not Image.open, which warns of large pictures and may take other formats
+    except (SyntaxError, OSError, ValueError) as error:
+        raise ValueError("no JPEG") from error
+    # Three layers in all: a second header, which decoders might read instead, would add its own.
+    if len(header.layer) != 3 or header.width != header.height or "progressive" in header.info:
+        raise ValueError("no square JPEG in colour")
+    return header.width
 
 
 def _decoded(jpeg: bytes) -> NDArray[np.uint8]:

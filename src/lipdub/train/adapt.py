@@ -27,8 +27,9 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from lipdub import __version__, media
+from lipdub.atomic import write_whole
 from lipdub.bundles import bundle
-from lipdub.errors import EncodingFailed, OutputRefused, TrainingDataError, TrainingError
+from lipdub.errors import EncodingFailed, OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.faces.detector import DetectorFactory, FaceDetector, MediapipeDetector
 from lipdub.options import Device
 from lipdub.train import export
@@ -166,7 +167,8 @@ def adapt(
 
     Raises:
         OutputRefused, BundleNotFound, BundleInvalid, CheckpointInvalid (a bundle without weights to train on), UnreadableMedia,
-        NoVideoStream, TrainingDataError (no usable face, no sound, too little of both), TrainingError, ExportFailed, EncodingFailed.
+        NoVideoStream, TrainingDataError (no usable face, no sound, too little of both), TrainingError, ExportFailed, EncodingFailed,
+        WriteFailed.
     """
     settings = settings or AdaptSettings()
     tell = on_progress or (lambda stage, done, total: None)
@@ -252,9 +254,11 @@ def _frames_folder() -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(prefix="lipdub-adapt-", ignore_cleanup_errors=True) as folder:
             yield Path(folder)
-    except OSError as error:
-        raise TrainingError(
-            f"cannot keep the video's frames in '{tempfile.gettempdir()}': {error.strerror or error}; free some disk space, or set TMPDIR"
+    except (WriteFailed, OSError) as error:
+        cause = error.__cause__ if isinstance(error, WriteFailed) else error
+        why = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
+        raise WriteFailed(
+            f"cannot keep the video's frames in '{tempfile.gettempdir()}': {why}; free some disk space, or set TMPDIR"
         ) from error
 
 
@@ -462,7 +466,7 @@ def _one_line(text: str) -> str:
 
 
 def _write_sheet(out: Path, rows: Sequence[NDArray[np.uint8]]) -> None:
-    """A picture of evenly spaced frames: true, drawn before, drawn after; each (N, S, S, 3). Raises EncodingFailed."""
+    """A picture of evenly spaced frames: true, drawn before, drawn after; each (N, S, S, 3). Raises EncodingFailed, WriteFailed."""
     chosen = np.unique(np.linspace(0, len(rows[0]) - 1, SHEET_COLUMNS).round().astype(np.int64))
     lines = []
     for label, crops in zip(("true", "before", "after"), rows, strict=False):
@@ -473,11 +477,4 @@ def _write_sheet(out: Path, rows: Sequence[NDArray[np.uint8]]) -> None:
     done, data = cv2.imencode(out.suffix.lower(), np.concatenate(lines)[:, :, ::-1])
     if not done:
         raise EncodingFailed(f"the bundle was written, but not '{out}': the picture could not be encoded")
-    try:
-        with media.part_file(out) as part:
-            part.write_bytes(data.tobytes())
-            os.replace(part, out)
-    except OSError as error:
-        raise EncodingFailed(
-            f"the bundle was written, but not '{out}': {error.strerror or error}; check the free space and the folder"
-        ) from error
+    write_whole(out, data.tobytes(), failed="the bundle was written, but not")

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import warnings
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lipdub.atomic import whole_file
 from lipdub.errors import CheckpointInvalid
 
 FORMAT = 1
-PART_SUFFIX = ".part"
-"""What a checkpoint is called while it is written: ``.latest.pt.part``."""
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` (tensors and plain values) to `path`; a full disk leaves the previous checkpoint as it was."""
-    part = path.with_name(f".{path.name}{PART_SUFFIX}")
-    try:
+    """Write `content` (tensors and plain values) to `path`. Raises WriteFailed; the previous checkpoint is untouched then."""
+    with whole_file(path, advice="free some disk space, the previous checkpoint is untouched") as part:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"lipdub_checkpoint": FORMAT, **content}, part)
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        # On a full disk torch's writer raises a RuntimeError about positions in its archive.
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it could not be written whole"
-        raise CheckpointInvalid(f"cannot write '{path}': {why}; free some disk space, the previous checkpoint is untouched") from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a run that was killed in the middle of ``save`` left in its folder."""
-    for part in folder.glob(f".*.pt{PART_SUFFIX}"):
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        try:
+            torch.save({"lipdub_checkpoint": FORMAT, **content}, part)
+        except RuntimeError as error:  # what torch's writer raises on a full disk, about positions in its archive
+            raise OSError("it could not be written whole") from error
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from lipdub import __version__
+from lipdub.atomic import whole_folder
 from lipdub.bundles import expert
 from lipdub.errors import ExportFailed
 from lipdub.records import CropSpec
 from lipdub.train.expert_network import Expert, load_expert
-from lipdub.train.export import HALF_TOLERANCE, MODEL_CARD, TOLERANCE, check_folder, export_graph, folder_beside, put_in_place
+from lipdub.train.export import HALF_TOLERANCE, MODEL_CARD, TOLERANCE, check_folder, export_graph
 from lipdub.train.networks import WEIGHTS_FILE
 
 
@@ -62,7 +63,8 @@ def export_expert(
 ) -> ExportedExpert:
     """Write the expert folder `out` from a checkpoint of ``lipdub train expert``.
 
-    Raises CheckpointInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and an expert that was there stays.
+    Raises CheckpointInvalid, OutputRefused, ExportFailed, WriteFailed; whatever fails, nothing is left behind and an expert that was
+    there stays.
     """
     check_folder(out, force=force, spec_file=expert.SPEC_FILE)
     model = load_expert(checkpoint)
@@ -84,7 +86,7 @@ def export_expert(
     def mel(batch: int) -> tuple[Tensor, ...]:
         return ((2 * torch.randn(batch, 1, config.mel.bands, config.mel.window)).clamp(-4, 4),)
 
-    with folder_beside(out) as folder:
+    with whole_folder(out) as folder:
         differences = {
             graph: export_graph(side, example, names[graph], folder / graph, half=half)
             for graph, side, example in ((expert.LIPS_GRAPH, _Lips(model), pictures), (expert.SOUND_GRAPH, _Sound(model), mel))
@@ -95,5 +97,4 @@ def export_expert(
         if (out / MODEL_CARD).exists():
             (folder / MODEL_CARD).write_bytes((out / MODEL_CARD).read_bytes())
         size = sum(path.stat().st_size for path in folder.iterdir())
-        put_in_place(folder, out)
     return ExportedExpert(spec, differences, HALF_TOLERANCE if half else TOLERANCE, size)

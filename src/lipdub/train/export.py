@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lipdub import __version__, runtime
+from lipdub.atomic import whole_folder
 from lipdub.bundles import bundle
 from lipdub.errors import CheckpointInvalid, ExportFailed, OutputRefused
 from lipdub.speech.mel import SILENCE
@@ -90,8 +88,8 @@ def export(
     bundle's. drawn_kappa: sharpness of the audio addresses in place of the checkpoint's or the other bundle's. smoothing_s, voice_bands,
     license_text, training_data: None for what the other bundle says; of a checkpoint, for no smoothing, no other voices and "unstated".
 
-    Raises CheckpointInvalid, BundleInvalid, OutputRefused, ExportFailed; whatever fails, nothing is left behind and a bundle that was
-    there stays.
+    Raises CheckpointInvalid, BundleInvalid, OutputRefused, ExportFailed, WriteFailed; whatever fails, nothing is left behind and a bundle
+    that was there stays.
     """
     check_folder(out, force=force)
     old: bundle.BundleSpec | None = None
@@ -149,7 +147,7 @@ def write_bundle(
     """Write the bundle folder `out` from networks in inference mode: graphs that agree with torch, weights, the description `spec` (its
     hashes and `copies` are filled in), and the files `beside` them by name.
 
-    Raises OutputRefused, ExportFailed; all of it is written, or nothing.
+    Raises OutputRefused, ExportFailed, WriteFailed; all of it is written, or nothing.
     """
     check_folder(out, force=force)
     # The bundle that was adapted may be of an older format, which did not tell.
@@ -158,13 +156,13 @@ def write_bundle(
         bundle.MEMORY_GRAPH: (memory, partial(_memory_example, config)),
         bundle.GENERATOR_GRAPH: (_Drawing(generator), partial(_generator_example, config)),
     }
-    with folder_beside(out) as folder:
+    with whole_folder(out) as folder:
         differences = {
             graph: export_graph(network, example, bundle.tensors(graph, spec), folder / graph, half=half)
             for graph, (network, example) in networks.items()
         }
         save_weights(folder / WEIGHTS_FILE, memory, generator)
-        spec, size = _finish(folder, spec, beside, out)
+        spec, size = _finish(folder, spec, beside)
     return Exported(spec, differences, HALF_TOLERANCE if half else TOLERANCE, size, gflop_per_frame(config, memory, generator))
 
 
@@ -172,22 +170,23 @@ def copy_bundle(
     source: Path, out: Path, spec: bundle.BundleSpec, *, beside: Mapping[str, bytes], force: bool
 ) -> tuple[bundle.BundleSpec, int]:
     """Write graphs and weights of the bundle in `source` to the folder `out` as they are, with another description `spec` and the files
-    `beside`. Gives the spec with its hashes, and the bytes written. Raises OutputRefused, ExportFailed; all is written, or nothing."""
+    `beside`. Gives the spec with its hashes, and the bytes written.
+
+    Raises OutputRefused, WriteFailed; all is written, or nothing.
+    """
     check_folder(out, force=force)
-    with folder_beside(out) as folder:
+    with whole_folder(out) as folder:
         for name in (*bundle.TENSORS, WEIGHTS_FILE):
             shutil.copyfile(source / name, folder / name)
-        return _finish(folder, spec, beside, out)
+        return _finish(folder, spec, beside)
 
 
-def _finish(folder: Path, spec: bundle.BundleSpec, beside: Mapping[str, bytes], out: Path) -> tuple[bundle.BundleSpec, int]:
-    """What lies in `folder` becomes the bundle `out`: the spec with its hashes, and the bytes written."""
+def _finish(folder: Path, spec: bundle.BundleSpec, beside: Mapping[str, bytes]) -> tuple[bundle.BundleSpec, int]:
+    """What lies in `folder` becomes a bundle: the spec with its hashes, and the bytes written."""
     whole = bundle.finish(folder, spec)
     for name, content in beside.items():
         (folder / name).write_bytes(content)
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    put_in_place(folder, out)
-    return whole, size
+    return whole, sum(path.stat().st_size for path in folder.iterdir())
 
 
 def load_networks(checkpoint: Path) -> tuple[NetworkConfig, LipMemory, FaceGenerator]:
@@ -300,6 +299,8 @@ def export_graph(
             _store_half(model)
         onnx.checker.check_model(model)
         path.write_bytes(model.SerializeToString())
+    except OSError:
+        raise  # no space: no graph's fault
     except Exception as error:
         # torch and onnx raise whatever they like here; all of it means the same to the caller.
         raise ExportFailed(f"cannot write {path.name}: {' '.join(str(error).split())[:300]}") from error
@@ -386,35 +387,3 @@ def check_folder(out: Path, *, force: bool, spec_file: str = bundle.SPEC_FILE) -
             raise OutputRefused(f"'{out}' holds something else than a bundle; give another folder")
         if not force:
             raise OutputRefused(f"'{out}' already holds a bundle; add --force to replace it")
-
-
-@contextmanager
-def folder_beside(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, gone again when the block ends unless it was put in place. Raises OutputRefused, ExportFailed."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".part", dir=out.parent))
-    except OSError as error:
-        raise OutputRefused(f"cannot write into '{out.parent}': {error.strerror}; choose another folder") from error
-    try:
-        yield folder
-    except OSError as error:
-        raise ExportFailed(f"cannot write the bundle: {error}; check the free space") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def put_in_place(folder: Path, out: Path) -> None:
-    """Swap the finished folder in; the old bundle is removed only when the new one stands."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)  # made by mkdtemp, for its owner alone
-    old = folder.with_name(f"{folder.name}.old")
-    if out.exists():
-        os.replace(out, old)
-    try:
-        os.replace(folder, out)
-    except BaseException:
-        if old.exists() and not out.exists():
-            os.replace(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

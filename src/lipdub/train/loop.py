@@ -20,7 +20,8 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from torch.utils.tensorboard import SummaryWriter
 
-from lipdub.errors import CheckpointInvalid, MemoryCollapsed, OutputRefused, TrainingError
+from lipdub.atomic import remove_leftovers
+from lipdub.errors import CheckpointInvalid, MemoryCollapsed, OutputRefused, TrainingError, WriteFailed
 from lipdub.train import checkpoints
 from lipdub.train.data import loader
 
@@ -157,7 +158,7 @@ def run(
     try:
         if fabric.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoints.remove_leftovers(folder)
+            remove_leftovers(folder)
         writer = SummaryWriter(str(folder)) if fabric.is_global_zero else None
     except OSError as error:
         raise OutputRefused(f"cannot write into '{folder}': {error.strerror}; choose another folder with -o") from error
@@ -219,7 +220,7 @@ def run(
                 clock, since = time.monotonic(), done
     except OSError as error:
         # TensorBoard's thread hands a full disk's error to whatever call comes next; checkpoints have words of their own.
-        raise TrainingError(
+        raise WriteFailed(
             f"cannot write into '{folder}': {error.strerror or error}; free some disk space, then go on with --resume"
         ) from error
     finally:

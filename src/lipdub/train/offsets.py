@@ -7,7 +7,6 @@ footage, a voice from elsewhere, music) are found, too, and left out of training
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lipdub.atomic import write_whole
 from lipdub.speech.mel import cut_windows
 from lipdub.train.data import OFFSETS_FILE, Clip, opening_from_lips
 from lipdub.train.expert_network import Expert
@@ -148,9 +148,7 @@ def _errors(differences: NDArray[np.float32]) -> float:
 
 def store(folder: Path, offsets: Sequence[Offset]) -> None:
     """Write the believed offsets, in seconds, beside the prepared clips, and null for each clip that agrees with none; ``load_clips``
-    applies the former and leaves out the latter."""
+    applies the former and leaves out the latter. Raises WriteFailed."""
     seconds = {offset.clip_id: offset.frames / GRID_HZ for offset in offsets if offset.believed}
     left_out = {offset.clip_id: None for offset in offsets if not offset.agrees}
-    part = folder / f".{OFFSETS_FILE}.part"
-    part.write_text(json.dumps(seconds | left_out, indent=1), encoding="utf-8")
-    os.replace(part, folder / OFFSETS_FILE)
+    write_whole(folder / OFFSETS_FILE, json.dumps(seconds | left_out, indent=1))

@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
-from lipdub.errors import LipdubError, OutputRefused, TrainingDataError, TrainingError
+from lipdub.atomic import remove_leftovers, whole_file, write_whole
+from lipdub.errors import LipdubError, OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.faces import crop
 from lipdub.faces.analysis import analyse
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
@@ -42,7 +43,7 @@ MARGIN = 1.25
 GRID_HZ = 25.0
 SHORTEST_S = 0.6
 FACE_SHARE = 0.7
-SUFFIXES = {".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v", ".mts", ".ts", ".flv", ".wmv"}
+_GO_ON = "free some disk space and run again, it goes on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def find_clips(sources: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found.extend(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+            found.extend(path for path in source.rglob("*") if path.suffix.lower() in media.VIDEO_SUFFIXES and path.is_file())
         elif source.exists():
             found.append(source)
         else:
@@ -112,8 +113,7 @@ def prepare(
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for leftover in out.glob(".*.part*"):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(out)
     except OSError as error:
         raise OutputRefused(f"cannot write into '{out}': {error.strerror}; choose another folder with -o") from error
     done: list[Prepared] = []
@@ -137,7 +137,7 @@ def prepare(
             ) from error
         except OSError as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise TrainingError(f"cannot write into '{out}': {error}; free some disk space and run again, it goes on") from error
+            raise WriteFailed(f"cannot write into '{out}': {error}; {_GO_ON}") from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -166,7 +166,7 @@ def prepare_clip(
     on_frames: Callable[[int], None] | None = None,
 ) -> Prepared:
     """Prepare one clip; a clip that cannot be used gives a reason, never an exception. What goes wrong with the folder `out` or with this
-    machine is no clip's fault and is raised: OSError, MemoryError.
+    machine is no clip's fault and is raised: WriteFailed, OSError, MemoryError.
 
     face_share: the clip is dropped where fewer of its frames have a usable face. until_s: what is shown later is not looked at.
     detectors: makes what finds faces. on_frames: told how many frames each step of following the face took.
@@ -174,10 +174,10 @@ def prepare_clip(
     clip_id = _clip_id(clip, settings)
     try:
         frames, why = _write_clip(clip, out, clip_id, settings, face_share, until_s, detectors, on_frames)
+    except (WriteFailed, OSError, MemoryError):
+        raise  # of this machine, not of the clip: the run ends, and goes on here the next time
     except LipdubError as error:
         frames, why = 0, str(error)
-    except (OSError, MemoryError):
-        raise  # of this machine, not of the clip: the run ends, and goes on here the next time
     except Exception as error:
         # One odd clip among thousands must not end the run; it is named with what it led to.
         frames, why = 0, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -216,17 +216,16 @@ def _write_clip(
     written = _write_crops(clip, track, rows, settings.stored_px, out / f"{clip_id}.crops.npy")
     if written != len(rows):
         return 0, f"it gave {written} frames where {len(rows)} were seen before; was it changed meanwhile?"
-    part = out / f".{clip_id}.part.npz"
-    np.savez(
-        part,
-        mel=mel.astype(np.float16),
-        times_s=track.times_s[rows],
-        lips=track.lips[rows].astype(np.float32),
-        opening=track.opening[rows],
-        pose=track.pose[rows],
-        shot=track.shot[rows],
-    )
-    os.replace(part, out / f"{clip_id}.npz")
+    with whole_file(out / f"{clip_id}.npz", advice=_GO_ON) as part:
+        np.savez(
+            part,
+            mel=mel.astype(np.float16),
+            times_s=track.times_s[rows],
+            lips=track.lips[rows].astype(np.float32),
+            opening=track.opening[rows],
+            pose=track.pose[rows],
+            shot=track.shot[rows],
+        )
     return len(rows), None
 
 
@@ -264,15 +263,17 @@ def _write_crops(clip: Path, track: FaceTrack, rows: NDArray[np.int64], stored_p
 
     Not through a memory map: on a full disk that ends the process with a bus error instead of raising OSError.
     """
-    part = out.with_name(f".{out.name}.part")
     written = 0
-    with part.open("wb") as stream, closing(_stored_crops(clip, track, rows, stored_px)) as pieces:
+    with (
+        whole_file(out, advice=_GO_ON) as part,
+        part.open("wb") as stream,
+        closing(_stored_crops(clip, track, rows, stored_px)) as pieces,
+    ):
         header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), stored_px, stored_px, 3)}
         np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]
         for pixels in pieces:
             stream.write(np.ascontiguousarray(pixels).tobytes())
             written += len(pixels)
-    os.replace(part, out)
     return written
 
 
@@ -317,9 +318,7 @@ def _already(out: Path, clip_id: str) -> Prepared | None:
 
 
 def _write_json(path: Path, content: object) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(content, ensure_ascii=False, indent=1), advice=_GO_ON)
 
 
 def _quiet_worker() -> None:

@@ -9,7 +9,6 @@ occur only in utterances that are flagged as held out.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
+from lipdub.atomic import whole_file
 from lipdub.errors import LipdubError, OutputRefused, PhonemesError
 from lipdub.phonetics import phonemes
 from lipdub.records import MelSpec
@@ -265,8 +265,7 @@ def _save(made: Sequence[Utterance], spec: MelSpec, out: Path) -> None:
     symbols = ["", *sorted({symbol for utterance in made for symbol in utterance.symbol} - {""})]
     number_of = {symbol: number for number, symbol in enumerate(symbols)}
     voices = sorted({utterance.recipe.voice for utterance in made})
-    part = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
+    with whole_file(out) as part:
         np.savez(
             part,
             mel=np.concatenate([utterance.mel for utterance in made]),
@@ -282,11 +281,6 @@ def _save(made: Sequence[Utterance], spec: MelSpec, out: Path) -> None:
             columns_per_s=np.array(spec.columns_per_s),
             format=np.array(FORMAT),
         )
-        os.replace(part, out)
-    except OSError as error:
-        raise OutputRefused(f"cannot write '{out}': {error.strerror}; check the free space and the folder") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

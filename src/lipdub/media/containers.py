@@ -1,0 +1,70 @@
+"""The files that lipdub reads and writes: one line for each kind of container."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+VIDEO_SUFFIXES: Final = frozenset(
+    {".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v", ".mts", ".ts", ".flv", ".wmv"}
+)  # fmt: skip
+"""What counts as a video where a folder is searched; a file that is named is read whatever its suffix."""
+
+PCM: Final = frozenset(
+    f"pcm_{kind}" for kind in ("u8", "s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be", "f64le", "f64be")
+)
+_LOSSY: Final = frozenset({"aac", "mp3", "alac"})
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A kind of file that lipdub writes; codecs and the muxer by FFmpeg's names.
+
+    copied: codecs of sound that it takes as they are; None for all.
+    recoded: what other sound becomes.
+    keeps_pcm: PCM that has to be cut stays PCM of its kind.
+    keeps_ticks: it counts in the pictures' own ticks, not in milliseconds; its edit list lets coded sound begin before time zero.
+    """
+
+    muxer: str
+    copied: frozenset[str] | None
+    recoded: str
+    keeps_pcm: bool
+    keeps_ticks: bool
+
+    def sound_codec(self, codec: str, *, as_it_is: bool, begins_at_zero: bool) -> str:
+        """The codec for sound that comes in `codec`: "copy" where nothing need be done to it.
+
+        as_it_is: the sound is not to be cut or padded. begins_at_zero: no coded sound, such as an encoder's lead-in, lies before
+        time zero; where there is some, a muxer without edit list would move the pictures.
+        """
+        if as_it_is and (self.copied is None or codec in self.copied) and (begins_at_zero or self.keeps_ticks):
+            return "copy"
+        return codec if self.keeps_pcm and codec in PCM else self.recoded
+
+    def muxer_options(self, ticks_per_s: int, edit_ticks_per_s: int) -> dict[str, str]:
+        """Options of the muxer: the index before the data, the pictures' ticks, and the ticks that the edit list counts in."""
+        if not self.keeps_ticks:
+            return {}
+        return {"movflags": "+faststart", "video_track_timescale": str(ticks_per_s), "movie_timescale": str(edit_ticks_per_s)}
+
+
+CONTAINERS: Final[Mapping[str, Container]] = MappingProxyType(
+    {
+        ".mp4": Container("mp4", copied=_LOSSY, recoded="aac", keeps_pcm=False, keeps_ticks=True),
+        ".mov": Container("mov", copied=_LOSSY | PCM, recoded="aac", keeps_pcm=True, keeps_ticks=True),
+        ".mkv": Container("matroska", copied=None, recoded="flac", keeps_pcm=True, keeps_ticks=False),
+    }
+)
+"""By suffix."""
+
+WRITTEN: Final = " and ".join(", ".join(CONTAINERS).rsplit(", ", 1))
+"""The suffixes, for a sentence: ``.mp4, .mov and .mkv``."""
+
+
+def container_of(out: Path) -> Container:
+    """How a file of that suffix is written. Raises KeyError: lipdub does not write such files (`output.check_output`)."""
+    return CONTAINERS[out.suffix.lower()]
