@@ -19,7 +19,7 @@ from lipdub.generators import GENERATORS, Generator, Recall, device_graph, memor
 from lipdub.generators.drawing import ConvertedByHost, ConvertedOnDevice
 from lipdub.generators.memory import MemoryGenerator, on_device, smooth_pictures
 from lipdub.records import Copied, CropSpec, Drawn
-from lipdub.runtime import CPU, CUDA, TENSORRT, Tuning, buffers, gpu, opening
+from lipdub.runtime import CPU, CUDA, buffers, onnx_runtime, session
 
 COUNTS = (0, 1, 8, 9, 33)
 Y0, Y1, X0, X1 = DRAWN = (16, 32, 4, 28)
@@ -488,12 +488,11 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         def __getattr__(self, name: str) -> Any:
             return getattr(self.real, name)
 
-    def open_gpu(graph: bytes, provider: str, threads: int | None, inputs: Any, tuning: Tuning) -> tuple[Any, str]:
-        return Gpu(gpu.built(graph, CPU, threads, tuning, inputs), provider), ""
+    def open_cuda(graph: bytes, threads: int | None, inputs: Any) -> tuple[Any, str]:
+        return Gpu(onnx_runtime.new_session(graph, CPU, threads), CUDA), ""
 
-    monkeypatch.delenv("LIPDUB_TENSORRT", raising=False)
-    monkeypatch.setattr(opening, "open_gpu", open_gpu)
-    monkeypatch.setattr(buffers, "_DEVICES", {CUDA: "cpu", TENSORRT: "cpu"})
+    monkeypatch.setattr(session, "open_cuda", open_cuda)
+    monkeypatch.setattr(buffers, "_DEVICES", {CUDA: "cpu"})
     monkeypatch.setattr(buffers, "_cuda_runtime", lambda: None)
     return monkeypatch
 
@@ -577,27 +576,6 @@ def test_a_network_that_draws_no_numbers_opens_on_a_gpu_and_is_refused_when_it_d
     crops = some_crops(generator, 1)
     with pytest.raises(BundleInvalid, match="drew no picture"):
         generator.draw(crops, crops, some_features(generator, 1))
-
-
-def test_tensorrt_draws_where_the_environment_asks_for_it(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
-    write_fake_bundle(tmp_path)
-    gpu_machine.setenv("LIPDUB_TENSORRT", "1")
-    generator = open_generator(str(tmp_path), device="cuda")
-    assert isinstance(generator, MemoryGenerator)
-    assert (generator.provider, generator.precision) == (TENSORRT, "float16")
-    assert generator._memory.provider == CUDA  # its engine would take minutes to build, and it is asked once per second of speech
-    assert drawn_alike(generator, tmp_path) == 0
-
-
-def test_tensorrt_that_draws_otherwise_is_not_used(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
-    write_fake_bundle(tmp_path)
-    gpu_machine.setenv("LIPDUB_TENSORRT", "1")
-    differences = iter((memory.HALF_TOLERANCE_LEVELS + 0.1, 0.0))
-    gpu_machine.setattr(memory, "_difference_levels", lambda one, other, crop: next(differences))
-    generator = open_generator(str(tmp_path), device="cuda")
-    assert isinstance(generator, MemoryGenerator)
-    assert (generator.provider, generator.precision) == (CUDA, "float16")
-    assert [note.startswith("TensorRT: drawn pictures differ by") for note in generator.notes] == [True]
 
 
 def test_the_shipped_generator_draws_on_both_ways_alike() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +17,7 @@ from lipdub.generators import device_graph
 from lipdub.generators.drawing import ConvertedByHost, ConvertedOnDevice, Drawing
 from lipdub.generators.protocol import Recall
 from lipdub.records import CropSpec, Device, Drawn
-from lipdub.runtime import TUNING, Session, Tuning, open_session
+from lipdub.runtime import Session, open_session
 
 HALF_TOLERANCE_LEVELS: Final = 0.5
 """Mean difference from the float32 picture, in grey levels of 255, up to which a GPU draws in float16."""
@@ -29,28 +28,21 @@ FLOW_TOLERANCE_PX: Final = 0.1
 class MemoryGenerator:
     """Generator over ``memory.onnx`` and ``generator.onnx``; see `lipdub.generators.Generator` for what the methods promise.
 
-    On a GPU the generator's graph is rewritten: uint8 pictures, and float16 where it draws as float32 does. tuning: how ONNX
-    Runtime works; for measurements.
+    On a GPU the generator's graph is rewritten: uint8 pictures, and float16 where it draws as float32 does.
     """
 
-    def __init__(
-        self, folder: Path, spec: BundleSpec, *, device: Device = "auto", threads: int | None = None, tuning: Tuning = TUNING
-    ) -> None:
+    def __init__(self, folder: Path, spec: BundleSpec, *, device: Device = "auto", threads: int | None = None) -> None:
         self._spec = spec
         self._folder = folder
         self._threads = threads
-        # TensorRT builds engines for minutes: worth it for the graph that draws, not for the one that is asked once for each window.
-        plain, drawing = replace(tuning, tensorrt=False), replace(tuning, tensorrt=tuning.tensorrt or runtime.tensorrt_wanted())
         # The memory's graph is small: a second thread spends more on meeting the first than it saves.
-        self._memory = self._open(bundle.MEMORY_GRAPH, device, plain, threads=1)
-        session = self._open(bundle.GENERATOR_GRAPH, device, drawing, threads=threads)
+        self._memory = self._open(bundle.MEMORY_GRAPH, device, threads=1)
+        session = self._open(bundle.GENERATOR_GRAPH, device, threads=threads)
         self._notes = session.notes
-        if session.provider == runtime.TENSORRT and not self._draws_alike(session):
-            session = self._open(bundle.GENERATOR_GRAPH, device, plain, threads=threads)
         self._drawing: Drawing = ConvertedByHost(session, spec)
-        self._precision = "float16" if session.provider == runtime.TENSORRT else "float32"
+        self._precision = "float32"
         if session.provider == runtime.CUDA:
-            self._draw_on_device(plain)
+            self._draw_on_device()
 
     def __repr__(self) -> str:
         return f"MemoryGenerator({self._spec.name}, {self.provider}, {self.precision})"
@@ -68,7 +60,7 @@ class MemoryGenerator:
     @property
     def batch(self) -> int:
         """Crops that `draw` likes to get in one call."""
-        return self._drawing.session.appetite
+        return self._drawing.session.preferred_batch
 
     @property
     def precision(self) -> str:
@@ -106,25 +98,11 @@ class MemoryGenerator:
         _expect("lip_features", lip_features, np.float32, (count, self._spec.lip_channels))
         return self._drawing.draw(targets, references, lip_features)
 
-    def _open(self, graph: str, device: Device, tuning: Tuning, *, threads: int | None) -> Session:
+    def _open(self, graph: str, device: Device, *, threads: int | None) -> Session:
         expected = bundle.tensors(graph, self._spec)
-        return open_session(
-            self._folder / graph, device=device, threads=threads, inputs=expected.inputs, outputs=expected.outputs, tuning=tuning
-        )
+        return open_session(self._folder / graph, device=device, threads=threads, inputs=expected.inputs, outputs=expected.outputs)
 
-    def _draws_alike(self, session: Session) -> bool:
-        """Whether TensorRT, whose float16 is its own, draws what the CPU draws; else a note says that it does not."""
-        try:
-            on_cpu = ConvertedByHost(self._open(bundle.GENERATOR_GRAPH, "cpu", TUNING, threads=self._threads), self._spec)
-            unlike = _unlike(on_cpu, ConvertedByHost(session, self._spec), self._spec)
-        except ModelError as error:
-            self._notes += (f"TensorRT: {error}",)
-            return False
-        if unlike:
-            self._notes += (f"TensorRT: {unlike}",)
-        return not unlike
-
-    def _draw_on_device(self, tuning: Tuning) -> None:
+    def _draw_on_device(self) -> None:
         """Take the rewritten graph in the place of the bundle's: in float16 where that draws the same pictures, else in float32."""
         missing = device_graph.why_not()
         if missing:
@@ -133,7 +111,7 @@ class MemoryGenerator:
         by_host = self._drawing
         for half in (True, False):
             try:
-                drawing = on_device(self._folder, self._spec, device="cuda", threads=self._threads, half=half, tuning=tuning)
+                drawing = on_device(self._folder, self._spec, device="cuda", threads=self._threads, half=half)
                 unlike = _unlike(by_host, drawing, self._spec)
             except ModelError as error:
                 self._notes += (f"{'float16' if half else 'uint8 pictures'}: {error}",)
@@ -144,9 +122,7 @@ class MemoryGenerator:
             self._notes += (f"{'float16' if half else 'uint8 pictures'}: {unlike}",)
 
 
-def on_device(
-    folder: Path, spec: BundleSpec, *, device: Device, threads: int | None = None, half: bool, tuning: Tuning = TUNING
-) -> ConvertedOnDevice:
+def on_device(folder: Path, spec: BundleSpec, *, device: Device, threads: int | None = None, half: bool) -> ConvertedOnDevice:
     """Drawing through the bundle's generator graph, rewritten to convert its pictures itself; half: and to compute in float16.
 
     Raises BundleInvalid, ProviderUnavailable; ``ImportError`` without the package onnx.
@@ -158,7 +134,7 @@ def on_device(
         raise BundleInvalid(f"{path} cannot be read ({error.strerror}): export or copy the bundle again") from error
     names = device_graph.tensors(spec)
     session = open_session(
-        path, device=device, threads=threads, inputs=names.inputs, outputs=names.outputs, tuning=tuning,
+        path, device=device, threads=threads, inputs=names.inputs, outputs=names.outputs,
         graph=device_graph.rewritten(graph, spec, half=half),
     )  # fmt: skip
     return ConvertedOnDevice(session, spec)

@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 
-from lipdub.runtime.ort_words import CPU, CUDA, KINDS, TENSORRT, Array, OrtSession, Shapes
+from lipdub.runtime.onnx_runtime import CPU, CUDA, KINDS, Array, OrtSession, Shapes
 
-_DEVICES: Final = {CPU: "cpu", CUDA: "cuda", TENSORRT: "cuda"}
+_DEVICES: Final = {CPU: "cpu", CUDA: "cuda"}
 
 
 class Lane:

@@ -1,4 +1,4 @@
-"""One graph on one device: a call at a time, or many rows in batches."""
+"""One graph on one device: opened where its tensors are the expected ones, then run a call at a time or many rows in batches."""
 
 from __future__ import annotations
 
@@ -10,17 +10,36 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final
 
-from lipdub.errors import BundleInvalid, ModelError
+from lipdub.errors import BundleInvalid, ModelError, ProviderUnavailable
+from lipdub.records import Device
 from lipdub.runtime.buffers import Buffers, Lane
-from lipdub.runtime.ort_words import CPU, ORT_ERRORS, Array, OrtSession, Shapes, one_line, out_of_memory
-from lipdub.runtime.tuning import CPU_BATCH, CUDA_BATCH, TUNING, Tuning
+from lipdub.runtime.cuda import open_cuda
+from lipdub.runtime.onnx_runtime import (
+    CPU,
+    FLOAT32,
+    FREE_THE_GPU,
+    KINDS,
+    ORT_ERRORS,
+    Array,
+    OrtSession,
+    Shapes,
+    new_session,
+    one_line,
+    out_of_memory,
+)
+
+CPU_BATCH: Final = 8
+"""Rows that go through a CPU session together: beyond that a batch only needs more memory, each row being work for all threads."""
+CUDA_BATCH: Final = 128
+"""Rows that go through a GPU session together; a quarter of it, once, where the GPU's memory does not hold them."""
+CUDA_LANES: Final = 2
+"""Batches on their way on a GPU at once: one is copied while the other is worked on, each on a stream of its own."""
 
 Fill = Callable[[slice, Mapping[str, Array]], None]
 """Writes the rows of that slice into the session's input arrays, as many rows as the slice has."""
 Collect = Callable[[slice, Mapping[str, Array]], None]
 """Takes the rows of that slice out of the session's output arrays, which the next batch overwrites; it may change them."""
 
-FREE_THE_GPU: Final = "stop what else uses the GPU (nvidia-smi lists it)"
 _WRONG_SHAPE: Final = ("invalid dimensions for output", "computed output shape", "shape verification failed")
 SHRINK: Final = 4
 """What a batch is divided by when memory did not hold it."""
@@ -37,9 +56,7 @@ class Session:
     one line each. Any number of threads may call `run`; those that call `stream` wait for each other.
     """
 
-    def __init__(
-        self, path: Path, session: OrtSession, inputs: Shapes, outputs: Shapes, *, tuning: Tuning = TUNING, notes: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, path: Path, session: OrtSession, inputs: Shapes, outputs: Shapes, *, notes: tuple[str, ...] = ()) -> None:
         self.path = path
         self.provider: str = session.get_providers()[0]
         self.notes = notes
@@ -47,10 +64,10 @@ class Session:
         self._inputs = inputs
         self._outputs = outputs
         on_cpu = self.provider == CPU
-        self._batch = tuning.batch or (CPU_BATCH if on_cpu else CUDA_BATCH)
+        self._batch = CPU_BATCH if on_cpu else CUDA_BATCH
         # A GPU looks for its convolutions anew for each batch size, so it meets few; a CPU would work for the rows nobody asked for.
         self._rounds_up = not on_cpu
-        self._lanes = [Lane(session, inputs, outputs, self.provider) for _ in range(1 if on_cpu else tuning.lanes)]
+        self._lanes = [Lane(session, inputs, outputs, self.provider) for _ in range(1 if on_cpu else CUDA_LANES)]
         # Kept from call to call: CUDA has handles of its own for each thread.
         self._pool = ThreadPoolExecutor(len(self._lanes), "lipdub-lane") if len(self._lanes) > 1 else None
         self._may_shrink = True
@@ -65,8 +82,8 @@ class Session:
         return self._batch
 
     @property
-    def appetite(self) -> int:
-        """Rows that `stream` likes to get in one call: a batch for each that can be on its way at once."""
+    def preferred_batch(self) -> int:
+        """Rows in one call of `stream` that keep the device busy: a batch for each that can be on its way at once."""
         return self._batch * len(self._lanes)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -166,3 +183,74 @@ class Session:
             if any(sign in str(error) for sign in _WRONG_SHAPE):
                 raise BundleInvalid(f"{self.path} gave an output of another shape than expected: export the bundle again") from error
             raise ModelError(f"{self.path} failed on {self.provider} ({words}); try --device cpu") from error
+
+
+def open_session(
+    path: Path,
+    *,
+    device: Device,
+    threads: int | None = None,
+    inputs: Shapes,
+    outputs: Shapes,
+    graph: bytes | None = None,
+) -> Session:
+    """The graph at `path`, ready to run on `device`, after checking that its tensors are `inputs` and `outputs`.
+
+    device: ``cpu``; ``cuda``, or an error; ``auto`` for CUDA where it really loads and runs this graph, else the CPU, without
+    a word. threads: CPU threads inside one operator, None for as many as there are physical cores, or fewer where this process
+    may use fewer. graph: bytes to run in the place of the file's, a rewriting of it; its tensors may be uint8.
+
+    Raises BundleInvalid: no such file, no ONNX graph, weights kept in a second file (which no hash covers), other tensors than
+    expected. ProviderUnavailable: ``cuda`` did not load.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be positive, got {threads = }")
+    kinds: tuple[str, ...] = (FLOAT32,) if graph is None else tuple(KINDS)
+    try:
+        graph = path.read_bytes() if graph is None else graph
+    except OSError as error:
+        raise BundleInvalid(f"{path} cannot be read ({error.strerror}): export or copy the bundle again") from error
+    session: OrtSession | None = None
+    why_not = ""
+    if device != "cpu":
+        session, why_not = open_cuda(graph, threads, inputs)
+    if session is None:
+        try:
+            session = new_session(graph, CPU, threads)
+        except ORT_ERRORS as error:
+            raise BundleInvalid(f"{path} is no usable ONNX graph ({one_line(error)}): export the bundle again") from error
+    _check(path, session, inputs, outputs, kinds)
+    if device == "cuda" and why_not:
+        raise ProviderUnavailable(why_not)
+    return Session(path, session, inputs, outputs, notes=(why_not,) if why_not else ())
+
+
+def _check(path: Path, session: OrtSession, inputs: Shapes, outputs: Shapes, kinds: tuple[str, ...]) -> None:
+    """Raise BundleInvalid unless the graph's tensors have the expected names, sizes and one of the types `kinds`.
+
+    An output may leave open a size that is expected (exporters cannot always infer it; `Session.run` looks again); no tensor
+    may fix an axis that is expected to be dynamic.
+    """
+    for verb, found, expected, open_sizes in (
+        ("takes", session.get_inputs(), inputs, False),
+        ("gives", session.get_outputs(), outputs, True),
+    ):
+        fits = {tensor.name for tensor in found} == set(expected) and all(
+            tensor.type in kinds and _matches(tensor.shape, expected[tensor.name], open_sizes) for tensor in found
+        )
+        if not fits:
+            has = ", ".join(_described(tensor.name, tensor.shape, tensor.type) for tensor in found)
+            wants = ", ".join(_described(name, shape, FLOAT32) for name, shape in expected.items())
+            raise BundleInvalid(f"{path} {verb} {has}; expected {wants}: graphs swapped, or of another export?")
+
+
+def _matches(found: list[int | str | None], expected: tuple[int | str, ...], open_sizes: bool) -> bool:
+    """Whether the declared sizes `found` fit `expected`; `open_sizes` lets a declared name stand for an expected size."""
+    return len(found) == len(expected) and all(
+        has == wants if isinstance(has, int) else isinstance(wants, str) or open_sizes for has, wants in zip(found, expected, strict=True)
+    )
+
+
+def _described(name: str, shape: list[int | str | None] | tuple[int | str, ...], kind: str) -> str:
+    """A tensor in a message: ``mel float (B, 1, 80, 16)``."""
+    return f"{name} {kind.removeprefix('tensor(').removesuffix(')')} ({', '.join(str(axis) for axis in shape)})"

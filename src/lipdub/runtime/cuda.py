@@ -1,4 +1,4 @@
-"""Sessions on a GPU, proved by a run; and where there is none, why, with what to do about it."""
+"""Sessions on CUDA, proved by a run; and where there is none, why, with what to do about it."""
 
 from __future__ import annotations
 
@@ -6,46 +6,51 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
-import importlib.util
 import io
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnxruntime as ort
 
-from lipdub.runtime.ort_words import KINDS, ORT_ERRORS, TENSORRT, Array, OrtSession, Shapes, out_of_memory, shortened
-from lipdub.runtime.session import FREE_THE_GPU
-from lipdub.runtime.tuning import TENSORRT_VARIABLE, Tuning, built
+from lipdub.runtime.onnx_runtime import (
+    CUDA,
+    FREE_THE_GPU,
+    KINDS,
+    ORT_ERRORS,
+    Array,
+    OrtSession,
+    Shapes,
+    new_session,
+    out_of_memory,
+    shortened,
+)
 
 _FATAL: Final = 4
 _WARNING: Final = 2
 _INSTALL: Final = 'pip install "lipdub[cuda]"'
 
 
-def open_gpu(graph: bytes, provider: str, threads: int | None, inputs: Shapes, tuning: Tuning) -> tuple[OrtSession | None, str]:
-    """An ORT session on that provider that has run once on zeros; or None, and why not with what to do about it."""
-    missing = _not_compiled_in(provider) or _no_driver()
+def open_cuda(graph: bytes, threads: int | None, inputs: Shapes) -> tuple[OrtSession | None, str]:
+    """An ORT session on CUDA that has run once on zeros; or None, and why not with what to do about it."""
+    missing = _not_compiled_in() or _no_driver()
     if missing:
         return None, missing
     complaint = _preload_cuda()
-    if provider == TENSORRT:
-        _preload_tensorrt()
     why = ""
     try:
         with _quiet():
-            session = built(graph, provider, threads, tuning, inputs)
-            if session.get_providers()[0] == provider:
+            session = new_session(graph, CUDA, threads)
+            if session.get_providers()[0] == CUDA:
                 session.run(None, _zeros(session, inputs))
-                if _works_on(session, provider):
+                if _took_a_node(session):
                     return session, ""
                 why = "it took no node of this graph"
     except ORT_ERRORS as error:
         why = str(error)
-    return None, _reason(provider, why, complaint)
+    return None, _reason(why, complaint)
 
 
 def _zeros(session: OrtSession, inputs: Shapes) -> dict[str, Array]:
@@ -57,20 +62,15 @@ def _zeros(session: OrtSession, inputs: Shapes) -> dict[str, Array]:
     }
 
 
-def _works_on(session: OrtSession, provider: str) -> bool:
-    """Whether ORT gave that provider any part of the graph. Older releases do not say; what ran is then taken for it."""
+def _took_a_node(session: OrtSession) -> bool:
+    """Whether ORT gave CUDA any part of the graph. Older releases do not say; what ran is then taken for it."""
     assignment = getattr(session, "get_provider_graph_assignment_info", None)
-    return assignment is None or any(part.ep_name == provider for part in assignment())
+    return assignment is None or any(part.ep_name == CUDA for part in assignment())
 
 
-def _reason(provider: str, why: str, complaint: str) -> str:
-    """Why a GPU provider is not used, and the fix. why: ORT's words, if it said any. complaint: the library that did not load."""
+def _reason(why: str, complaint: str) -> str:
+    """Why CUDA is not used, and the fix. why: what ORT said, if anything. complaint: the library that did not load."""
     short = shortened(why)
-    if provider == TENSORRT:
-        return (
-            f"TensorRT did not load: {short or complaint or 'its libraries were not found'}; pip install the tensorrt release that this "
-            f"onnxruntime names on its TensorRT page, or unset {TENSORRT_VARIABLE}"
-        )
     if out_of_memory(why):
         return f"CUDA did not load: {short}; {FREE_THE_GPU}, or use --device cpu"
     if "cudnn" in complaint.lower():
@@ -82,19 +82,18 @@ def _reason(provider: str, why: str, complaint: str) -> str:
     return f"CUDA did not load: {short or 'no usable GPU'}; check the driver with nvidia-smi, or use --device cpu"
 
 
-def _not_compiled_in(provider: str) -> str:
-    """Why the installed onnxruntime cannot have that provider, with the fix; or ''."""
-    if provider in ort.get_available_providers():
+def _not_compiled_in() -> str:
+    """Why the installed onnxruntime cannot have CUDA, with the fix; or ''."""
+    if CUDA in ort.get_available_providers():
         return ""
-    what = "TensorRT" if provider == TENSORRT else "CUDA"
     if sys.platform == "darwin":
-        return f"{what} did not load: macOS has none; use --device cpu"
+        return "CUDA did not load: macOS has none; use --device cpu"
     if _installed("onnxruntime") and _installed("onnxruntime-gpu"):
         return (
-            f"{what} did not load: onnxruntime and onnxruntime-gpu are both installed and overwrite each other; pip uninstall -y "
+            "CUDA did not load: onnxruntime and onnxruntime-gpu are both installed and overwrite each other; pip uninstall -y "
             f"onnxruntime onnxruntime-gpu, then {_INSTALL}, or use --device cpu"
         )
-    return f"{what} did not load: this onnxruntime was built without it; pip uninstall -y onnxruntime, then {_INSTALL}, or use --device cpu"
+    return f"CUDA did not load: this onnxruntime was built without it; pip uninstall -y onnxruntime, then {_INSTALL}, or use --device cpu"
 
 
 def _installed(package: str) -> bool:
@@ -131,16 +130,6 @@ def _preload_cuda() -> str:
         warnings.simplefilter("ignore")
         ort.preload_dlls()
     return next((shortened(line) for line in said.getvalue().splitlines() if line.startswith("Failed to load")), "")
-
-
-@functools.cache
-def _preload_tensorrt() -> None:
-    """Load the TensorRT libraries that pip installed, once; ORT finds them only where the system looks for libraries."""
-    spec = importlib.util.find_spec("tensorrt_libs")
-    for folder in spec.submodule_search_locations or [] if spec is not None else []:
-        for library in sorted((*Path(folder).glob("libnvinfer.so.*"), *Path(folder).glob("libnvonnxparser.so.*"))):
-            with contextlib.suppress(OSError):
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
 @contextlib.contextmanager
