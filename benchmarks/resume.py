@@ -99,7 +99,7 @@ class Machines:
 
     def stop(self) -> None:
         """End the cluster."""
-        self._cluster.shutdown()
+        self._cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def main(arguments: list[str]) -> int:
