@@ -143,9 +143,9 @@ def test_a_stream_binds_each_batch_size_once_and_allocates_nothing_after(tmp_pat
     for _ in range(3):
         streamed(session, numbered(19))
     assert made == [7, 5]
-    lane = session._lanes[0]
-    assert np.shares_memory(lane.buffers(7).inputs["a"], lane.buffers(5).inputs["a"])
-    assert not np.shares_memory(lane.buffers(7).inputs["a"], lane.buffers(7).outputs["b"])
+    buffer_set = session._buffer_sets[0]
+    assert np.shares_memory(buffer_set.buffers(7).inputs["a"], buffer_set.buffers(5).inputs["a"])
+    assert not np.shares_memory(buffer_set.buffers(7).inputs["a"], buffer_set.buffers(7).outputs["b"])
 
 
 def test_two_threads_may_stream_through_one_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +326,7 @@ def test_cuda_that_does_not_load_is_an_error(folder: Path, memory: GraphTensors,
 class FakeSession:
     """Stands in for ``ort.InferenceSession`` on a machine whose GPU loads, refuses, falls back, breaks when run or is too small.
 
-    The work is done by the CPU, the bookkeeping is that of a GPU: lanes, staged copies, batch sizes. behaviour: of CUDA. rows:
+    The work is done by the CPU, the bookkeeping is that of a GPU: batches in flight, staged copies, batch sizes. behaviour: of CUDA. rows:
     batches that were run. fits: rows that its memory holds.
     """
 
@@ -487,16 +487,16 @@ def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> 
 # ---- the way of a GPU, walked by the CPU
 
 
-def on_gpu(path: Path, machine: pytest.MonkeyPatch, *, batch: int, lanes: int = 2) -> Session:
+def on_gpu(path: Path, machine: pytest.MonkeyPatch, *, batch: int, in_flight: int = 2) -> Session:
     machine.setattr(sessions, "CUDA_BATCH", batch)
-    machine.setattr(sessions, "CUDA_LANES", lanes)
+    machine.setattr(sessions, "CUDA_BATCHES_IN_FLIGHT", in_flight)
     save_identity(path, ["B", 3])
     return opened(path, IDENTITY, "cuda")
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 9, 61])
-def test_lanes_keep_the_order(tmp_path: Path, machine: pytest.MonkeyPatch, count: int) -> None:
-    session = on_gpu(tmp_path / "a.onnx", machine, batch=8, lanes=3)
+def test_batches_in_flight_keep_the_order(tmp_path: Path, machine: pytest.MonkeyPatch, count: int) -> None:
+    session = on_gpu(tmp_path / "a.onnx", machine, batch=8, in_flight=3)
     assert (session.batch, session.preferred_batch) == (8, 24)
     for rows in (numbered(count), numbered(count) + 1.0):
         np.testing.assert_array_equal(streamed(session, rows), rows)
@@ -510,8 +510,8 @@ def test_a_gpu_meets_few_batch_sizes(tmp_path: Path, machine: pytest.MonkeyPatch
     assert set(FakeSession.rows) == {1, 2, 4, 8, 12}
 
 
-def test_batches_are_on_their_way_together(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
-    """The second batch is handed over before the first has ended; with one lane that would wait for ever."""
+def test_batches_are_in_flight_together(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+    """The second batch is handed over before the first has ended; with one in flight that would wait for ever."""
     meeting = threading.Barrier(2, timeout=10)
     real = FakeSession.run_with_iobinding
 
@@ -580,7 +580,7 @@ class FakeCudaRuntime:
 def test_host_memory_is_page_locked_while_it_is_used(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
     cudart = FakeCudaRuntime()
     machine.setattr(buffers, "_cuda_runtime", lambda: cudart)
-    session = on_gpu(tmp_path / "a.onnx", machine, batch=8, lanes=1)
+    session = on_gpu(tmp_path / "a.onnx", machine, batch=8, in_flight=1)
     streamed(session, numbered(8))
     assert sorted(cudart.locked.values()) == [8 * 3 * 4, 8 * 3 * 4]
     del session
@@ -591,7 +591,7 @@ def test_host_memory_is_page_locked_while_it_is_used(tmp_path: Path, machine: py
 def test_memory_that_cannot_be_locked_is_used_as_it_is(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
     cudart = FakeCudaRuntime(refuses=True)
     machine.setattr(buffers, "_cuda_runtime", lambda: cudart)
-    session = on_gpu(tmp_path / "a.onnx", machine, batch=8, lanes=1)
+    session = on_gpu(tmp_path / "a.onnx", machine, batch=8, in_flight=1)
     np.testing.assert_array_equal(streamed(session, numbered(9)), numbered(9))
     assert cudart.errors_cleared > 0
 

@@ -17,8 +17,8 @@ import onnxruntime as ort
 
 from lipdub.runtime.onnx_runtime import (
     CUDA,
+    DTYPES,
     FREE_THE_GPU,
-    KINDS,
     ORT_ERRORS,
     Array,
     OrtSession,
@@ -38,7 +38,7 @@ def open_cuda(graph: bytes, threads: int | None, inputs: Shapes) -> tuple[OrtSes
     missing = _not_compiled_in() or _no_driver()
     if missing:
         return None, missing
-    complaint = _preload_cuda()
+    load_error = _preload_cuda()
     why = ""
     try:
         with _quiet():
@@ -50,14 +50,14 @@ def open_cuda(graph: bytes, threads: int | None, inputs: Shapes) -> tuple[OrtSes
                 why = "it took no node of this graph"
     except ORT_ERRORS as error:
         why = str(error)
-    return None, _reason(why, complaint)
+    return None, _reason(why, load_error)
 
 
 def _zeros(session: OrtSession, inputs: Shapes) -> dict[str, Array]:
     """One row for the graph; what does not fit it fails when it is run."""
-    kinds = {tensor.name: KINDS.get(tensor.type, np.float32) for tensor in session.get_inputs()}
+    dtypes = {tensor.name: DTYPES.get(tensor.type, np.float32) for tensor in session.get_inputs()}
     return {
-        name: np.zeros([axis if isinstance(axis, int) else 1 for axis in shape], kinds.get(name, np.float32))
+        name: np.zeros([axis if isinstance(axis, int) else 1 for axis in shape], dtypes.get(name, np.float32))
         for name, shape in inputs.items()
     }
 
@@ -68,15 +68,15 @@ def _took_a_node(session: OrtSession) -> bool:
     return assignment is None or any(part.ep_name == CUDA for part in assignment())
 
 
-def _reason(why: str, complaint: str) -> str:
-    """Why CUDA is not used, and the fix. why: what ORT said, if anything. complaint: the library that did not load."""
+def _reason(why: str, load_error: str) -> str:
+    """Why CUDA is not used, and the fix. why: what ORT said, if anything. load_error: the library that did not load."""
     short = shortened(why)
     if out_of_memory(why):
         return f"CUDA did not load: {short}; {FREE_THE_GPU}, or use --device cpu"
-    if "cudnn" in complaint.lower():
-        return f"CUDA did not load: cuDNN 9 is missing ({complaint}); {_INSTALL}, or use --device cpu"
-    if complaint:
-        return f"CUDA did not load: a library of the CUDA runtime is missing ({complaint}); {_INSTALL}, or use --device cpu"
+    if "cudnn" in load_error.lower():
+        return f"CUDA did not load: cuDNN 9 is missing ({load_error}); {_INSTALL}, or use --device cpu"
+    if load_error:
+        return f"CUDA did not load: a library of the CUDA runtime is missing ({load_error}); {_INSTALL}, or use --device cpu"
     if any(sign in why.lower() for sign in ("driver version is insufficient", "cuda failure 35", "no kernel image")):
         return f"CUDA did not load: {short}; update the NVIDIA driver to one for CUDA {ort.cuda_version or '12'}, or use --device cpu"
     return f"CUDA did not load: {short or 'no usable GPU'}; check the driver with nvidia-smi, or use --device cpu"

@@ -23,7 +23,7 @@ Shapes = Mapping[str, tuple[int | str, ...]]
 Array = NDArray[Any]
 
 FLOAT32: Final = "tensor(float)"
-KINDS: Final[Mapping[str, type[np.generic]]] = {FLOAT32: np.float32, "tensor(uint8)": np.uint8}
+DTYPES: Final[Mapping[str, type[np.generic]]] = {FLOAT32: np.float32, "tensor(uint8)": np.uint8}
 """ORT's names of the types that tensors may have here."""
 
 # ORT's exceptions have no base of their own but Exception; RuntimeError is what it throws for anything it has no class for.
