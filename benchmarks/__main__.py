@@ -6,12 +6,7 @@ import sys
 from importlib import import_module
 
 NAMES = {
-    "cross-dub": "does the drawn mouth follow the new speech, and not the old one",
     "bilabials": "do the lips close at p, b and m",
-    "ablations": "what does each loss bring, and how many slots (trains; needs lipdub[train])",
-    "silence": "does digital silence close the mouth",
-    "landmarks": "does looking at a small picture, and going on from the frame before, cost accuracy",
-    "outside": "are the pixels outside the mask left as they were",
     "memory-growth": "does peak memory stay the same when the video gets longer, and below 1 GiB",
     "end-to-end": "do whole videos, as users have them, come out whole",
     "resume": "does a batch that is killed again and again write every output exactly once",
@@ -19,9 +14,8 @@ NAMES = {
     "scale": "end to end and per stage: sizes, lengths, cores, first and second dub",
     "wav2lip-shaped": "beside a baseline in the shape of Wav2Lip (needs lipdub[train])",
     "profile": "where the time of a dub goes; two profiles side by side",
-    "ort": "ONNX Runtime's settings on the generator: threads, spinning, batches, graph level, precision",
-    "gpu": "this card's roofline, the generator's share of it, and end to end with all cores",
-    "results": "RESULTS.md and its plots from the JSON files of the others",
+    "gpu": "does the GPU draw, and how fast: batches of the generator, and end to end with all cores",
+    "results": "RESULTS.md from the JSON files of the others",
 }
 
 
@@ -32,7 +26,7 @@ def main(arguments: list[str]) -> int:
         for name, what in NAMES.items():
             print(f"  {name:<14} {what}", file=sys.stderr)
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    # Imported only when asked for: PyTorch, mediapipe and the plots take seconds.
+    # Imported only when asked for: PyTorch and mediapipe take seconds.
     code: int = import_module(f"benchmarks.{arguments[0].replace('-', '_')}").main(arguments[1:])
     return code
 

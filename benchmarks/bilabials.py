@@ -21,14 +21,15 @@ from numpy.typing import NDArray
 
 from benchmarks import common
 from lipdub.errors import PhonemesError
-from lipdub.generators import open_generator
 from lipdub.memory_view import closures, random_closures
 from lipdub.memory_view.mouths import draw, find_sitter, measure_openings
 from lipdub.memory_view.usage import slot_features
+from lipdub.model import open_model
+from lipdub.options import DubOptions
 from lipdub.phonetics import phonemes
 from lipdub.phonetics.phonemes import Alignment, Phoneme
 from lipdub.pipeline import dub
-from lipdub.speech.mel import cut_windows, log_mel
+from lipdub.speech.lip_track import lips_at
 
 TARGET = 0.8
 PAUSE_S = 0.6
@@ -137,7 +138,7 @@ def measure_face(options: Options, utterances: Sequence[Utterance], face: Path) 
     """Figures of one face: each utterance's, for each kind of mouth."""
     cv2.setNumThreads(options.threads)
     speech, dubbed = options.out / "speech.wav", options.out / f"{face.stem}.mp4"
-    dub(face, speech, dubbed, model=options.model, fit="speech", threads=options.threads, force=True)
+    dub(face, speech, dubbed, DubOptions(model=options.model, fit="speech", threads=options.threads, force=True))
     drawn = common.measure(dubbed)
     source = common.measured(face, options.out / "openings")
     still = len(source) == 1
@@ -179,18 +180,15 @@ def symbol_at(alignment: Alignment, time_s: float) -> str:
 
 def opening_by_slots(options: Options, face: Path, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
     """Opening at each time as the address tells it: the slots' own mouths on this face, weighted with their shares."""
-    from lipdub import media
-
-    generator = open_generator(options.model, threads=options.threads)
-    spec = generator.spec.mel
-    sound = np.concatenate(list(media.read_audio(options.out / "speech.wav", spec.sample_rate_hz)))
-    recalled = generator.recall(cut_windows(log_mel(sound, spec), times_s, spec))
-    sitter = find_sitter(face, generator.spec.crop.size)
-    own = measure_openings(draw(generator, sitter, slot_features(recalled.address, recalled.lip_feature)))
+    model = open_model(options.model, threads=options.threads)
+    pieces = list(lips_at(options.out / "speech.wav", model.memory, times_s))
+    address, lip_feature = np.concatenate([one.address for one in pieces]), np.concatenate([one.feature for one in pieces])
+    sitter = find_sitter(face, model.spec.crop.size)
+    own = measure_openings(draw(model, sitter, slot_features(address, lip_feature)))
     known = np.isfinite(own)
     if not known.any():
         return np.full(len(times_s), np.nan)
-    weight = recalled.address[:, known].astype(np.float64)
+    weight = address[:, known].astype(np.float64)
     return np.asarray((weight @ own[known]) / np.maximum(weight.sum(axis=1), 1e-9), np.float64)
 
 

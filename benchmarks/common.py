@@ -13,21 +13,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lipdub.evaluate.clips import SOUND_HZ, clips_in, write_wav
+from lipdub.evaluate.clips import SOUND_HZ, write_wav
 from lipdub.evaluate.openings import Openings
 from lipdub.evaluate.watch import openings_in
 from lipdub.stages import cores
 
-__all__ = ["CONSOLE", "SOUND_HZ", "default_videos", "measure", "measured", "short", "spread", "table", "write_json", "write_wav"]
+__all__ = ["CONSOLE", "SOUND_HZ", "measure", "measured", "short", "spread", "table", "write_json", "write_wav"]
 
 T = TypeVar("T")
 Task = TypeVar("Task")
 CONSOLE = Console(highlight=False, width=None if Console().is_terminal else 160)
-
-
-def default_videos(folder: Path, *, seconds_min: float) -> list[Path]:
-    """What is measured where no video is named: the clips of the folder, if it is there, and the example."""
-    return [*(clips_in(folder, seconds_min=seconds_min) if folder.is_dir() else []), Path("examples/portrait.mp4")]
 
 
 def measure(video: Path) -> Openings:
@@ -46,7 +41,7 @@ def short(clip: Path) -> str:
 
 
 def spread(work: Callable[[Task], T], tasks: Sequence[Task], *, jobs: int, label: Callable[[Task], str]) -> list[T]:
-    """The answers to `tasks` in order, worked on by `jobs` fresh processes; each finished one is named on standard error."""
+    """The answers to `tasks` in order, worked on by `jobs` new processes; each finished one is named on standard error."""
     errors = Console(stderr=True, highlight=False)
     answers: dict[int, T] = {}
     with ProcessPoolExecutor(min(jobs, max(1, len(tasks))), mp_context=get_context("spawn")) as pool:

@@ -1,19 +1,17 @@
-"""One dub, as a fresh process does it (`benchmarks.fresh`), with what it cost. Works with older versions of lipdub, too."""
+"""One dub in a process of its own, with what it cost. The process may run an older lipdub, so it imports nothing of it but what it uses."""
 
 from __future__ import annotations
 
-import inspect
+import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.fresh import cpu_between, cpu_seconds, run_fresh
-
 CACHE_LIMIT_BYTES = 2**33
-NO_CACHE = "this lipdub has no analysis cache (lipdub.faces.cache, dub(cache=...)): second dubs are left out"
 
 
 def measure_dub(
@@ -38,11 +36,41 @@ def measure_dub(
             "video": str(video.resolve()), "speech": str(speech.resolve()), "out": str(Path(name) / "dubbed.mp4"), "model": model,
             "device": device, "threads": threads, "cache": None if cache is None else str(cache),
         }  # fmt: skip
-        return run_fresh("benchmarks.dub_once:dub_once", task, cores=cores, source=source)
+        return measured("benchmarks.dub_once:dub_once", task, cores=cores, source=source)
+
+
+def measured(work: str, task: Mapping[str, Any], *, cores: int | None = None, source: Path | None = None) -> dict[str, Any]:
+    """The answer of ``work(task)`` (a dict) from `lipdub.checkup.isolated.run_isolated`, with ``process_s``, ``peak_mib`` and ``cores``.
+
+    Raises SystemExit with one line where the process failed.
+    """
+    from lipdub import stages
+    from lipdub.checkup.isolated import ProcessFailed, run_isolated
+    from lipdub.errors import LipdubError
+
+    try:
+        outcome = run_isolated(work, dict(task), cores=cores, source=source)
+    except (ProcessFailed, LipdubError) as error:
+        raise SystemExit(f"{work} failed: {error}") from error
+    answer: dict[str, Any] = outcome.answer
+    used = min(cores or stages.cores(), stages.cores())
+    return answer | {"process_s": outcome.wall_s, "peak_mib": (outcome.peak_bytes or 0) / 2**20, "cores": used}
+
+
+def cpu_seconds() -> dict[str, float]:
+    """CPU seconds that this process has used so far, by itself (user, system) and by its children that have ended."""
+    used = os.times()
+    return {"user": used.user, "system": used.system, "children": used.children_user + used.children_system}
+
+
+def cpu_between(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """CPU seconds used from one reading to another, and their sum as ``all``."""
+    used = {name: after[name] - before[name] for name in before}
+    return used | {"all": sum(used.values())}
 
 
 def dub_once(task: dict[str, Any]) -> dict[str, Any]:
-    """What the fresh process does."""
+    """What the new process does. CPU seconds are of the dub alone, without the start of Python and the imports."""
     from lipdub import pipeline
 
     more: dict[str, Any] = {}
@@ -50,20 +78,18 @@ def dub_once(task: dict[str, Any]) -> dict[str, Any]:
         from lipdub.faces.cache import AnalysisCache
 
         more["cache"] = AnalysisCache(Path(task["cache"]), limit_bytes=CACHE_LIMIT_BYTES)
+    dub: Any = pipeline.dub
+    chosen = {name: task[name] for name in ("model", "device", "threads")} | {"fit": "video"}
+    try:
+        from lipdub.options import DubOptions
+    except ImportError:  # a checkout of before it took its options in one record
+        dub = partial(dub, **chosen)
+    else:
+        dub = partial(dub, options=DubOptions(**chosen))
     before = cpu_seconds()
-    report = pipeline.dub(
-        Path(task["video"]), Path(task["speech"]), Path(task["out"]), model=task["model"], device=task["device"], fit="video",
-        threads=task["threads"], **more,
-    )  # fmt: skip
+    report = dub(Path(task["video"]), Path(task["speech"]), Path(task["out"]), **more)
     used = cpu_between(before, cpu_seconds())
     return {"report": asdict(report) | {"spans": len(report.spans)}, "cpu_s": used}
-
-
-def cache_is_there() -> bool:
-    """Whether the lipdub that is installed keeps analyses."""
-    from lipdub.pipeline import dub
-
-    return find_spec("lipdub.faces.cache") is not None and "cache" in inspect.signature(dub).parameters
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from benchmarks import common
 from lipdub import media
 from lipdub.checkup.sheet import contact_sheet
 from lipdub.errors import LipdubError
+from lipdub.options import DubOptions
 from lipdub.pipeline import dub
 
 
@@ -56,7 +57,7 @@ def check(video: Path, speech: Path, folder: Path, model: str) -> dict[str, Any]
     row: dict[str, Any] = {key: "" for key in ("frames", "source_frames", "dubbed", "why", "picture_s", "speech_s", "sound_s", "fps")}
     row |= {"video": video.name, "speech": speech.name}
     try:
-        report = dub(video, speech, out, model=model, force=True)
+        report = dub(video, speech, out, DubOptions(model=model, force=True))
     except LipdubError as error:
         return row | {"verdict": f"failed: {error}"}
     contact_sheet(out, out.with_suffix(".png"), force=True)

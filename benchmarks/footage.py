@@ -21,11 +21,11 @@ def ffmpeg() -> str:
 
 
 def run_ffmpeg(*arguments: str) -> None:
-    """Run it to its end. Raises SystemExit with its last words where it fails."""
+    """Run it to its end. Raises SystemExit with one line where it fails: the end of what it wrote, the last line of which names no file."""
     command = [ffmpeg(), "-nostdin", "-v", "error", "-y", *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        raise SystemExit(f"ffmpeg failed: {(done.stderr.strip().splitlines() or ['without a word'])[-1]}")
+        raise SystemExit(f"ffmpeg failed: {'; '.join(done.stderr.strip().splitlines()[-3:]) or 'without a word'}")
 
 
 def looped(source: Path, out: Path, seconds: float) -> Path:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.dub_once import NO_CACHE, cache_is_there, measure_dub, summary
+from benchmarks.dub_once import measure_dub, summary
 from benchmarks.footage import looped, looped_sound, resized, size_of
 from benchmarks.record import commit, record
 from lipdub import media
 
 
 def main(arguments: list[str]) -> int:
-    """Measure or compare, print the table, write JSON and PNG; exit code."""
+    """Measure or compare, print the table, write the JSON; exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks profile", description=__doc__)
     parser.add_argument("video", type=Path, nargs="?", default=Path("examples/portrait.mp4"))
     parser.add_argument("--speech", type=Path, default=Path("examples/speech.wav"), help="looped until as long as the video")
@@ -32,10 +32,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, help="loop or cut the video to so many seconds")
     parser.add_argument("--warm", action="store_true", help="profile the second dub, with the analysis of the first at hand")
     parser.add_argument("--repeat", type=int, default=3, help="times that it is run; figures are medians")
-    parser.add_argument("--label", default="now", help="name of this profile in tables and plots")
+    parser.add_argument("--label", default="now", help="name of this profile in tables")
     parser.add_argument("--source", type=Path, help="src folder of another checkout to profile in the place of this one")
     parser.add_argument("--compare", type=Path, nargs="+", metavar="JSON", help="run nothing: put these profiles side by side")
-    parser.add_argument("--png", type=Path, help="draw the bars here")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     options = parser.parse_args(arguments)
     if options.compare:
@@ -43,14 +42,12 @@ def main(arguments: list[str]) -> int:
             parser.error("--compare measures nothing: leave --json away")
         rows = [row for file in options.compare for row in read(file)]
     else:
-        if options.warm and (options.source is not None or not cache_is_there()):
-            parser.error("--warm needs a lipdub with an analysis cache: " + NO_CACHE)
+        if options.warm and options.source is not None:
+            parser.error("--warm needs the analysis cache of this checkout: leave --source away")
         rows = [measure(options)]
         about = commit(options.source.parent) if options.source is not None else None
         common.write_json(options.json, record("profile", arguments, rows, source=str(options.source or "src"), source_commit=about))
     show(rows)
-    if options.png is not None:
-        draw(rows, options.png)
     return 0
 
 
@@ -129,14 +126,3 @@ def title_of(row: dict[str, Any]) -> str:
 def cores_text(cores: int) -> str:
     """``1 core``, ``2 cores``."""
     return f"{cores} core" + ("" if cores == 1 else "s")
-
-
-def draw(rows: list[dict[str, Any]], path: Path) -> Path:
-    """A bar for each profile and one below it for its wall time."""
-    from benchmarks.plots import stacked_bars
-
-    bars: dict[str, dict[str, float]] = {}
-    for row in rows:
-        bars[title_of(row)] = per_frame_ms(row)
-        bars[f"wall, {row['label']}" + (", second" if row["state"] == "warm" else "")] = {"wall": 1000 * row["wall_s"] / row["frames"]}
-    return stacked_bars(path, bars, title="Busy time of each stage", unit="ms per frame")

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
 import shlex
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fresh import ROOT
-from benchmarks.speed import machine_facts
+from lipdub.checkup import bench
 
-MORE_PACKAGES = ("torch", "onnx", "librosa")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def record(benchmark: str, arguments: Sequence[str], rows: Sequence[dict[str, Any]], **facts: Any) -> dict[str, Any]:
     """The JSON of one measure. benchmark: its name on the command line; arguments: what stood after it; facts: more to keep."""
-    machine = machine_facts()
-    machine["packages"] |= _versions(MORE_PACKAGES)
     return {
         "benchmark": benchmark,
         "command": shlex.join(["python", "-m", "benchmarks", benchmark, *arguments]),
         "day": datetime.now(timezone.utc).date().isoformat(),
         "commit": commit(ROOT),
-        "machine": machine,
+        "machine": machine_facts(),
         **facts,
         "rows": list(rows),
     }
@@ -44,10 +40,16 @@ def commit(folder: Path) -> str | None:
     return words[0] + ("+" if words[1] else "")
 
 
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of those that are installed."""
-    found = {}
-    for name in packages:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+def machine_facts() -> dict[str, Any]:
+    """What the figures hold for: processor, cores, load, versions."""
+    machine, packages = bench.machine(), bench.versions()
+    return {
+        "cpu": machine["processor"],
+        "cores": machine["cores"],
+        "cores_usable": machine["usable_cores"],
+        "load_1min": round(os.getloadavg()[0], 1),
+        "system": machine["system"],
+        "python": packages.pop("python"),
+        "lipdub": packages.pop("lipdub"),
+        "packages": packages,
+    }

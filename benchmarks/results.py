@@ -1,4 +1,4 @@
-"""RESULTS.md from the JSON files that the other measures left in a folder: tables, plots, machines and the commands that made them.
+"""RESULTS.md from the JSON files that the other measures left in a folder: tables, machines and the commands that made them.
 
 The file is generated, never edited: run this again after a new measure. Files of a measure without a section here are named at the end.
 """
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import landmarks, memory_growth, ort, plots, profile
-from benchmarks.footage import LINES
+from benchmarks import gpu, memory_growth, profile, wav2lip_shaped
 
 FOLDER = Path("benchmarks/results")
 OUT = Path("benchmarks/RESULTS.md")
@@ -39,20 +38,20 @@ class Result:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page and its plots; exit code 1 with ``--check`` where the page is not what the files say."""
+    """Write the page; exit code 1 with ``--check`` where the page is not what the files say."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks results", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="with the JSON files; plots go there, too")
+    parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help="with the JSON files")
     parser.add_argument("--out", type=Path, default=OUT, help="the page; at best beside or above the folder, which it links to")
     parser.add_argument("--check", action="store_true", help="write nothing: say whether the page is up to date")
     options = parser.parse_args(arguments)
     results, others = read(options.folder)
     if not results:
         parser.error(f"no JSON file of a measure in {options.folder}; run one with --json {options.folder}/NAME.json")
-    text = page(results, others, options.folder, options.out.parent, draw=not options.check)
+    text = page(results, others, options.folder, options.out.parent)
     if options.check:
-        fresh = options.out.is_file() and options.out.read_text(encoding="utf-8") == text
-        print(f"{options.out} is up to date" if fresh else f"{options.out} is old; run: python -m benchmarks results")
-        return 0 if fresh else 1
+        current = options.out.is_file() and options.out.read_text(encoding="utf-8") == text
+        print(f"{options.out} is up to date" if current else f"{options.out} is old; run: python -m benchmarks results")
+        return 0 if current else 1
     options.out.write_text(text, encoding="utf-8")
     print(f"{options.out}: {len(results)} files" + (f", not shown: {', '.join(others)}" if others else ""))
     return 0
@@ -87,8 +86,8 @@ def machine_text(machine: dict[str, Any]) -> str:
     )
 
 
-def page(results: list[Result], others: list[str], folder: Path, base: Path, *, draw: bool) -> str:
-    """The text of RESULTS.md. base: the folder that it lies in; draw: make the plots, too."""
+def page(results: list[Result], others: list[str], folder: Path, base: Path) -> str:
+    """The text of RESULTS.md. base: the folder that it lies in."""
     parts = [
         "# Results",
         "",
@@ -108,26 +107,10 @@ def page(results: list[Result], others: list[str], folder: Path, base: Path, *, 
     for name, (title, section) in SECTIONS.items():
         of_kind = [result for result in results if result.record["benchmark"] == name]
         if of_kind:
-            parts += ["", f"## {title}", "", *section(of_kind, _Plots(folder, base, draw))]
+            parts += ["", f"## {title}", "", *section(of_kind)]
     if others:
         parts += ["", "## Not shown", "", f"These files are of no measure that this page knows: {', '.join(others)}."]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)) + "\n"
-
-
-@dataclass(frozen=True, slots=True)
-class _Plots:
-    """Where plots go. draw: really make them."""
-
-    folder: Path
-    base: Path
-    draw: bool
-
-    def __call__(self, name: str, title: str, make: Callable[[Path], object]) -> list[str]:
-        """Make the plot `name` and give back the lines that show it."""
-        path = self.folder / f"{name}.png"
-        if self.draw:
-            make(path)
-        return ["", f"![{title}]({_link(path, self.base)})"]
 
 
 def targets(results: list[Result]) -> list[list[str]]:
@@ -163,11 +146,7 @@ def targets(results: list[Result]) -> list[list[str]]:
     add("peak memory at 1080p, MiB", memory_growth.TARGET_MIB, at_1080, at_most=True, digits=0)
     on_card = [result for result in results if result.record["benchmark"] == "gpu" and result.record["device"] == "cuda"]
     dubs = [(max(row["times_real_time"] for row in r.rows if row["state"] == "cold"), r) for r in on_card if r.rows]
-    add("720p on one GPU with all cores, first dub, x real time", 20.0, dubs)
-    shares = [
-        (max(found), r) for r in on_card if (found := [row["of_roofline"] for row in r.record["generator"] if row.get("of_roofline")])
-    ]
-    add("generator's share of the GPU's roofline, best way and batch", 0.60, shares)
+    add("720p on one GPU with all cores, first dub, x real time", gpu.TARGET_REAL_TIME, dubs)
     return rows
 
 
@@ -181,24 +160,13 @@ def _case(row: dict[str, Any]) -> tuple[str, float, int]:
     return row["size"], row["seconds"], row["threads"]
 
 
-def scale_section(results: list[Result], plot: _Plots) -> list[str]:
+def scale_section(results: list[Result]) -> list[str]:
     """Sizes, lengths, cores, first and second dub."""
     parts: list[str] = []
     for result in results:
-        stages = list(dict.fromkeys(stage for row in result.rows for stage in row["stage_s"]))
-        ratios = {(_case(row), row["state"]): f"{ratio:.2f}" for row, ratio in warm_over_cold(result.rows)}
         parts += made_by(result, f"{result.record['settings']['video']}, device {result.record['settings']['device']}")
-        parts += markdown(
-            ["size", "px", "length s", "cores", "dub", "frames/s", "x real time", "over first", "cores busy", "peak MiB"],
-            [
-                [
-                    row["size"], f"{row['width']}x{row['height']}", f"{row['seconds']:g}", row["threads"],
-                    DUBS[row["state"]], f"{row['frames_per_s']:.1f}", f"{row['times_real_time']:.2f}",
-                    ratios.get((_case(row), row["state"]), ""), f"{row['cpu_s']['all'] / row['wall_s']:.2f}", round(row["peak_mib"]),
-                ]
-                for row in result.rows
-            ],
-        )  # fmt: skip
+        parts += dubs_table(result.rows)
+        stages = list(dict.fromkeys(stage for row in result.rows for stage in row["stage_s"]))
         parts += ["", "Busy milliseconds per frame (stages overlap):", ""]
         parts += markdown(
             ["size", "length s", "cores", "dub", *stages],
@@ -207,103 +175,49 @@ def scale_section(results: list[Result], plot: _Plots) -> list[str]:
                 for row in result.rows
             ],
         )
-        parts += _scale_plots(result, plot)
     return parts
 
 
-def _scale_plots(result: Result, plot: _Plots) -> list[str]:
-    parts: list[str] = []
-    shortest = min(row["seconds"] for row in result.rows)
-    sizes = sorted({row["size"] for row in result.rows}, key=lambda size: LINES[size])
-    if len(sizes) > 1:
-        at_first = [row for row in result.rows if row["seconds"] == shortest]
-        curves = _curves(at_first, lambda row: f"{profile.cores_text(row['threads'])}, {DUBS[row['state']]} dub", _pixels, "frames_per_s")
-        ticks = {_pixels(row): row["size"] for row in at_first}
-        parts += plot(
-            f"{result.file.stem}-sizes",
-            "frames per second by size",
-            lambda path: plots.lines(
-                path,
-                curves,
-                title=f"{shortest:g} s of video",
-                x="size",
-                y="frames/s",
-                logarithmic="xy",
-                ticks=ticks,
-                marks={"25 frames/s": 25.0},
-            ),
-        )
-    if len({row["seconds"] for row in result.rows}) > 1:
-        several = [row for row in result.rows if row["state"] == "cold"]
-        for name, figure, y in (("memory", "peak_mib", "peak MiB"), ("lengths", "frames_per_s", "frames/s")):
-            curves = _curves(
-                several, lambda row: f"{row['size']}, {profile.cores_text(row['threads'])}", lambda row: row["seconds"] / 60, figure
-            )
-            parts += plot(
-                f"{result.file.stem}-{name}",
-                f"{y} by length",
-                lambda path, curves=curves, y=y: plots.lines(path, curves, title="first dub", x="minutes of video", y=y),
-            )
-    return parts
+def dubs_table(rows: Rows) -> list[str]:
+    """Whole dubs, a line each."""
+    ratios = {(_case(row), row["state"]): f"{ratio:.2f}" for row, ratio in warm_over_cold(rows)}
+    return markdown(
+        ["size", "px", "length s", "cores", "dub", "frames/s", "x real time", "over first", "cores busy", "peak MiB"],
+        [
+            [
+                row["size"], f"{row['width']}x{row['height']}", f"{row['seconds']:g}", row["threads"],
+                DUBS[row["state"]], f"{row['frames_per_s']:.1f}", f"{row['times_real_time']:.2f}",
+                ratios.get((_case(row), row["state"]), ""), f"{row['cpu_s']['all'] / row['wall_s']:.2f}", round(row["peak_mib"]),
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
 
 
-def _curves(
-    rows: Rows, name: Callable[[dict[str, Any]], str], x: Callable[[dict[str, Any]], float], figure: str
-) -> dict[str, tuple[list[float], list[float]]]:
-    """One curve for each name, its points from left to right."""
-    curves: dict[str, tuple[list[float], list[float]]] = {}
-    for row in sorted(rows, key=x):
-        xs, ys = curves.setdefault(name(row), ([], []))
-        xs.append(x(row))
-        ys.append(row[figure])
-    return dict(sorted(curves.items()))
-
-
-def _pixels(row: dict[str, Any]) -> float:
-    return row["width"] * row["height"] / 1e6
-
-
-def baseline_section(results: list[Result], plot: _Plots) -> list[str]:
+def baseline_section(results: list[Result]) -> list[str]:
     """lipdub beside the baseline."""
     parts: list[str] = []
     for result in results:
         settings = result.record["settings"]
         parts += made_by(result, f"{settings['video']}, {settings['size']}, {settings['seconds']:g} s, device {settings['device']}")
+        parts += markdown(wav2lip_shaped.HEADS, wav2lip_shaped.cells(result.rows))
+        parts += ["", settings["note"]] if "note" in settings else []
+        stages = list(dict.fromkeys(stage for row in result.rows for stage in row["stage_s"]))
+        parts += ["", "Busy milliseconds per frame:", ""]
         parts += markdown(
-            ["", "frames/s", "x real time", "wall s", "of it scaled", "peak MiB", "lipdub is faster by"],
-            [
-                [
-                    row["arm"], f"{row['frames_per_s']:.2f}", f"{row['times_real_time']:.2f}", f"{row['wall_s']:.1f}",
-                    f"{row['extrapolated_s']:.1f}" if row["extrapolated_s"] else "", round(row["peak_mib"]),
-                    "" if row["arm"] == "lipdub" else f"**{row['lipdub_is_faster']:.2f}**",
-                ]
-                for row in result.rows
-            ],
-        )  # fmt: skip
-        sampled = [row for row in result.rows if row["extrapolated_s"]]
-        if sampled:
-            parts += [
-                "",
-                f"The baseline's S3FD-shaped detector was timed on {sampled[0]['detector_frames']} of {sampled[0]['frames']} frames "
-                "and its seconds scaled to all; 'of it scaled' was not really spent.",
-            ]
-        bars = {row["arm"]: {stage: 1000 * seconds / row["frames"] for stage, seconds in row["stage_s"].items()} for row in result.rows}
-        parts += plot(
-            f"{result.file.stem}-stages",
-            "milliseconds per frame in each stage",
-            lambda path, bars=bars: plots.stacked_bars(path, bars, title="Busy time of each stage", unit="ms per frame"),
+            ["", *(row["arm"] for row in result.rows)], [[stage, *(_ms(row, stage) for row in result.rows)] for stage in stages]
         )
     return parts
 
 
-def profile_section(results: list[Result], plot: _Plots) -> list[str]:
+def profile_section(results: list[Result]) -> list[str]:
     """Where time goes, before and after: profiles of the same work stand together."""
     groups: dict[tuple[Any, ...], list[tuple[Result, dict[str, Any]]]] = {}
     for result in results:
         for row in result.rows:
             groups.setdefault((row["video"], row["width"], row["height"], row["seconds"], row["cores"]), []).append((result, row))
     parts: list[str] = []
-    for number, ((video, width, height, seconds, cores), found) in enumerate(groups.items(), start=1):
+    for (video, width, height, seconds, cores), found in groups.items():
         # What is called before stands first, then files by name.
         found.sort(key=lambda pair: (not pair[1]["label"].startswith("before"), pair[0].file.name))
         rows = [row for _, row in found]
@@ -323,11 +237,10 @@ def profile_section(results: list[Result], plot: _Plots) -> list[str]:
                 ["peak MiB", *(f"{row['peak_mib']:.0f}" for row in rows)],
             ],
         )
-        parts += plot(f"profile-{number}", "busy time of each stage", lambda path, rows=rows: profile.draw(rows, path))
     return parts
 
 
-def memory_section(results: list[Result], plot: _Plots) -> list[str]:
+def memory_section(results: list[Result]) -> list[str]:
     """Peak memory by length."""
     parts: list[str] = []
     for result in results:
@@ -344,93 +257,24 @@ def memory_section(results: list[Result], plot: _Plots) -> list[str]:
     return parts
 
 
-def gpu_section(results: list[Result], plot: _Plots) -> list[str]:
-    """The card's roofline, the generator's share, whole dubs by cores."""
+def gpu_section(results: list[Result]) -> list[str]:
+    """The generator by batch, whole dubs by cores."""
     parts: list[str] = []
     for result in results:
         record = result.record
         card = ", ".join(f"{name} {value}" for name, value in record["card"].items()) or f"device {record['device']}, a test of itself"
-        parts += made_by(result, card)
-        if record["roofline"]:
+        parts += made_by(result, f"{card}; {record['provider']}, {record['precision']}")
+        if record["generator"]:
             parts += markdown(
-                ["engine", "precision", "task", "TFLOP/s", "GB/s"],
-                [
-                    [row["engine"], row["precision"], row["task"], _in(row["flops_per_s"], 1e12), _in(row["bytes_per_s"], 1e9)]
-                    if not row["why"]
-                    else [row["engine"], row["precision"], row["task"], "did not run", ""]
-                    for row in record["roofline"]
-                ],
-            )
-        ran = [row for row in record["generator"] if not row["why"]]
-        if ran:
-            parts += ["", f"Generator, {ran[0]['flops_per_face'] / 1e9:.2f} GFLOP a face:", ""]
-            parts += markdown(
-                ["how", "batch", "ms", "faces/s", "TFLOP/s", "of compute", "of roofline"],
-                [
-                    [
-                        row["how"], row["batch"], f"{1000 * row['seconds']:.2f}", round(row["faces_per_s"]), _in(row["flops_per_s"], 1e12),
-                        _in(row["of_compute"], 1), _in(row["of_roofline"], 1),
-                    ]
-                    for row in ran
-                ],
-            )  # fmt: skip
-            curves = _curves(ran, lambda row: row["how"], lambda row: float(row["batch"]), "faces_per_s")
-            parts += plot(
-                f"{result.file.stem}-generator",
-                "faces per second by batch",
-                lambda path, curves=curves: plots.lines(path, curves, title="generator", x="batch", y="faces/s", logarithmic="xy"),
+                ["batch", "ms", "faces/s"],
+                [[row["batch"], f"{1000 * row['seconds']:.2f}", round(row["faces_per_s"])] for row in record["generator"]],
             )
         if result.rows:
-            parts += ["", "Whole dubs:", ""]
-            parts += markdown(
-                ["size", "px", "length s", "cores", "dub", "frames/s", "x real time", "cores busy", "peak MiB"],
-                [
-                    [
-                        row["size"], f"{row['width']}x{row['height']}", f"{row['seconds']:g}", row["threads"],
-                        DUBS[row["state"]], f"{row['frames_per_s']:.1f}", f"{row['times_real_time']:.2f}",
-                        f"{row['cpu_s']['all'] / row['wall_s']:.2f}", round(row["peak_mib"]),
-                    ]
-                    for row in result.rows
-                ],
-            )  # fmt: skip
-            curves = _curves(result.rows, lambda row: f"{DUBS[row['state']]} dub", lambda row: float(row["threads"]), "times_real_time")
-            marks = {"target": 20.0} if record["device"] == "cuda" else {}
-            parts += plot(
-                f"{result.file.stem}-cores",
-                "times real time by cores",
-                lambda path, curves=curves, marks=marks: plots.lines(
-                    path, curves, title="whole dubs", x="cores", y="x real time", marks=marks
-                ),
-            )
+            parts += ["", "Whole dubs:", "", *dubs_table(result.rows)]
     return parts
 
 
-def ort_section(results: list[Result], plot: _Plots) -> list[str]:
-    """ONNX Runtime's settings, one change at a time."""
-    parts: list[str] = []
-    for result in results:
-        parts += made_by(result, f"model {result.record['model']} on {result.record['device']}")
-        parts += markdown(ort.HEADS, [ort.columns(row) for row in result.rows])
-    return parts
-
-
-def landmarks_section(results: list[Result], plot: _Plots) -> list[str]:
-    """What small windows and tracking cost in accuracy."""
-    parts: list[str] = []
-    for result in results:
-        parts += made_by(result, f"{result.record['frames']} frames each of {', '.join(result.record['videos'])}")
-        parts += markdown(
-            ["", "moved, median %", "moved, 99th %", "opening r", "found", "shake", "CPU ms a frame"],
-            [
-                [row["way"], *(f"{row[key]:.2f}" for key in ("moved", "moved_99", "opening_r", "found", "shake", "ms_per_frame"))]
-                for row in result.rows
-            ],
-        )
-        parts += ["", *(landmarks.__doc__ or "").strip().split("\n\n")[-1:]]
-    return parts
-
-
-def resume_section(results: list[Result], plot: _Plots) -> list[str]:
+def resume_section(results: list[Result]) -> list[str]:
     """Batches that were killed and went on."""
     parts: list[str] = []
     for result in results:
@@ -440,13 +284,11 @@ def resume_section(results: list[Result], plot: _Plots) -> list[str]:
     return parts
 
 
-SECTIONS: dict[str, tuple[str, Callable[[list[Result], _Plots], list[str]]]] = {
+SECTIONS: dict[str, tuple[str, Callable[[list[Result]], list[str]]]] = {
     "wav2lip-shaped": ("Beside a baseline in the shape of Wav2Lip", baseline_section),
     "scale": ("Sizes, lengths, cores, first and second dub", scale_section),
     "profile": ("Where time goes", profile_section),
     "memory-growth": ("Memory", memory_section),
-    "ort": ("ONNX Runtime's settings", ort_section),
-    "landmarks": ("Landmarks on small pictures, tracked", landmarks_section),
     "resume": ("Batches killed at random moments", resume_section),
     "gpu": ("GPU", gpu_section),
 }
@@ -473,10 +315,6 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 def _ms(row: dict[str, Any], stage: str) -> str:
     return f"{1000 * row['stage_s'][stage] / row['frames']:.2f}" if stage in row["stage_s"] else ""
-
-
-def _in(value: float | None, unit: float) -> str:
-    return "" if value is None else f"{value / unit:.3g}"
 
 
 def _link(path: Path, base: Path) -> str:

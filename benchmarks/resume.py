@@ -99,7 +99,7 @@ class Machines:
 
     def stop(self) -> None:
         """End the cluster."""
-        self._cluster.shutdown()
+        self._cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 def main(arguments: list[str]) -> int:
@@ -244,7 +244,7 @@ def _make_rows(folder: Path, rows: int) -> Path:
         cut = np.stack(pictures[7 * number : 7 * number + FRAMES])
         pts = np.arange(len(cut), dtype=np.int64) * step
         with media.Writer(folder / f"video{number}.mp4", info, crf=14, preset="ultrafast", time_base=time_base) as writer:
-            writer.write(FrameChunk(0, cut, pts, time_base))
+            writer.write(media.to_planes(FrameChunk(0, cut, pts, time_base), info))
     with closing(media.read_audio(EXAMPLES / "speech.wav", HZ)) as sound:
         samples = np.concatenate(list(sound))
     length = round(SPEECH_S * HZ)

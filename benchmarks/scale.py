@@ -1,6 +1,6 @@
 """How speed and memory go with the size of the picture, the length, the cores, and with the analysis of an earlier dub at hand.
 
-Every combination is dubbed in fresh processes: first with an empty analysis cache (cold), then again with what the first dub left
+Every combination is dubbed in new processes: first with an empty analysis cache (cold), then again with what the first dub left
 there (warm), as a second language would be. The footage is made from one source: scaled to each size (as many pixels as a 16:9 picture
 of that name, in the source's own shape, coded again), then looped to each length without coding it again. Cores tie the process to so many
 cores and set the threads of the networks, too. Times are of the dub, the opening of the model included and Python's start not.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.dub_once import NO_CACHE, cache_is_there, measure_dub, summary
+from benchmarks.dub_once import measure_dub, summary
 from benchmarks.footage import LINES, looped, looped_sound, resized, size_of
 from benchmarks.record import record
 from lipdub import media
@@ -60,14 +60,10 @@ def main(arguments: list[str]) -> int:
     cores = [count for count in options.threads if count <= usable_cores()]
     if cores != options.threads:
         common.CONSOLE.print(f"this process may use {usable_cores()} cores: {sorted(set(options.threads) - set(cores))} left out")
-    states = options.states
-    if not cache_is_there():
-        common.CONSOLE.print(NO_CACHE)
-        states = ["cold"]
     seconds = [60 * minutes for minutes in options.minutes] + options.seconds or [DEFAULT_SECONDS]
     settings = {
         "video": options.video.name, "speech": options.speech.name, "model": options.model, "device": options.device,
-        "repeat": options.repeat, "states": states,
+        "repeat": options.repeat, "states": options.states,
     }  # fmt: skip
     rows: list[dict[str, Any]] = []
     info = media.probe(options.video)
@@ -77,7 +73,7 @@ def main(arguments: list[str]) -> int:
             if not scaled.exists():
                 size = size_of(case.size, width=info.width, height=info.height)
                 resized(options.video, scaled, size, seconds=max(seconds))
-            for row in measure_case(case, scaled, options, states):
+            for row in measure_case(case, scaled, options, options.states):
                 rows.append(row)
                 common.CONSOLE.print(
                     f"{row['size']} {row['seconds']:g} s, {row['threads']} cores, {row['state']}: {row['frames_per_s']:.1f} frames/s, "
@@ -96,19 +92,18 @@ def measure_case(case: Case, scaled: Path, options: argparse.Namespace, states: 
         video = looped(scaled, folder / "video.mp4", case.seconds)
         speech = looped_sound(options.speech, folder / "speech.wav", case.seconds)
         for turn in range(options.repeat):
-            # A cold dub fills the cache, as it does for users; only a lipdub that has none is run without.
-            cache = folder / f"cache{turn}" if cache_is_there() else None
             for state in STATES[: 1 + ("warm" in states)]:
                 run = measure_dub(
-                    video, speech, model=options.model, device=options.device, threads=case.cores, cores=case.cores, cache=cache
-                )
+                    video, speech, model=options.model, device=options.device, threads=case.cores, cores=case.cores,
+                    cache=folder / f"cache{turn}",
+                )  # fmt: skip
                 runs[state].append(run)
     info = media.probe(scaled)
     about = {"size": case.size, "width": info.width, "height": info.height, "seconds": case.seconds, "threads": case.cores}
     rows = []
     for state in states:
         found = summary(runs[state])
-        if found["analysis_cached"] not in (None, state == "warm"):
+        if found["analysis_cached"] is not (state == "warm"):
             raise SystemExit(f"the {state} dub said analysis_cached={found['analysis_cached']}: the cache does not do what it should")
         rows.append(about | {"state": state} | found)
     return rows

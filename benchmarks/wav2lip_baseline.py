@@ -1,9 +1,9 @@
 """A dub in the shape of Wav2Lip's inference, written for the purpose from published descriptions of it; random weights, for its time only.
 
-Every frame is held in memory; a detector looks at every frame at full size, 16 at once; boxes are averaged over five frames; faces of
-96 px go through the generator 128 at once in PyTorch; what comes out is resized and pasted as a rectangle; frames are written by
-OpenCV to an AVI (MPEG-4), which ffmpeg then codes again beside the sound with its defaults. Runs in a process of its own
-(`benchmarks.fresh`), so that its memory is its own, too.
+Every frame is held in memory; mediapipe's face detector looks at every frame; boxes are averaged over five frames; faces of 96 px go
+through the generator 128 at once in PyTorch; what comes out is resized and pasted as a rectangle; frames are written by OpenCV to an
+AVI (MPEG-4), which ffmpeg then codes again beside the sound with its defaults. Wav2Lip's own detector (S3FD at full size on every frame)
+costs far more than mediapipe's, so the real tool is slower than this.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from librosa import resample, stft
 from librosa.filters import mel as mel_filters
 from numpy.typing import NDArray
 
+from benchmarks.dub_once import cpu_between, cpu_seconds
 from benchmarks.footage import ffmpeg
-from benchmarks.fresh import cpu_between, cpu_seconds
-from benchmarks.wav2lip_network import SIDE, Detector, Generator, with_random_weights
+from benchmarks.wav2lip_network import SIDE, Generator, with_random_weights
 
 GENERATOR_BATCH: Final = 128
 SMOOTHED_FRAMES: Final = 5
 MEL_PER_S: Final = 80.0
 MEL_WINDOW: Final = 16
 SOUND_HZ: Final = 16000
-MEAN_BGR: Final = (104.0, 117.0, 123.0)
 
 Frames = list[NDArray[np.uint8]]
 Boxes = NDArray[np.int64]
@@ -43,17 +42,13 @@ Boxes = NDArray[np.int64]
 def baseline_once(task: dict[str, Any]) -> dict[str, Any]:
     """Dub ``task['video']`` with ``task['speech']`` into ``task['out']``: seconds per stage, frames, CPU seconds.
 
-    detector: ``none``, ``mediapipe`` or ``s3fd-shaped``. Only mediapipe's boxes are used, the last one's weights are random: otherwise
-    ``task['box']`` (x0, y0, x1, y1 px) serves for all frames. detector_frames: the S3FD-shaped network is timed on so many frames and
-    its seconds are scaled to all (``extrapolated_s`` is what was not really spent); None for all of them. device: ``cpu`` or ``cuda``.
-    threads: of PyTorch and OpenCV, None for their choice.
+    device: ``cpu`` or ``cuda``. threads: of PyTorch and OpenCV, None for their choice.
     """
     device = torch.device(task["device"])
     if task["threads"] is not None:
         torch.set_num_threads(task["threads"])
         cv2.setNumThreads(task["threads"])
-    if task["detector"] == "mediapipe":
-        import_module("mediapipe")  # imports are on nobody's clock
+    import_module("mediapipe")  # imports are on nobody's clock
     clock = Stages()
     before, started = cpu_seconds(), time.perf_counter()
     with clock("read"):
@@ -62,21 +57,10 @@ def baseline_once(task: dict[str, Any]) -> dict[str, Any]:
         windows = mel_windows(load_sound(task["speech"]), rate)
     frames = frames[: len(windows)]
     windows = windows[: len(frames)]
-    sampled = min(len(frames), task["detector_frames"] or len(frames))
-    extrapolated_s = 0.0
-    boxes = np.tile(np.array(task["box"], np.int64), (len(frames), 1))
-    if task["detector"] == "s3fd-shaped":
-        with clock("open"):
-            detector = with_random_weights(Detector()).to(device)
-        with clock("detect"):
-            detect_all(detector, frames[:sampled], device, task["detector_batch"])
-        extrapolated_s = clock.seconds["detect"] * (len(frames) / sampled - 1)
-    elif task["detector"] == "mediapipe":
-        with clock("detect"):
-            boxes = mediapipe_boxes(frames)
+    with clock("detect"):
+        boxes = smoothed(mediapipe_boxes(frames))
     with clock("open"):
         network = with_random_weights(Generator()).to(device)
-    boxes = smoothed(boxes)
     silent = Path(task["out"]).with_suffix(".avi")
     height, width = frames[0].shape[:2]
     with closing_writer(silent, rate, (width, height)) as writer:
@@ -95,23 +79,7 @@ def baseline_once(task: dict[str, Any]) -> dict[str, Any]:
         mux(silent, Path(task["speech"]), Path(task["out"]))
     wall_s = time.perf_counter() - started
     used = cpu_between(before, cpu_seconds())
-    stage_s = clock.seconds | {"detect": clock.seconds.get("detect", 0.0) + extrapolated_s}
-    return {
-        "frames": len(frames),
-        "measured_s": wall_s,
-        "extrapolated_s": extrapolated_s,
-        "wall_s": wall_s + extrapolated_s,
-        "detector_frames": sampled if task["detector"] == "s3fd-shaped" else None,
-        "stage_s": stage_s,
-        "cpu_s": used,
-        "output_s": len(frames) / rate,
-    }
-
-
-def find_box(task: dict[str, Any]) -> dict[str, Any]:
-    """The first box that mediapipe finds in the first ``task['frames']`` frames of ``task['video']``, as ``box``."""
-    frames, _ = read_all(task["video"], limit=task["frames"])
-    return {"box": mediapipe_boxes(frames)[0].tolist()}
+    return {"frames": len(frames), "wall_s": wall_s, "stage_s": clock.seconds, "cpu_s": used, "output_s": len(frames) / rate}
 
 
 class Stages:
@@ -128,16 +96,16 @@ class Stages:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
-def read_all(video: str, *, limit: int | None = None) -> tuple[Frames, float]:
-    """Every frame (or the first `limit`), uint8 (H, W, 3) in OpenCV's order of colours, and the frames per second."""
+def read_all(video: str) -> tuple[Frames, float]:
+    """Every frame, uint8 (H, W, 3) in OpenCV's order of colours, and the frames per second."""
     capture = cv2.VideoCapture(video)
     rate = float(capture.get(cv2.CAP_PROP_FPS))
-    frames = []
-    while limit is None or len(frames) < limit:
+    frames: Frames = []
+    while True:
         there, frame = capture.read()
         if not there:
             break
-        frames.append(frame)
+        frames.append(frame.astype(np.uint8, copy=False))
     capture.release()
     if not frames:
         raise SystemExit(f"OpenCV read no frame of '{video}'")
@@ -189,17 +157,6 @@ def _box_px(box: Any, shape: tuple[int, ...]) -> list[int]:
     return [x0, y0, max(x0 + 2, x1), max(y0 + 2, y1)]
 
 
-@torch.no_grad()
-def detect_all(network: torch.nn.Module, frames: Frames, device: torch.device, batch: int) -> int:
-    """Run the S3FD-shaped network over all frames at full size: how many maps it gave. Boxes are not read off them."""
-    mean = torch.tensor(MEAN_BGR, device=device)[:, None, None]
-    maps = 0
-    for first in range(0, len(frames), batch):
-        pictures = torch.from_numpy(np.stack(frames[first : first + batch])).to(device).permute(0, 3, 1, 2).float() - mean
-        maps += len([found.cpu() for found in network(pictures)])
-    return maps
-
-
 def smoothed(boxes: Boxes) -> Boxes:
     """Each box the mean of itself and the four that follow; at the end, of the last five."""
     count = len(boxes)
@@ -236,7 +193,7 @@ def paste(frame: NDArray[np.uint8], face: NDArray[np.uint8], box: NDArray[np.int
 def closing_writer(path: Path, rate: float, size: tuple[int, int]) -> Iterator[Any]:
     """OpenCV's writer of an MPEG-4 AVI, or of Motion JPEG where this build of it cannot do that."""
     for code in ("DIVX", "MJPG"):
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), rate, size)
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), rate, size)
         if writer.isOpened():
             break
     else:

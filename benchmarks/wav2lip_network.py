@@ -1,14 +1,12 @@
-"""Two networks in the shape of those that Wav2Lip runs, written from published descriptions, with random weights: for their time only.
+"""A network in the shape of Wav2Lip's generator, written from published descriptions, with random weights: for its time only.
 
-The generator follows Prajwal et al., "A Lip Sync Expert Is All You Need for Speech to Lip Generation In the Wild" (ACM MM 2020, arXiv
+It follows Prajwal et al., "A Lip Sync Expert Is All You Need for Speech to Lip Generation In the Wild" (ACM MM 2020, arXiv
 2008.10010, section 4.1: identity encoder, speech encoder and face decoder of residual convolutions, skips by concatenation), with channels
-such that it has the 36.3 M parameters that are always quoted for it. The detector follows Zhang et al., "S3FD: Single Shot
-Scale-invariant Face Detector" (ICCV 2017, arXiv 1708.05237, section 3.1: VGG16, fc6 and fc7 as convolutions, two extra stages, six heads).
+such that it has the 36.3 M parameters that are always quoted for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -101,56 +99,6 @@ class Generator(nn.Module):
         return torch.sigmoid(self.out(x))
 
 
-class Detector(nn.Module):
-    """Pictures (B, 3, H, W), 0 to 255 less the mean, to class scores and boxes at six strides from 4 to 128: twelve maps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        groups = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-        self.trunk = nn.ModuleList()
-        before = 3
-        for group in groups:
-            layers: list[nn.Module] = []
-            for width in group:
-                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(inplace=True)]
-                before = width
-            self.trunk.append(nn.Sequential(*layers))
-        self.extra = nn.ModuleList(
-            [
-                _relus(nn.Conv2d(512, 1024, 3, padding=3), nn.Conv2d(1024, 1024, 1)),
-                _relus(nn.Conv2d(1024, 256, 1), nn.Conv2d(256, 512, 3, 2, 1)),
-                _relus(nn.Conv2d(512, 128, 1), nn.Conv2d(128, 256, 3, 2, 1)),
-            ]
-        )
-        widths = (256, 512, 512, 1024, 512, 256)
-        # Three backgrounds and a face at the finest stride ("max-out"), two classes at the others.
-        self.classes = nn.ModuleList(nn.Conv2d(width, 2 if number else 4, 3, padding=1) for number, width in enumerate(widths))
-        self.boxes = nn.ModuleList(nn.Conv2d(width, 4, 3, padding=1) for width in widths)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Softmax over the classes and box offsets, finest stride first."""
-        features = []
-        for number, group in enumerate(self.trunk):
-            x = group(x)
-            if number >= 2:  # the paper rescales these three, whose size differs from the others'
-                features.append(10 * nn.functional.normalize(x, dim=1))
-            x = nn.functional.max_pool2d(x, 2)
-        for group in self.extra:
-            x = group(x)
-            features.append(x)
-        found: list[Tensor] = []
-        for feature, classes, boxes in zip(features, self.classes, self.boxes, strict=True):
-            scores = classes(feature)
-            if scores.shape[1] == 4:
-                scores = torch.cat([scores[:, :3].amax(1, keepdim=True), scores[:, 3:]], 1)
-            found += [scores.softmax(1), boxes(feature)]
-        return found
-
-
-def _relus(*layers: nn.Module) -> nn.Sequential:
-    return nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU(inplace=True))))
-
-
 def with_random_weights(network: nn.Module, *, seed: int = 0) -> nn.Module:
     """The network, ready to run, with weights that keep the size of what goes through: numbers too small to be normal would cost time."""
     generator = torch.Generator().manual_seed(seed)
@@ -162,6 +110,6 @@ def with_random_weights(network: nn.Module, *, seed: int = 0) -> nn.Module:
     return network.eval()
 
 
-def parameters_in(networks: Sequence[nn.Module]) -> int:
-    """Trained numbers in all of the networks, those of batch norms included."""
-    return sum(parameter.numel() for network in networks for parameter in network.parameters())
+def parameters_in(network: nn.Module) -> int:
+    """Trained numbers in the network, those of batch norms included."""
+    return sum(parameter.numel() for parameter in network.parameters())

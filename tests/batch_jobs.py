@@ -16,8 +16,7 @@ from typing import Any
 from drawn import draw_video, sine, write_wav
 from fakes import write_fake_bundle
 
-from lipdub import media
-from lipdub.atomic import put_in_place
+from lipdub.atomic import part_file, put_in_place
 from lipdub.batch import Row, RowResult, Task
 from lipdub.batch.row import write_row_report
 from lipdub.bundles import bundle
@@ -92,7 +91,7 @@ def fake_work(task: Task, tell: Any) -> RowResult:
         return failed(task, EncodingFailed("the disk is full for now"))
     if "bad" in words:
         return failed(task, NoFaceFound("no face in it"))
-    with media.part_file(row.output) as part:
+    with part_file(row.output) as part:
         part.write_text(f"{os.getpid()} {time.monotonic_ns()}")
         until = time.monotonic() + (float(words[words.index("sleep") + 1]) if "sleep" in words else 0.0)
         while time.monotonic() < until:  # as a dub, it comes by Python now and then

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lipdub
+from lipdub.atomic import part_file
 from lipdub.batch import Here, State, Step, batch_lock, check_manifest, lock_path, make_plan, run, state_path
 from lipdub.batch.lock import row_lock
 from lipdub.batch.state import Entry
@@ -416,13 +417,12 @@ def test_a_worker_out_of_reach_of_the_lock_works_all_the_same(tmp_path):
 
 
 def test_the_sweep_takes_its_own_parts_only(tmp_path):
-    from lipdub import media
 
     long = "ä" * 90 + ".mp4"
     names = ("a.mp4", "a.b.mkv", long)
     for name in names:
         for path in (tmp_path / name, tmp_path / f"x{name}"):
-            with media.part_file(path) as part, media.part_file(part) as inner:
+            with part_file(path) as part, part_file(part) as inner:
                 left = (part, inner)
             # What a killed attempt leaves: the same names, once the blocks that would have cleared them are over.
             for file in left:

@@ -4,63 +4,49 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import pytest
 from drawn import draw_video, sine, write_wav
 from faces_for_tests import portrait_frames, scaled
 from fakes import write_fake_bundle
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
-from benchmarks import dub_once, footage, fresh, gpu, memory_growth, profile, results, roofline, scale
+from benchmarks import dub_once, footage, gpu, memory_growth, profile, results, scale, speed
 from benchmarks.__main__ import NAMES
-from benchmarks.onnx_cost import NodeCost, costs, with_plain_weights
 from lipdub import media
-from lipdub.bundles import bundle
 from lipdub.generators import open_generator
 
-needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system ties no process to cores")
-needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system does not tell peak memory")
-
 WORK = """
-import os, subprocess, sys, time
+import os
 def plain(task):
-    return {"sum": sum(task["numbers"]), "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0}
+    return {"sum": sum(task["numbers"])}
 def fails(task):
     raise ValueError("no such luck")
 def says_nothing(task):
     os._exit(3)
-def child_holds(task):
-    code = f"x = bytearray({task['mib']} << 20); import time; time.sleep(0.7)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    return {}
 """
 
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module that a fresh process can import."""
+    """A module that a new process can import."""
     (tmp_path / "work_of_a_test.py").write_text(WORK)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
     return "work_of_a_test"
 
 
 def test_every_measure_has_its_module():
-    folder = Path(fresh.__file__).parent
+    folder = Path(results.__file__).parent
     assert [name for name in NAMES if not (folder / f"{name.replace('-', '_')}.py").is_file()] == []
 
 
-@pytest.mark.parametrize("name", ["scale", "wav2lip-shaped", "profile", "gpu", "results", "memory-growth"])
+@pytest.mark.parametrize("name", ["speed", "scale", "wav2lip-shaped", "profile", "gpu", "results", "memory-growth"])
 def test_help(name: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as left:
         import_module(f"benchmarks.{name.replace('-', '_')}").main(["--help"])
@@ -68,39 +54,25 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]):
     assert f"python -m benchmarks {name}" in capsys.readouterr().out
 
 
-# ---------------------------------------------------------------- fresh processes
+# ---------------------------------------------------------------- processes of their own
 
 
-def test_a_fresh_process_answers(work: str):
-    answer = fresh.run_fresh(f"{work}:plain", {"numbers": [1, 2, 3]})
+def test_a_new_process_answers(work: str):
+    answer = dub_once.measured(f"{work}:plain", {"numbers": [1, 2, 3]}, cores=1)
     assert answer["sum"] == 6
     assert answer["process_s"] > 0
-
-
-@needs_affinity
-def test_a_fresh_process_is_tied_before_anything_is_imported(work: str):
-    answer = fresh.run_fresh(f"{work}:plain", {"numbers": []}, cores=1)
-    assert (answer["threads"], answer["cores"]) == (1, 1)
+    assert answer["cores"] == 1
+    if Path("/proc/self/status").exists():
+        assert 1 < answer["peak_mib"] < 100
 
 
 @pytest.mark.parametrize(("function", "words"), [("fails", "ValueError: no such luck"), ("says_nothing", "exit code 3")])
-def test_a_fresh_process_that_fails_says_so_in_one_line(work: str, function: str, words: str):
+def test_a_new_process_that_fails_says_so_in_one_line(work: str, function: str, words: str):
     with pytest.raises(SystemExit) as left:
-        fresh.run_fresh(f"{work}:{function}", {})
-    assert str(left.value) == f"{work}:{function} failed: {words}"
-
-
-@needs_proc
-def test_peak_memory_is_not_that_of_who_started_it(work: str):
-    held = np.ones(300 * 2**17)  # 300 MiB, which getrusage would hand down
-    answer = fresh.run_fresh(f"{work}:plain", {"numbers": []})
-    assert len(held)
-    assert 1 < answer["peak_mib"] < 100
-
-
-@needs_proc
-def test_peak_memory_counts_programs_that_were_started(work: str):
-    assert 200 < fresh.run_fresh(f"{work}:child_holds", {"mib": 200})["peak_mib"] < 300
+        dub_once.measured(f"{work}:{function}", {})
+    assert str(left.value).startswith(f"{work}:{function} failed: ")
+    assert words in str(left.value)
+    assert "\n" not in str(left.value)
 
 
 # ---------------------------------------------------------------- footage
@@ -136,146 +108,24 @@ def test_ffmpeg_that_fails_says_so_in_one_line(tmp_path: Path):
         footage.looped(tmp_path / "nowhere.mp4", tmp_path / "out.mp4", 1.0)
 
 
-# ---------------------------------------------------------------- what a graph costs
+# ---------------------------------------------------------------- gpu
 
 
-def graph_of(op: str, left: list[int | str], right: list[int], out: int, **attributes: Any) -> onnx.ModelProto:
-    """One node that multiplies an input by a weight of ones, so that every output counts its own multiplications."""
-    weights = helper.make_tensor("w", TensorProto.FLOAT, right, np.ones(right, np.float32).ravel())
-    graph = helper.make_graph(
-        [helper.make_node(op, ["x", "w"], ["y"], **attributes)],
-        "one",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, left)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * out)],
-        [weights],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def multiplications(model: onnx.ModelProto, shape: list[int]) -> tuple[int, int]:
-    """How many the graph really does on ones, and how many numbers it gives."""
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (out,) = session.run(None, {"x": np.ones(shape, np.float32)})
-    return round(float(out.sum())), out.size
-
-
-@settings(max_examples=40)
-@given(st.data())
-def test_operations_are_those_that_are_done(data: st.DataObject):
-    def size(high: int) -> int:
-        return data.draw(st.integers(1, high))
-
-    batch, kernel, groups = size(4), size(3), size(2)
-    inward, outward = groups * size(3), groups * size(3)
-    height, width = kernel + size(5), kernel + size(5)
-    op = data.draw(st.sampled_from(["Conv", "ConvTranspose", "Gemm", "MatMul"]))
-    if op == "Conv":
-        model = graph_of(
-            op, ["B", inward, height, width], [outward, inward // groups, kernel, kernel], 4, group=groups, strides=[size(2)] * 2
-        )
-        shape = [batch, inward, height, width]
-    elif op == "ConvTranspose":
-        model = graph_of(
-            op, ["B", inward, height, width], [inward, outward // groups, kernel, kernel], 4, group=groups, strides=[size(2)] * 2
-        )
-        shape = [batch, inward, height, width]
-    elif op == "Gemm":
-        turned = data.draw(st.integers(0, 1))
-        model = graph_of(op, ["B", height], [width, height] if turned else [height, width], 2, transB=turned)
-        shape = [batch, height]
-    else:
-        model = graph_of(op, ["B", inward, height], [height, width], 3)
-        shape = [batch, inward, height]
-    (cost,) = costs(model, batch=batch)
-    done, given_back = multiplications(model, shape)
-    weights = int(np.prod(model.graph.initializer[0].dims))
-    assert cost.flops == 2 * done
-    assert cost.elements == int(np.prod(shape)) + weights + given_back
-
-
-def test_the_roofline_is_the_slower_of_computing_and_moving():
-    node = NodeCost("Conv", "one", flops=1000, elements=100)
-    assert node.seconds(flops_per_s=1000, bytes_per_s=1e9, bytes_each=4) == 1.0
-    assert node.seconds(flops_per_s=1e9, bytes_per_s=100, bytes_each=4) == 4.0
-
-
-def test_weights_cast_on_use_become_plain_ones_and_nothing_else_changes(tmp_path: Path):
-    spec = write_fake_bundle(tmp_path, float16=True)
-    stored = onnx.load(tmp_path / bundle.MEMORY_GRAPH)
-    plain = with_plain_weights(stored)
-    assert {tensor.data_type for tensor in plain.graph.initializer} == {TensorProto.FLOAT, TensorProto.INT64}
-    assert not [node for node in plain.graph.node if node.op_type == "Cast"]
-    feeds = {bundle.MEL: np.random.default_rng(0).uniform(-4, 4, (3, 1, spec.mel.bands, spec.mel.window)).astype(np.float32)}
-    answers = [
-        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds) for model in (stored, plain)
-    ]
-    for one, other in zip(*answers, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-# ---------------------------------------------------------------- roofline and gpu
-
-
-def test_the_device_is_measured_and_the_best_is_its_roof():
-    rows = roofline.measure_device("cpu", threads=1, sizes=roofline.Sizes(64, 1, 8, 8, 4096), measured_s=0.0)
-    ours = [row for row in rows if row["engine"] == "ONNX Runtime"]
-    assert {row["task"] for row in ours} == {"matrix product", "convolution 3x3", "memory"}
-    assert [row["why"] for row in rows if row["why"]] == []
-    assert roofline.roof(rows, "flops_per_s", "float32") == max(row["flops_per_s"] or 0 for row in rows) > 0
-    assert roofline.roof(rows, "bytes_per_s", "float32") == max(row["bytes_per_s"] or 0 for row in rows) > 0
-    assert roofline.roof(rows, "flops_per_s", "float16") == 0
-
-
-def test_tf32_is_no_roof_for_true_float32():
-    rows = [
-        {"precision": "float32", "flops_per_s": 1.0, "bytes_per_s": None},
-        {"precision": "float32, TF32 allowed", "flops_per_s": 8.0, "bytes_per_s": None},
-    ]
-    assert roofline.roof(rows, "flops_per_s", "float32") == 1.0
-    assert roofline.roof(rows, "flops_per_s", "float32, TF32 allowed") == 8.0
-
-
-@given(st.floats(1e-6, 10), st.integers(1, 10**9), st.integers(1, 10**6))
-def test_a_share_of_the_roofline_is_at_least_that_of_computing(took_s: float, flops: int, elements: int):
-    rows = [{"precision": "float32", "flops_per_s": 1e9, "bytes_per_s": 1e8}]
-    found = gpu.judged([NodeCost("Conv", "one", flops, elements)], 2, took_s, rows, "float32")
-    assert found["of_compute"] == pytest.approx(flops / took_s / 1e9)
-    assert found["of_roofline"] >= found["of_compute"] * (1 - 1e-9)
-    exactly = gpu.judged([NodeCost("Conv", "one", flops, elements)], 2, max(flops / 1e9, 4 * elements / 1e8), rows, "float32")
-    assert exactly["of_roofline"] == pytest.approx(1.0)
-
-
-def test_without_a_roofline_there_are_no_shares():
-    found = gpu.judged([NodeCost("Conv", "one", 10, 10)], 1, 1.0, [], "float32")
-    assert (found["of_compute"], found["of_roofline"], found["faces_per_s"]) == (None, None, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("share", "real_time", "on_cuda", "code"), [(0.7, 25.0, True, 0), (0.5, 25.0, True, 1), (0.7, 15.0, True, 1), (0.1, 1.0, False, 0)]
-)
-def test_gpu_targets_are_the_exit_code(share: float, real_time: float, on_cuda: bool, code: int):
+@pytest.mark.parametrize(("real_time", "on_cuda", "code"), [(25.0, True, 0), (15.0, True, 1), (1.0, False, 0)])
+def test_the_gpu_target_is_the_exit_code(real_time: float, on_cuda: bool, code: int):
     rows = [{"state": "cold", "times_real_time": real_time}, {"state": "warm", "times_real_time": 99.0}]
-    assert gpu.verdict(rows, [{"of_roofline": share}, {"of_roofline": None}], on_cuda=on_cuda) == code
-
-
-def test_a_graph_in_float16_takes_and_gives_float16(tmp_path: Path):
-    write_fake_bundle(tmp_path)
-    before = list(sys.path)
-    half = gpu.in_precision(onnx.load(tmp_path / bundle.GENERATOR_GRAPH), "float16")
-    assert sys.path == before
-    assert {tensor.type.tensor_type.elem_type for tensor in half.graph.input} == {TensorProto.FLOAT16}
-    assert {array.dtype for array in gpu.feeds_of(half, 2).values()} == {np.dtype(np.float16)}
+    assert gpu.verdict(rows, on_cuda=on_cuda) == code
 
 
 def test_gpu_runs_on_the_cpu_as_a_test_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(roofline, "seconds_of", partial(roofline.seconds_of, measured_s=0.0))
+    monkeypatch.setattr(gpu, "MEASURED_S", 0.0)
     write_fake_bundle(tmp_path / "fake")
-    arguments = ["--device", "cpu", "--model", str(tmp_path / "fake"), "--skip", "roofline", "end-to-end", "--batches", "2"]
+    arguments = ["--device", "cpu", "--model", str(tmp_path / "fake"), "--skip", "end-to-end", "--batches", "2"]
     assert gpu.main([*arguments, "--json", str(tmp_path / "gpu.json")]) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert found["nodes_by_provider"]["CPUExecutionProvider"] > 0
-    assert {row["how"] for row in found["generator"]} >= {"draw, host to host", "raw, float32"}
-    assert [row["why"] for row in found["generator"] if row["why"]] == []
+    assert found["provider"] == "CPUExecutionProvider"
+    assert [row["batch"] for row in found["generator"]] == [2]
+    assert found["generator"][0]["faces_per_s"] == pytest.approx(2 / found["generator"][0]["seconds"], rel=0.1)  # rounded
 
 
 def test_gpu_without_cuda_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -346,7 +196,6 @@ def test_a_warm_dub_follows_a_cold_one_with_its_cache(source: tuple[Path, Path],
         return run_of(wall_s=1.0 if warm else 2.0, cached=warm)
 
     monkeypatch.setattr(scale, "measure_dub", dubbed)
-    monkeypatch.setattr(scale, "cache_is_there", lambda: True)
     rows = scale.measure_case(scale.Case("360p", 0.2, 1), source[0], options_for(*source), ["cold", "warm"])
     assert {(row["width"], row["height"]) for row in rows} == {(96, 64)}
     assert [cache for cache, _ in seen] == [seen[0][0], seen[0][0], seen[2][0], seen[2][0]]
@@ -357,7 +206,6 @@ def test_a_warm_dub_follows_a_cold_one_with_its_cache(source: tuple[Path, Path],
 
 def test_a_warm_dub_that_was_none_is_not_counted(source: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scale, "measure_dub", lambda *files, **options: run_of(cached=False))
-    monkeypatch.setattr(scale, "cache_is_there", lambda: True)
     with pytest.raises(SystemExit, match="warm dub said analysis_cached=False"):
         scale.measure_case(scale.Case("360p", 0.2, 1), source[0], options_for(*source), ["cold", "warm"])
 
@@ -382,12 +230,27 @@ def test_a_whole_run_with_the_fake_model(tmp_path: Path):
     arguments += ["--sizes", "360p", "--seconds", "0.4", "--threads", "1", "--repeat", "1", "--json", str(tmp_path / "scale.json")]
     assert scale.main(arguments) == 0
     found = json.loads((tmp_path / "scale.json").read_text())
-    states = ["cold", "warm"] if dub_once.cache_is_there() else ["cold"]
-    assert [row["state"] for row in found["rows"]] == states
+    assert [row["state"] for row in found["rows"]] == ["cold", "warm"]
     assert all(row["frames"] >= 8 and row["dubbed"] == row["frames"] and row["peak_mib"] > 100 for row in found["rows"])
     if hasattr(os, "sched_setaffinity"):
         assert {row["cores"] for row in found["rows"]} == {1}
     assert found["command"].startswith("python -m benchmarks scale ")
+
+
+def test_speed_is_of_whole_dubs(tmp_path: Path, source: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch):
+    seen: list[Path] = []
+
+    def dubbed(video: Path, speech: Path, **options: Any) -> dict[str, Any]:
+        seen.append(video)
+        return run_of(wall_s=2.0)
+
+    monkeypatch.setattr(speed, "measure_dub", dubbed)
+    arguments = [str(source[0]), "--seconds", "0.1", "--json", str(tmp_path / "speed.json")]
+    assert speed.main(arguments) == 0
+    assert seen[0].name == "cut.mp4"
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert (found["rows"][0]["frames_per_s"], found["rows"][0]["size"]) == (25.0, "96x64")
+    assert found["machine"]["cores_usable"] > 0
 
 
 # ---------------------------------------------------------------- memory growth
@@ -437,28 +300,22 @@ def folder(tmp_path: Path) -> Path:
     ]
     profiled = {"video": "a.mp4", "width": 64, "height": 64, "seconds": 2.0, "state": "cold", "threads": None}
     arm = {"frames": 50, "frames_per_s": 5.0, "times_real_time": 0.2, "wall_s": 10.0, "stage_s": {"draw": 9.0}, "peak_mib": 900.0}
-    baseline = arm | {"arm": "baseline", "extrapolated_s": 3.0, "detector_frames": 4, "lipdub_is_faster": 4.5}
+    baseline = arm | {"arm": "baseline", "lipdub_is_faster": 4.5}
     wav2lip = {"video": "a|b.mp4", "size": "64x64", "seconds": 2.0, "device": "cpu"}
-    drawn = {"how": "draw", "why": "", "seconds": 0.1, "flops_per_face": 1e9, "flops_per_s": 1e12, "of_compute": 0.5, "of_roofline": 0.65}
-    card = {"engine": "ONNX Runtime", "precision": "float16", "task": "matrix product", "flops_per_s": 7e14, "bytes_per_s": None, "why": ""}
     dubs = [scale_row("720p", 120, "cold", 0.08)]
     grown = [{"minutes": m, "peak_mib": 900 + m, "width": 1920, "height": 1080, "frames": 9, "wall_s": 1.0} for m in (1, 60)]
-    ours = arm | {"arm": "lipdub", "extrapolated_s": 0.0, "detector_frames": None, "lipdub_is_faster": 1.0}
-    batches = [drawn | {"batch": batch, "faces_per_s": 10.0 * batch} for batch in (1, 128)]
+    ours = arm | {"arm": "lipdub", "lipdub_is_faster": 1.0}
+    card = {"device": "cuda", "card": {"name": "Some GPU"}, "provider": "CUDAExecutionProvider", "precision": "float16"}
+    batches = [{"batch": batch, "seconds": 0.1, "faces_per_s": 10.0 * batch} for batch in (1, 128)]
     records = {
         "scale": record_of("scale", rows, settings={"video": "a.mp4", "device": "cpu"}),
         "after": record_of("profile", [profiled | {"label": "after"} | dub_once.summary([run_of()])]),
         "old": record_of("profile", [profiled | {"label": "before"} | dub_once.summary([run_of(wall_s=3.0)])]),
         "memory": record_of("memory-growth", grown, video="a.mp4", size="1080p"),
         "wav2lip": record_of("wav2lip-shaped", [baseline, ours], settings=wav2lip),
-        "card": record_of("gpu", dubs, device="cuda", card={"name": "Some GPU"}, roofline=[card], generator=batches),
+        "card": record_of("gpu", dubs, generator=batches, **card),
     }
-    tuned = {"setting": "as lipdub does", "threads": 1, "batch": 8, "crops_per_s": 97.6, "wall_ms": 10.25, "cpu_ms": 10.2, "paced_ms": 10.4}
-    ran = tuned | {"psnr_db": None, "max_levels": 0, "peak_mib": 247.0, "runs_as": "CPU float32"}
-    way = {"way": "256 px, tracked", "moved": 1.1, "moved_99": 3.0, "opening_r": 0.97, "found": 1.0, "shake": 0.8, "ms_per_frame": 1.9}
     records |= {
-        "ort": record_of("ort", [ran, {"setting": "int8", "threads": 1, "why": "no such kernel"}], model="base", device="cpu"),
-        "landmarks": record_of("landmarks", [way], videos=["a.mp4"], frames=150),
         "resume": record_of("resume", [{"kill": 1, "killed": "the batch"}], figures={"rows": 50, "outputs that are right": 50}),
     }
     for name, record in records.items():
@@ -474,9 +331,6 @@ def test_the_page_shows_every_kind_and_says_what_it_leaves_out(folder: Path):
     for title, _ in results.SECTIONS.values():
         assert f"\n## {title}\n" in text
     assert "other.json" in text.split("## Not shown")[1]
-    plots = sorted(folder.glob("*.png"))
-    assert len(plots) == 7
-    assert all(plot.stat().st_size < 100_000 and f"(results/{plot.name})" in text for plot in plots)
     assert text.index("before:") < text.index("after:")
     for name in ("scale", "profile", "memory-growth", "wav2lip-shaped", "gpu"):
         assert f"`python -m benchmarks {name}`" in text
@@ -490,7 +344,6 @@ def test_targets_are_judged(folder: Path):
         "**1.065** (met)",
         "**960** (met)",
         "**25.00** (met)",
-        "**0.65** (met)",
     ]
     slower = json.loads((folder / "scale.json").read_text())
     slower["rows"] = [scale_row("720p", 20, "cold", 2.0)]

@@ -388,7 +388,7 @@ def test_a_look_that_crashes_or_hangs_is_a_red_line_and_the_others_are_there(mon
             raise isolated.ProcessFailed("did not end within 120 s")
         return isolated.Outcome([{"name": "fine", "colour": "green", "what": "works", "fix": ""}], 1.0, None)
 
-    monkeypatch.setattr(isolated, "run", crashes)
+    monkeypatch.setattr(isolated, "run_isolated", crashes)
     found = list(doctor.examine(dub=True, seconds=1.0))
     assert {"lipdub", "Python", "cores", "memory", "GPU", "libraries", "models", "fine"} <= {finding.name for finding in found}
     assert {finding.name: finding.what for finding in found if finding.colour == "red"} == {
@@ -446,7 +446,7 @@ def test_the_folder_of_the_dub_goes_though_its_process_crashes(monkeypatch):
             (seen[0] / "half.mp4").write_bytes(b"half")
         raise isolated.ProcessFailed("crashed (SIGSEGV)")
 
-    monkeypatch.setattr(isolated, "run", crashes)
+    monkeypatch.setattr(isolated, "run_isolated", crashes)
     found = list(doctor.examine(seconds=1.0))
     assert found[-1].name == "self-dub"
     assert found[-1].colour == "red"

@@ -22,7 +22,7 @@ from lipdub.generators.onnx_generator import on_device, smooth_pictures
 from lipdub.model import Model, open_model
 from lipdub.options import Device
 from lipdub.records import Copied, CropSpec, Drawn
-from lipdub.runtime import CPU, CUDA, Tuning, buffers, gpu, opening
+from lipdub.runtime import CPU, CUDA, buffers, onnx_runtime, session
 from lipdub.speech.memory import OnnxMemory
 
 COUNTS = (0, 1, 8, 9, 33)
@@ -462,10 +462,10 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         def __getattr__(self, name: str) -> Any:
             return getattr(self.real, name)
 
-    def open_gpu(graph: bytes, provider: str, threads: int | None, inputs: Any, tuning: Tuning) -> tuple[Any, str]:
-        return Gpu(gpu.built(graph, CPU, threads, tuning, inputs), provider), ""
+    def open_cuda(graph: bytes, threads: int | None, inputs: Any) -> tuple[Any, str]:
+        return Gpu(onnx_runtime.new_session(graph, CPU, threads), CUDA), ""
 
-    monkeypatch.setattr(opening, "open_gpu", open_gpu)
+    monkeypatch.setattr(session, "open_cuda", open_cuda)
     monkeypatch.setattr(buffers, "_DEVICES", {CUDA: "cpu"})
     monkeypatch.setattr(buffers, "_cuda_runtime", lambda: None)
     return monkeypatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from drawn import draw_video, sine, write_wav
+from faces_for_tests import portrait_frames, scaled
 from fakes import write_fake_bundle
 from onnx import TensorProto, helper, numpy_helper
 
@@ -24,7 +27,8 @@ from lipdub.bundles import bundle
 from lipdub.bundles.bundle import GraphTensors
 from lipdub.errors import BundleInvalid, LipdubError, ModelError, ProviderUnavailable
 from lipdub.options import Device
-from lipdub.runtime import CPU, CUDA, TENSORRT, DeviceMemoryFull, Session, Tuning, buffers, gpu, open_session, ort_words, tensorrt_wanted
+from lipdub.runtime import CPU, CUDA, DeviceMemoryFull, Session, buffers, cuda, onnx_runtime, open_session
+from lipdub.runtime import session as sessions
 
 
 @pytest.fixture
@@ -41,18 +45,11 @@ def memory(folder: Path) -> GraphTensors:
 @pytest.fixture(autouse=True)
 def forget_preloading() -> Iterator[None]:
     yield
-    gpu._preload_cuda.cache_clear()
-    gpu._preload_tensorrt.cache_clear()
+    cuda._preload_cuda.cache_clear()
 
 
-def opened(
-    path: Path,
-    tensors: GraphTensors,
-    device: Device = "cpu",
-    threads: int | None = None,
-    tuning: Tuning = Tuning(),  # noqa: B008
-) -> Session:
-    return open_session(path, device=device, threads=threads, inputs=tensors.inputs, outputs=tensors.outputs, tuning=tuning)
+def opened(path: Path, tensors: GraphTensors, device: Device = "cpu", threads: int | None = None) -> Session:
+    return open_session(path, device=device, threads=threads, inputs=tensors.inputs, outputs=tensors.outputs)
 
 
 def mel(count: int) -> dict[str, Any]:
@@ -125,7 +122,8 @@ def numbered(count: int) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 40, 41])
 def test_streamed_rows_come_back_in_order(tmp_path: Path, count: int) -> None:
     save_identity(tmp_path / "a.onnx", ["B", 3])
-    session = opened(tmp_path / "a.onnx", IDENTITY, tuning=Tuning(batch=8))
+    session = opened(tmp_path / "a.onnx", IDENTITY)
+    assert session.batch == 8
     for rows in (numbered(count), numbered(3), numbered(count) + 1.0):
         np.testing.assert_array_equal(streamed(session, rows), rows)
 
@@ -140,27 +138,30 @@ def test_a_stream_binds_each_batch_size_once_and_allocates_nothing_after(tmp_pat
 
     monkeypatch.setattr(buffers.Buffers, "__init__", watched)
     save_identity(tmp_path / "a.onnx", ["B", 3])
-    session = opened(tmp_path / "a.onnx", IDENTITY, tuning=Tuning(batch=8))
+    session = opened(tmp_path / "a.onnx", IDENTITY)
+    assert session.batch == 8
     for _ in range(3):
         streamed(session, numbered(19))
     assert made == [7, 5]
-    lane = session._lanes[0]
-    assert np.shares_memory(lane.buffers(7).inputs["a"], lane.buffers(5).inputs["a"])
-    assert not np.shares_memory(lane.buffers(7).inputs["a"], lane.buffers(7).outputs["b"])
+    buffer_set = session._buffer_sets[0]
+    assert np.shares_memory(buffer_set.buffers(7).inputs["a"], buffer_set.buffers(5).inputs["a"])
+    assert not np.shares_memory(buffer_set.buffers(7).inputs["a"], buffer_set.buffers(7).outputs["b"])
 
 
-def test_two_threads_may_stream_through_one_session(tmp_path: Path) -> None:
+def test_two_threads_may_stream_through_one_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "CPU_BATCH", 2)
     save_identity(tmp_path / "a.onnx", ["B", 3])
-    session = opened(tmp_path / "a.onnx", IDENTITY, tuning=Tuning(batch=2))
+    session = opened(tmp_path / "a.onnx", IDENTITY)
     rows = [numbered(200) + 1000.0 * number for number in range(4)]
     with ThreadPoolExecutor(4) as pool:
         for got, expected in zip(pool.map(lambda one: streamed(session, one), rows), rows, strict=True):
             np.testing.assert_array_equal(got, expected)
 
 
-def test_an_error_of_the_caller_leaves_the_session_usable(tmp_path: Path) -> None:
+def test_an_error_of_the_caller_leaves_the_session_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "CPU_BATCH", 2)
     save_identity(tmp_path / "a.onnx", ["B", 3])
-    session = opened(tmp_path / "a.onnx", IDENTITY, tuning=Tuning(batch=2))
+    session = opened(tmp_path / "a.onnx", IDENTITY)
 
     def refuse(at: slice, arrays: Any) -> None:
         raise KeyError("mine")
@@ -170,33 +171,17 @@ def test_an_error_of_the_caller_leaves_the_session_usable(tmp_path: Path) -> Non
     np.testing.assert_array_equal(streamed(session, numbered(5)), numbered(5))
 
 
-# ---- tuning
+# ---- options
 
 
-def test_the_tuning_really_reaches_onnxruntime(folder: Path, memory: GraphTensors) -> None:
-    default: Any = opened(folder / "memory.onnx", memory)
-    options = default._session.get_session_options()
+def test_the_options_really_reach_onnxruntime(folder: Path, memory: GraphTensors) -> None:
+    session: Any = opened(folder / "memory.onnx", memory)
+    options = session._session.get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     assert options.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
     assert options.enable_cpu_mem_arena
-    other: Any = opened(
-        folder / "memory.onnx", memory,
-        tuning=Tuning(spin=True, graph_level="basic", arena=False, flush_denormals=True, dynamic_block_base=4, batch=5),
-    )  # fmt: skip
-    options = other._session.get_session_options()
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
-    assert options.get_session_config_entry("session.set_denormal_as_zero") == "1"
-    assert options.get_session_config_entry("session.dynamic_block_base") == "4"
-    assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    assert not options.enable_cpu_mem_arena
-    assert other.batch == other.appetite == 5
-
-
-@pytest.mark.parametrize("change", [{"graph_level": "most"}, {"batch": 0}, {"lanes": 0}, {"dynamic_block_base": -1}, {"conv_search": ""}])
-def test_a_tuning_checks_itself(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(change))}"):
-        Tuning(**change)
+    assert session.batch == session.preferred_batch == 8
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot bind a process to cores")
@@ -208,6 +193,28 @@ def test_no_more_threads_than_the_process_may_use(folder: Path, memory: GraphTen
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
     session = opened(folder / "memory.onnx", memory)
     assert session._session.get_session_options().intra_op_num_threads == 0
+
+
+# ---- telemetry
+
+
+@pytest.mark.skipif(os.name != "posix", reason="HOME and XDG folders")
+def test_a_dub_leaves_no_foreign_file_at_home(tmp_path: Path) -> None:
+    """ONNX Runtime would keep a device's number and a database there, matplotlib (which mediapipe imports) its list of fonts."""
+    home = tmp_path / "home"
+    home.mkdir()
+    write_fake_bundle(tmp_path / "fake")
+    draw_video(tmp_path / "face.mp4", size=(256, 256), pictures=[scaled(pixels, (256, 256)) for pixels in portrait_frames(5)])
+    write_wav(tmp_path / "speech.wav", sine(0.2), 16000)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_", "MPL", "LIPDUB_"))}
+    arguments = ["face.mp4", "speech.wav", "-o", "out.mp4", "--model", "fake", "--device", "cpu", "--no-cache"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lipdub", "sync", *arguments],
+        cwd=tmp_path, env=kept | {"HOME": str(home)}, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.mp4").is_file()
+    assert [str(path.relative_to(home)) for path in home.rglob("*") if not path.is_dir()] == []
 
 
 # ---- graphs that are refused
@@ -319,12 +326,11 @@ def test_cuda_that_does_not_load_is_an_error(folder: Path, memory: GraphTensors,
 class FakeSession:
     """Stands in for ``ort.InferenceSession`` on a machine whose GPU loads, refuses, falls back, breaks when run or is too small.
 
-    The work is done by the CPU, the bookkeeping is that of a GPU: lanes, staged copies, batch sizes. behaviour: of the providers
-    in `of`. rows: batches that were run. fits: rows that its memory holds.
+    The work is done by the CPU, the bookkeeping is that of a GPU: batches in flight, staged copies, batch sizes. behaviour: of CUDA. rows:
+    batches that were run. fits: rows that its memory holds.
     """
 
     behaviour = "loads"
-    of: tuple[str, ...] = (CUDA, TENSORRT)
     fits = 1_000_000
     rows: list[int] = []  # noqa: RUF012
 
@@ -332,7 +338,7 @@ class FakeSession:
         assert enable_fallback == 0
         self.given = {one[0]: one[1] for one in providers if not isinstance(one, str)}
         names = [one if isinstance(one, str) else one[0] for one in providers]
-        self.behaviour = type(self).behaviour if names[0] in self.of else "loads"
+        self.behaviour = type(self).behaviour if names[0] == CUDA else "loads"
         if self.behaviour == "refuses":
             raise RuntimeError("CUDA failure 100:\nno CUDA-capable device is detected")
         if self.behaviour == "full":
@@ -375,12 +381,12 @@ REAL = ort.InferenceSession
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """An onnxruntime with CUDA and TensorRT compiled in, a driver and libraries that load, and `FakeSession` for a session."""
-    monkeypatch.setattr(ort, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    """An onnxruntime with CUDA compiled in, a driver and libraries that load, and `FakeSession` for a session."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(ort, "preload_dlls", lambda: None, raising=False)
     monkeypatch.setattr(ort, "InferenceSession", FakeSession)
-    monkeypatch.setattr(gpu, "_no_driver", lambda: "")
-    monkeypatch.setattr(buffers, "_DEVICES", {CPU: "cpu", CUDA: "cpu", TENSORRT: "cpu"})
+    monkeypatch.setattr(cuda, "_no_driver", lambda: "")
+    monkeypatch.setattr(buffers, "_DEVICES", {CPU: "cpu", CUDA: "cpu"})
     monkeypatch.setattr(FakeSession, "rows", [])
     return monkeypatch
 
@@ -394,10 +400,9 @@ def test_cuda_that_loads_is_used(folder: Path, memory: GraphTensors, machine: py
 
 
 def test_cuda_is_told_how_to_work(folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch) -> None:
-    session: Any = opened(folder / "memory.onnx", memory, "cuda", tuning=Tuning(conv_search="EXHAUSTIVE", nhwc=True))
+    session: Any = opened(folder / "memory.onnx", memory, "cuda")
     given = session._session.given[CUDA]
-    assert given["cudnn_conv_algo_search"] == "EXHAUSTIVE"
-    assert given["prefer_nhwc"] == "1"
+    assert given["cudnn_conv_algo_search"] == "HEURISTIC"
     assert given["do_copy_in_default_stream"] == "1"
     assert given["arena_extend_strategy"] == "kSameAsRequested"
 
@@ -457,11 +462,11 @@ def test_a_complaint_about_a_library_that_is_not_needed_is_no_reason(
 def test_an_onnxruntime_without_cuda_says_what_to_install(folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch) -> None:
     machine.setattr(ort, "get_available_providers", lambda: [CPU])
     machine.setattr(sys, "platform", "linux")
-    machine.setattr(gpu, "_installed", lambda package: package == "onnxruntime")
+    machine.setattr(cuda, "_installed", lambda package: package == "onnxruntime")
     assert opened(folder / "memory.onnx", memory, "auto").provider == CPU
     with pytest.raises(ProviderUnavailable, match=r'pip uninstall -y onnxruntime, then pip install "lipdub\[cuda\]"'):
         opened(folder / "memory.onnx", memory, "cuda")
-    machine.setattr(gpu, "_installed", lambda package: True)
+    machine.setattr(cuda, "_installed", lambda package: True)
     with pytest.raises(ProviderUnavailable, match="both installed and overwrite each other"):
         opened(folder / "memory.onnx", memory, "cuda")
     machine.setattr(sys, "platform", "darwin")
@@ -474,37 +479,39 @@ def test_a_machine_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    assert "there is no NVIDIA driver" in gpu._no_driver()
+    assert "there is no NVIDIA driver" in cuda._no_driver()
     monkeypatch.setattr(ctypes, "CDLL", lambda name, *rest: None)
-    assert gpu._no_driver() == ""
+    assert cuda._no_driver() == ""
 
 
 # ---- the way of a GPU, walked by the CPU
 
 
-def on_gpu(path: Path, machine: pytest.MonkeyPatch, tuning: Tuning) -> Session:
+def on_gpu(path: Path, machine: pytest.MonkeyPatch, *, batch: int, in_flight: int = 2) -> Session:
+    machine.setattr(sessions, "CUDA_BATCH", batch)
+    machine.setattr(sessions, "CUDA_BATCHES_IN_FLIGHT", in_flight)
     save_identity(path, ["B", 3])
-    return opened(path, IDENTITY, "cuda", tuning=tuning)
+    return opened(path, IDENTITY, "cuda")
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 9, 61])
-def test_lanes_keep_the_order(tmp_path: Path, machine: pytest.MonkeyPatch, count: int) -> None:
-    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=8, lanes=3))
-    assert (session.batch, session.appetite) == (8, 24)
+def test_batches_in_flight_keep_the_order(tmp_path: Path, machine: pytest.MonkeyPatch, count: int) -> None:
+    session = on_gpu(tmp_path / "a.onnx", machine, batch=8, in_flight=3)
+    assert (session.batch, session.preferred_batch) == (8, 24)
     for rows in (numbered(count), numbered(count) + 1.0):
         np.testing.assert_array_equal(streamed(session, rows), rows)
 
 
 def test_a_gpu_meets_few_batch_sizes(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
     """For each new one cuDNN looks for its convolutions anew."""
-    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=12))
+    session = on_gpu(tmp_path / "a.onnx", machine, batch=12)
     for count in range(1, 30):
         streamed(session, numbered(count))
     assert set(FakeSession.rows) == {1, 2, 4, 8, 12}
 
 
-def test_batches_are_on_their_way_together(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
-    """The second batch is handed over before the first has ended; with one lane that would wait for ever."""
+def test_batches_are_in_flight_together(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
+    """The second batch is handed over before the first has ended; with one in flight that would wait for ever."""
     meeting = threading.Barrier(2, timeout=10)
     real = FakeSession.run_with_iobinding
 
@@ -513,13 +520,13 @@ def test_batches_are_on_their_way_together(tmp_path: Path, machine: pytest.Monke
         real(self, binding)
 
     machine.setattr(FakeSession, "run_with_iobinding", together)
-    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=4))
+    session = on_gpu(tmp_path / "a.onnx", machine, batch=4)
     np.testing.assert_array_equal(streamed(session, numbered(16)), numbered(16))
 
 
 def test_a_batch_that_memory_does_not_hold_is_made_smaller_once(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
     machine.setattr(FakeSession, "fits", 5)
-    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=16))
+    session = on_gpu(tmp_path / "a.onnx", machine, batch=16)
     np.testing.assert_array_equal(streamed(session, numbered(50)), numbered(50))
     assert session.batch == 4
     assert max(FakeSession.rows) == 4
@@ -531,7 +538,7 @@ def test_a_batch_that_memory_does_not_hold_is_made_smaller_once(tmp_path: Path, 
 
 
 def test_memory_that_runs_out_midway_loses_and_repeats_no_row(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
-    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=8))
+    session = on_gpu(tmp_path / "a.onnx", machine, batch=8)
     collected: list[int] = []
 
     def fill(at: slice, inputs: Any) -> None:
@@ -573,7 +580,7 @@ class FakeCudaRuntime:
 def test_host_memory_is_page_locked_while_it_is_used(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
     cudart = FakeCudaRuntime()
     machine.setattr(buffers, "_cuda_runtime", lambda: cudart)
-    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=8, lanes=1))
+    session = on_gpu(tmp_path / "a.onnx", machine, batch=8, in_flight=1)
     streamed(session, numbered(8))
     assert sorted(cudart.locked.values()) == [8 * 3 * 4, 8 * 3 * 4]
     del session
@@ -584,49 +591,9 @@ def test_host_memory_is_page_locked_while_it_is_used(tmp_path: Path, machine: py
 def test_memory_that_cannot_be_locked_is_used_as_it_is(tmp_path: Path, machine: pytest.MonkeyPatch) -> None:
     cudart = FakeCudaRuntime(refuses=True)
     machine.setattr(buffers, "_cuda_runtime", lambda: cudart)
-    session = on_gpu(tmp_path / "a.onnx", machine, Tuning(batch=8, lanes=1))
+    session = on_gpu(tmp_path / "a.onnx", machine, batch=8, in_flight=1)
     np.testing.assert_array_equal(streamed(session, numbered(9)), numbered(9))
     assert cudart.errors_cleared > 0
-
-
-# ---- TensorRT
-
-
-@pytest.mark.parametrize(("value", "wanted"), [("1", True), (" ON ", True), ("0", False), ("", False), (None, False)])
-def test_tensorrt_is_asked_for_by_the_environment(monkeypatch: pytest.MonkeyPatch, value: str | None, wanted: bool) -> None:
-    monkeypatch.delenv("LIPDUB_TENSORRT", raising=False)
-    if value is not None:
-        monkeypatch.setenv("LIPDUB_TENSORRT", value)
-    assert tensorrt_wanted() is wanted
-
-
-def test_tensorrt_stands_in_front_of_cuda_and_keeps_its_engines(
-    folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    machine.setenv("LIPDUB_CACHE", str(tmp_path / "cache"))
-    session: Any = opened(folder / "memory.onnx", memory, "cuda", tuning=Tuning(tensorrt=True, batch=32))
-    assert session.provider == TENSORRT
-    assert list(session._session.given) == [TENSORRT, CUDA]
-    given = session._session.given[TENSORRT]
-    assert given["trt_engine_cache_path"] == str(tmp_path / "cache" / "tensorrt")
-    assert (tmp_path / "cache" / "tensorrt").is_dir()
-    assert given["trt_profile_min_shapes"] == "mel:1x1x80x16"
-    assert given["trt_profile_max_shapes"] == "mel:32x1x80x16"
-    machine.setenv("LIPDUB_CACHE", "off")
-    session = opened(folder / "memory.onnx", memory, "cuda", tuning=Tuning(tensorrt=True))
-    assert "trt_engine_cache_path" not in session._session.given[TENSORRT]
-
-
-@pytest.mark.parametrize("behaviour", ["refuses", "falls back", "breaks", "takes nothing"])
-def test_tensorrt_that_does_not_load_is_told(folder: Path, memory: GraphTensors, machine: pytest.MonkeyPatch, behaviour: str) -> None:
-    machine.setenv("LIPDUB_CACHE", "off")
-    machine.setattr(FakeSession, "behaviour", behaviour)
-    machine.setattr(FakeSession, "of", (TENSORRT,))
-    session = opened(folder / "memory.onnx", memory, "auto", tuning=Tuning(tensorrt=True))
-    assert session.provider == CUDA
-    assert [note.startswith("TensorRT did not load: ") for note in session.notes] == [True]
-    with pytest.raises(ProviderUnavailable, match=r"TensorRT did not load: .*or unset LIPDUB_TENSORRT"):
-        opened(folder / "memory.onnx", memory, "cuda", tuning=Tuning(tensorrt=True))
 
 
 def test_every_onnxruntime_error_is_mapped() -> None:
@@ -634,5 +601,5 @@ def test_every_onnxruntime_error_is_mapped() -> None:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     for name in ("Fail", "InvalidGraph", "InvalidProtobuf", "InvalidArgument", "NoSuchFile", "RuntimeException", "EPFail"):
-        assert getattr(state, name) in ort_words.ORT_ERRORS
-    assert not any(issubclass(LipdubError, kind) for kind in ort_words.ORT_ERRORS)
+        assert getattr(state, name) in onnx_runtime.ORT_ERRORS
+    assert not any(issubclass(LipdubError, kind) for kind in onnx_runtime.ORT_ERRORS)

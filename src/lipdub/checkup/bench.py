@@ -179,14 +179,14 @@ def _warm_up(folder: Path, task: Mapping[str, Any], tell: OnProgress) -> None:
 
 def _timed(task: Mapping[str, Any]) -> DubSpeed:
     try:
-        outcome = isolated.run("lipdub.checkup.bench:dub_once", dict(task))
+        outcome = isolated.run_isolated("lipdub.checkup.bench:dub_once", dict(task))
     except isolated.ProcessFailed as error:
         raise LipdubError(f"the dub that was to be timed failed: {error}; 'lipdub doctor' looks for the reason") from error
     return DubSpeed(**outcome.answer, process_s=outcome.wall_s, peak_bytes=outcome.peak_bytes)
 
 
 def dub_once(task: Mapping[str, Any]) -> dict[str, Any]:
-    """What the fresh process does: one dub with the cache in ``task["cache"]``; what is measured inside it."""
+    """What the new process does: one dub with the cache in ``task["cache"]``; what is measured inside it."""
     from lipdub.faces.cache import AnalysisCache
     from lipdub.options import DubOptions
     from lipdub.pipeline import dub

@@ -1,6 +1,7 @@
-"""A piece of work in a process of its own: nothing loaded before it, its memory watched, and its crash no crash of ours.
+"""Run a function in a new Python process: nothing is loaded before it, its memory is watched, and its crash is reported.
 
-Imports nothing but the standard library, so that such a process starts at once.
+The new process runs this file, which imports only the standard library and lipdub's errors. The function's own module is imported
+after the process was tied to its cores, because libraries size their thread pools when they are imported.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ LOOK_EVERY_S = 0.1
 
 
 class ProcessFailed(Exception):
-    """The process crashed, hung, or its work raised something that is a bug. Its text is one line; `said`: the last of what it wrote."""
+    """The process crashed, took too long, or its function raised an exception other than `LipdubError`.
+
+    The text is one line. said: the traceback, or what the process wrote to standard error.
+    """
 
     def __init__(self, message: str, said: str = "") -> None:
         super().__init__(message)
@@ -35,27 +39,41 @@ class ProcessFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """answer: what the work gave back. wall_s: life of the process, its start included. peak_bytes: most memory that the process and its
-    children held together, looked at ten times a second, and never less than the process's own peak; None where the system does not
-    tell."""
+    """What a process gave back, and what it took.
+
+    answer: the function's return value.
+    wall_s: seconds from the start of the process to its end.
+    peak_bytes: most memory that the process and its children held together, looked at ten times a second, and at least the process's
+    own peak; None where the system does not tell.
+    """
 
     answer: Any
     wall_s: float
     peak_bytes: int | None
 
 
-def run(work: str, task: object, *, timeout_s: float | None = None) -> Outcome:
-    """What ``work(task)`` gives when a new process runs it.
+def run_isolated(
+    work: str, task: object, *, timeout_s: float | None = None, cores: int | None = None, source: Path | None = None
+) -> Outcome:
+    """Call ``work(task)`` in a new process and wait for it.
 
-    work: ``module:function``. task, answer: what JSON can say. Whatever ends us ends it, too.
+    work: ``module:function``; it must be importable here.
+    task: the function's argument; it and the return value are what JSON can hold.
+    timeout_s: seconds after which the process is ended.
+    cores: the process runs on the first so many of the cores that this process may use, where the system can do that; None: on all.
+    source: folder that is searched before all others for imports, such as the ``src`` of another checkout of lipdub.
 
-    Raises: LipdubError, if the work did. ProcessFailed.
+    The process ends when this one does, even if this one is killed.
+
+    Raises LipdubError: the function raised one. ProcessFailed.
     """
-    code = f"import sys; sys.path[:] = {sys.path!r}; from lipdub.checkup.isolated import _answer; _answer()"
+    path = [*([str(source.resolve())] if source is not None else []), *sys.path]
+    code = f"import runpy, sys; sys.path[:] = {path!r}; runpy.run_path({__file__!r}, run_name='__main__')"
+    order = {"work": work, "task": task, "cores": cores}
     started = time.perf_counter()
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps({"work": work, "task": task})],
+            [sys.executable, "-c", code, json.dumps(order)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
     except OSError as error:
@@ -86,7 +104,7 @@ def run(work: str, task: object, *, timeout_s: float | None = None) -> Outcome:
 
 
 class _Reader:
-    """Reads a pipe to its end beside us, so that it never fills up."""
+    """Reads a pipe to its end in a thread, so that the process never waits for it."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe, self._read = pipe, b""
@@ -97,7 +115,7 @@ class _Reader:
         self._read = self._pipe.read()
 
     def text(self) -> str:
-        """All of it. A child of the process that outlives it may hold the pipe: it is not waited for long."""
+        """All that was read. A child that outlives the process may keep the pipe open, so this waits for 5 s at most."""
         self._thread.join(timeout=5)
         if not self._thread.is_alive():
             self._pipe.close()
@@ -105,7 +123,7 @@ class _Reader:
 
 
 def _watched(process: subprocess.Popen[bytes], started: float, timeout_s: float | None) -> int:
-    """Wait for the process; the most bytes that it and its children held together, 0 where the system does not tell."""
+    """Wait for the process. Returns the most bytes that it and its children held together, 0 where the system does not tell."""
     peak = 0
     while True:
         peak = max(peak, sum(_resident_bytes(pid) for pid in _family(process.pid)))
@@ -138,7 +156,7 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _ending(code: int, words: str) -> str:
-    """How a process ended that gave no answer, in one line."""
+    """One line on how a process without an answer ended. words: what it wrote to standard error."""
     last = words.splitlines()[-1].strip()[:300] if words else ""
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -147,11 +165,13 @@ def _ending(code: int, words: str) -> str:
 
 
 def _answer() -> None:
-    """What the new process does: the work, then its answer on the standard output that it started with."""
+    """The new process: call the function and write its answer to the standard output that the process started with."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print goes to standard error
     threading.Thread(target=_end_with_parent, daemon=True).start()
     order = json.loads(sys.argv[1])
+    if order["cores"] is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: order["cores"]])
     module, _, function = order["work"].partition(":")
     try:
         reply = {"answer": getattr(import_module(module), function)(order["task"]), "peak_bytes": own_peak_bytes()}
@@ -164,8 +184,8 @@ def _answer() -> None:
 
 
 def _end_with_parent() -> None:
-    """The parent holds the other end of our standard input; it ends when the parent does, however that is killed."""
-    while os.read(0, 4096):  # not through sys.stdin: Python waits for its lock when it ends
+    """End this process when the parent ends: the parent holds the other end of our standard input, which the system then closes."""
+    while os.read(0, 4096):  # not through sys.stdin, whose lock Python waits for at exit
         pass
     os._exit(1)
 
@@ -173,7 +193,7 @@ def _end_with_parent() -> None:
 def own_peak_bytes() -> int | None:
     """Most memory that this process has held; None where the system does not tell.
 
-    Linux's ``ru_maxrss`` begins with what the *parent* held before the program was started, so its own figure is read there.
+    On Linux ``ru_maxrss`` starts from what the parent held, so the figure is read from ``/proc`` there.
     """
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
@@ -186,3 +206,7 @@ def own_peak_bytes() -> int | None:
     except ImportError:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    _answer()

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -284,10 +284,23 @@ def _overlap(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 
 def _solutions() -> Any:
-    with _native_log_silenced():
+    with _native_log_silenced(), _matplotlib_left_out():
         from mediapipe.python import solutions  # slow to load, and noisy: only when a face is looked for
 
     return solutions
+
+
+@contextmanager
+def _matplotlib_left_out() -> Iterator[None]:
+    """Let mediapipe's drawing module, which is not used, import an empty matplotlib: the real one writes a list of fonts to the home
+    folder when it is imported, and takes a second for it."""
+    names = [name for name in ("matplotlib", "matplotlib.pyplot") if name not in sys.modules]
+    sys.modules.update((name, ModuleType(name)) for name in names)
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 _silence = threading.RLock()

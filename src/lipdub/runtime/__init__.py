@@ -1,8 +1,9 @@
-"""ONNX Runtime sessions: which device they really run on, how they are tuned, and whether the graph is the expected one.
+"""ONNX Runtime sessions: which device they really run on, and whether the graph is the expected one.
 
 The only importer of onnxruntime, and the one place where its exceptions become ours. Two of its habits shape it: asked for a
 device that it cannot load, it logs a warning and runs on the CPU; and ``get_available_providers`` lists what was compiled in,
-not what loads. So a device counts only after a session on it has run once.
+not what loads. So a device counts only after a session on it has run once. A third one is switched off here, before anything below this
+package can import it: from release 1.29 on it reports on its use, and keeps a device's number and a database in the home folder.
 
     session = open_session(path, device="cuda", inputs=..., outputs=...)
     session.run({"mel": windows})                    # one call, any batch, fresh arrays
@@ -11,25 +12,26 @@ not what loads. So a device counts only after a session on it has run once.
 
 from __future__ import annotations
 
-from lipdub.runtime.half import in_half_precision
-from lipdub.runtime.opening import open_session
-from lipdub.runtime.ort_words import CPU, CUDA, TENSORRT, Shapes
-from lipdub.runtime.session import Collect, DeviceMemoryFull, Fill, Session
-from lipdub.runtime.tuning import TENSORRT_VARIABLE, TUNING, Tuning, tensorrt_wanted
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is loaded
+
+import onnxruntime
+
+from lipdub.runtime.onnx_runtime import CPU, CUDA, Shapes, in_half_precision
+from lipdub.runtime.session import Collect, DeviceMemoryFull, Fill, Session, open_session
+
+if hasattr(onnxruntime, "disable_telemetry_events"):
+    onnxruntime.disable_telemetry_events()
 
 __all__ = [
     "CPU",
     "CUDA",
-    "TENSORRT",
-    "TENSORRT_VARIABLE",
-    "TUNING",
     "Collect",
     "DeviceMemoryFull",
     "Fill",
     "Session",
     "Shapes",
-    "Tuning",
     "in_half_precision",
     "open_session",
-    "tensorrt_wanted",
 ]

@@ -13,12 +13,12 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 
-from lipdub.runtime.ort_words import CPU, CUDA, KINDS, TENSORRT, Array, OrtSession, Shapes
+from lipdub.runtime.onnx_runtime import CPU, CUDA, DTYPES, Array, OrtSession, Shapes
 
-_DEVICES: Final = {CPU: "cpu", CUDA: "cuda", TENSORRT: "cuda"}
+_DEVICES: Final = {CPU: "cpu", CUDA: "cuda"}
 
 
-class Lane:
+class BufferSet:
     """The buffers that one batch after the other goes through, kept for each number of rows that was met."""
 
     def __init__(self, session: OrtSession, inputs: Shapes, outputs: Shapes, provider: str) -> None:
@@ -53,8 +53,8 @@ class Buffers:
     ) -> None:
         on_cpu = provider == CPU
         if share is None:
-            kinds = {tensor.name: KINDS[tensor.type] for tensor in (*session.get_inputs(), *session.get_outputs())}
-            self.inputs, self.outputs = _zeros(inputs, size, kinds), _zeros(outputs, size, kinds)
+            dtypes = {tensor.name: DTYPES[tensor.type] for tensor in (*session.get_inputs(), *session.get_outputs())}
+            self.inputs, self.outputs = _zeros(inputs, size, dtypes), _zeros(outputs, size, dtypes)
         else:
             self.inputs = {name: array[:size] for name, array in share.inputs.items()}
             self.outputs = {name: array[:size] for name, array in share.outputs.items()}
@@ -80,16 +80,16 @@ class Buffers:
         """`outputs` for what lies in `inputs`. ORT lets other threads work meanwhile.
 
         A run ends when its own stream has, copies into host outputs included; the binding's synchronize_* would wait for the whole
-        device, and so for the batches of other lanes.
+        device, and so for the batches of other buffer sets.
         """
         for value, array in self._on_device:
             value.update_inplace(array)
         self._session.run_with_iobinding(self._binding)
 
 
-def _zeros(shapes: Shapes, rows: int, kinds: Mapping[str, type[np.generic]]) -> dict[str, Array]:
+def _zeros(shapes: Shapes, rows: int, dtypes: Mapping[str, type[np.generic]]) -> dict[str, Array]:
     """Arrays of these names and shapes, the first axis being `rows`."""
-    return {name: np.zeros([rows, *(int(axis) for axis in shape[1:])], kinds[name]) for name, shape in shapes.items()}
+    return {name: np.zeros([rows, *(int(axis) for axis in shape[1:])], dtypes[name]) for name, shape in shapes.items()}
 
 
 class _PageLock:

@@ -1,4 +1,4 @@
-"""One graph on one device: a call at a time, or many rows in batches."""
+"""One graph on one device: opened where its tensors are the expected ones, then run a call at a time or many rows in batches."""
 
 from __future__ import annotations
 
@@ -10,17 +10,36 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final
 
-from lipdub.errors import BundleInvalid, ModelError
-from lipdub.runtime.buffers import Buffers, Lane
-from lipdub.runtime.ort_words import CPU, ORT_ERRORS, Array, OrtSession, Shapes, one_line, out_of_memory
-from lipdub.runtime.tuning import CPU_BATCH, CUDA_BATCH, TUNING, Tuning
+from lipdub.errors import BundleInvalid, ModelError, ProviderUnavailable
+from lipdub.options import Device
+from lipdub.runtime.buffers import Buffers, BufferSet
+from lipdub.runtime.cuda import open_cuda
+from lipdub.runtime.onnx_runtime import (
+    CPU,
+    DTYPES,
+    FLOAT32,
+    FREE_THE_GPU,
+    ORT_ERRORS,
+    Array,
+    OrtSession,
+    Shapes,
+    new_session,
+    one_line,
+    out_of_memory,
+)
+
+CPU_BATCH: Final = 8
+"""Rows that go through a CPU session together: beyond that a batch only needs more memory, each row being work for all threads."""
+CUDA_BATCH: Final = 128
+"""Rows that go through a GPU session together; a quarter of it, once, where the GPU's memory does not hold them."""
+CUDA_BATCHES_IN_FLIGHT: Final = 2
+"""Batches in flight on a GPU at once: one is copied while the other is worked on, each on a stream of its own."""
 
 Fill = Callable[[slice, Mapping[str, Array]], None]
 """Writes the rows of that slice into the session's input arrays, as many rows as the slice has."""
 Collect = Callable[[slice, Mapping[str, Array]], None]
 """Takes the rows of that slice out of the session's output arrays, which the next batch overwrites; it may change them."""
 
-FREE_THE_GPU: Final = "stop what else uses the GPU (nvidia-smi lists it)"
 _WRONG_SHAPE: Final = ("invalid dimensions for output", "computed output shape", "shape verification failed")
 SHRINK: Final = 4
 """What a batch is divided by when memory did not hold it."""
@@ -37,9 +56,7 @@ class Session:
     one line each. Any number of threads may call `run`; those that call `stream` wait for each other.
     """
 
-    def __init__(
-        self, path: Path, session: OrtSession, inputs: Shapes, outputs: Shapes, *, tuning: Tuning = TUNING, notes: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, path: Path, session: OrtSession, inputs: Shapes, outputs: Shapes, *, notes: tuple[str, ...] = ()) -> None:
         self.path = path
         self.provider: str = session.get_providers()[0]
         self.notes = notes
@@ -47,12 +64,12 @@ class Session:
         self._inputs = inputs
         self._outputs = outputs
         on_cpu = self.provider == CPU
-        self._batch = tuning.batch or (CPU_BATCH if on_cpu else CUDA_BATCH)
+        self._batch = CPU_BATCH if on_cpu else CUDA_BATCH
         # A GPU looks for its convolutions anew for each batch size, so it meets few; a CPU would work for the rows nobody asked for.
         self._rounds_up = not on_cpu
-        self._lanes = [Lane(session, inputs, outputs, self.provider) for _ in range(1 if on_cpu else tuning.lanes)]
+        self._buffer_sets = [BufferSet(session, inputs, outputs, self.provider) for _ in range(1 if on_cpu else CUDA_BATCHES_IN_FLIGHT)]
         # Kept from call to call: CUDA has handles of its own for each thread.
-        self._pool = ThreadPoolExecutor(len(self._lanes), "lipdub-lane") if len(self._lanes) > 1 else None
+        self._pool = ThreadPoolExecutor(len(self._buffer_sets), "lipdub-batch") if len(self._buffer_sets) > 1 else None
         self._may_shrink = True
         self._streaming = threading.Lock()
 
@@ -66,8 +83,8 @@ class Session:
 
     @property
     def preferred_batch(self) -> int:
-        """Rows that `stream` likes to get in one call: a batch for each that can be on its way at once."""
-        return self._batch * len(self._lanes)
+        """Rows in one call of `stream` that keep the device busy: a batch for each that can be in flight at once."""
+        return self._batch * len(self._buffer_sets)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs by name for one batch of inputs by name, in the shapes and types that were checked on opening.
@@ -105,33 +122,33 @@ class Session:
                         raise
                     self._may_shrink = False
                     self._batch = max(1, self._batch // SHRINK)
-                    for lane in self._lanes:
-                        lane.clear()
+                    for buffer_set in self._buffer_sets:
+                        buffer_set.clear()
 
     def _flow(self, start: int, count: int, fill: Fill, collect: Collect) -> Iterator[slice]:
-        """Batch after batch from row `start` on, those that were collected; several on their way at once where there are lanes."""
+        """Batch after batch from row `start` on, those that were collected; several in flight at once on a GPU."""
         slices = self._slices(start, count)
         if self._pool is None or len(slices) < 2:
             for rows in slices:
-                buffers = self._buffers(self._lanes[0], rows)
+                buffers = self._buffers(self._buffer_sets[0], rows)
                 fill(rows, buffers.first(rows, buffers.inputs))
                 with self._mapped_errors():
                     buffers.run()
                 collect(rows, buffers.first(rows, buffers.outputs))
                 yield rows
             return
-        under_way: deque[tuple[slice, Buffers, Future[None]]] = deque()
+        in_flight: deque[tuple[slice, Buffers, Future[None]]] = deque()
         try:
             for number, rows in enumerate(slices):
-                if len(under_way) == len(self._lanes):
-                    yield self._collected(*under_way.popleft(), collect)
-                buffers = self._buffers(self._lanes[number % len(self._lanes)], rows)
+                if len(in_flight) == len(self._buffer_sets):
+                    yield self._collected(*in_flight.popleft(), collect)
+                buffers = self._buffers(self._buffer_sets[number % len(self._buffer_sets)], rows)
                 fill(rows, buffers.first(rows, buffers.inputs))
-                under_way.append((rows, buffers, self._pool.submit(buffers.run)))
-            while under_way:
-                yield self._collected(*under_way.popleft(), collect)
+                in_flight.append((rows, buffers, self._pool.submit(buffers.run)))
+            while in_flight:
+                yield self._collected(*in_flight.popleft(), collect)
         finally:  # nobody may fill, or free, what a batch still reads
-            wait([future for _, _, future in under_way])
+            wait([future for _, _, future in in_flight])
 
     def _slices(self, start: int, count: int) -> list[slice]:
         """The rows from `start` on, cut into batches: on the CPU equal ones, for a rest of one row costs a quarter more than a row among
@@ -147,12 +164,12 @@ class Session:
         collect(rows, buffers.first(rows, buffers.outputs))
         return rows
 
-    def _buffers(self, lane: Lane, rows: slice) -> Buffers:
+    def _buffers(self, buffer_set: BufferSet, rows: slice) -> Buffers:
         size = rows.stop - rows.start
         if self._rounds_up:
             size = min(self._batch, 1 << (size - 1).bit_length())
         with self._mapped_errors():
-            return lane.buffers(size)
+            return buffer_set.buffers(size)
 
     @contextlib.contextmanager
     def _mapped_errors(self) -> Iterator[None]:
@@ -166,3 +183,74 @@ class Session:
             if any(sign in str(error) for sign in _WRONG_SHAPE):
                 raise BundleInvalid(f"{self.path} gave an output of another shape than expected: export the bundle again") from error
             raise ModelError(f"{self.path} failed on {self.provider} ({words}); try --device cpu") from error
+
+
+def open_session(
+    path: Path,
+    *,
+    device: Device,
+    threads: int | None = None,
+    inputs: Shapes,
+    outputs: Shapes,
+    graph: bytes | None = None,
+) -> Session:
+    """The graph at `path`, ready to run on `device`, after checking that its tensors are `inputs` and `outputs`.
+
+    device: ``cpu``; ``cuda``, or an error; ``auto`` for CUDA where it really loads and runs this graph, else the CPU, without
+    a word. threads: CPU threads inside one operator, None for as many as there are physical cores, or fewer where this process
+    may use fewer. graph: bytes to run in the place of the file's, a rewriting of it; its tensors may be uint8.
+
+    Raises BundleInvalid: no such file, no ONNX graph, weights kept in a second file (which no hash covers), other tensors than
+    expected. ProviderUnavailable: ``cuda`` did not load.
+    """
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be positive, got {threads = }")
+    dtypes: tuple[str, ...] = (FLOAT32,) if graph is None else tuple(DTYPES)
+    try:
+        graph = path.read_bytes() if graph is None else graph
+    except OSError as error:
+        raise BundleInvalid(f"{path} cannot be read ({error.strerror}): export or copy the bundle again") from error
+    session: OrtSession | None = None
+    why_not = ""
+    if device != "cpu":
+        session, why_not = open_cuda(graph, threads, inputs)
+    if session is None:
+        try:
+            session = new_session(graph, CPU, threads)
+        except ORT_ERRORS as error:
+            raise BundleInvalid(f"{path} is no usable ONNX graph ({one_line(error)}): export the bundle again") from error
+    _check(path, session, inputs, outputs, dtypes)
+    if device == "cuda" and why_not:
+        raise ProviderUnavailable(why_not)
+    return Session(path, session, inputs, outputs, notes=(why_not,) if why_not else ())
+
+
+def _check(path: Path, session: OrtSession, inputs: Shapes, outputs: Shapes, dtypes: tuple[str, ...]) -> None:
+    """Raise BundleInvalid unless the graph's tensors have the expected names, sizes and one of the types `dtypes`.
+
+    An output may leave open a size that is expected (exporters cannot always infer it; `Session.run` looks again); no tensor
+    may fix an axis that is expected to be dynamic.
+    """
+    for verb, found, expected, open_sizes in (
+        ("takes", session.get_inputs(), inputs, False),
+        ("gives", session.get_outputs(), outputs, True),
+    ):
+        fits = {tensor.name for tensor in found} == set(expected) and all(
+            tensor.type in dtypes and _matches(tensor.shape, expected[tensor.name], open_sizes) for tensor in found
+        )
+        if not fits:
+            has = ", ".join(_described(tensor.name, tensor.shape, tensor.type) for tensor in found)
+            wants = ", ".join(_described(name, shape, FLOAT32) for name, shape in expected.items())
+            raise BundleInvalid(f"{path} {verb} {has}; expected {wants}: graphs swapped, or of another export?")
+
+
+def _matches(found: list[int | str | None], expected: tuple[int | str, ...], open_sizes: bool) -> bool:
+    """Whether the declared sizes `found` fit `expected`; `open_sizes` lets a declared name stand for an expected size."""
+    return len(found) == len(expected) and all(
+        has == wants if isinstance(has, int) else isinstance(wants, str) or open_sizes for has, wants in zip(found, expected, strict=True)
+    )
+
+
+def _described(name: str, shape: list[int | str | None] | tuple[int | str, ...], kind: str) -> str:
+    """A tensor in a message: ``mel float (B, 1, 80, 16)``."""
+    return f"{name} {kind.removeprefix('tensor(').removesuffix(')')} ({', '.join(str(axis) for axis in shape)})"

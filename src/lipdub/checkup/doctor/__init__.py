@@ -62,7 +62,7 @@ def _self_dub(seconds: float) -> list[Finding]:
 def _apart(name: str, module: str, task: object, patience_s: float) -> list[Finding]:
     """The findings of a module that looks in a process of its own; one red one where that process does not answer."""
     try:
-        answer = isolated.run(f"lipdub.checkup.doctor.{module}:look", task, timeout_s=patience_s).answer
+        answer = isolated.run_isolated(f"lipdub.checkup.doctor.{module}:look", task, timeout_s=patience_s).answer
         return [Finding(**finding) for finding in answer]
     except (isolated.ProcessFailed, LipdubError, TypeError, ValueError) as error:
         return [Finding(name, "red", one_line(error), f"run 'pip check' and mend what it names, or {REINSTALL}")]
