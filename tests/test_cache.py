@@ -29,7 +29,8 @@ from lipdub.faces import cache as cache_module
 from lipdub.faces import crop
 from lipdub.faces.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, analysis_key, default_cache, parse_size
 from lipdub.faces.landmarks import LIPS
-from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack, TrackDamaged
+from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
+from lipdub.faces.track_file import _PIECE_BYTES, TrackDamaged, read_track, write_track
 from lipdub.references.store import DETAIL_PX, MOST_JPEG_BYTES, ReferenceStore
 
 ARRAYS = ("pts", "why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference")
@@ -134,7 +135,7 @@ def test_extreme_numbers_survive(values, halves):
 
 def test_a_track_larger_than_one_piece(tmp_path: Path):
     track = made_track(30000, references=40, size=128)
-    assert track.references.jpeg_bytes().sum() > track._PIECE_BYTES
+    assert track.references.jpeg_bytes().sum() > _PIECE_BYTES
     with kept(tmp_path, track) as cache, closing(track.references):
         again = found(cache)
         with closing(again.references):
@@ -298,7 +299,7 @@ def test_values_that_make_no_sense_are_a_miss(whole, tmp_path, name):
         content = rebuilt(whole, {f"{name}.npy": npy(array)})
         assert finds(tmp_path, content) is None, array
         with pytest.raises(TrackDamaged, match="no whole face track"):
-            FaceTrack.load(io.BytesIO(content))
+            read_track(io.BytesIO(content))
 
 
 def jpeg(picture: np.ndarray) -> bytes:
@@ -327,7 +328,7 @@ def test_details_that_are_no_pictures_are_a_miss(whole, tmp_path, monkeypatch, b
         changes = {"details.npy": npy(np.frombuffer(b"".join(blobs), np.uint8)), "detail_ends.npy": npy(ends)}
         assert finds(tmp_path, rebuilt(whole, changes)) is None
         with pytest.raises(TrackDamaged, match="no whole face track"):
-            FaceTrack.load(io.BytesIO(rebuilt(whole, changes)))
+            read_track(io.BytesIO(rebuilt(whole, changes)))
     assert len(closed) == 6
     assert all(store._file.closed for store in closed)
 
@@ -358,7 +359,7 @@ def test_a_detail_that_claims_to_be_huge_is_not_read(whole):
     tracemalloc.start()
     try:
         with pytest.raises(TrackDamaged):
-            FaceTrack.load(entry)
+            read_track(entry)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -376,8 +377,8 @@ def test_memory_does_not_grow_with_the_references(tmp_path):
     track = FaceTrack(**rows, time_base=base.time_base, references=store)
     tracemalloc.start()
     try:
-        track.save(tmp_path / "track.npz")
-        FaceTrack.load(tmp_path / "track.npz").references.close()
+        write_track(track, tmp_path / "track.npz")
+        read_track(tmp_path / "track.npz").references.close()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -575,7 +576,7 @@ def test_trimming_does_not_disturb_an_open_entry(tmp_path):
     with kept(tmp_path, track) as cache, closing(track.references):
         with open(tmp_path / f"{KEY}.npz", "rb") as file:
             assert cache.clear()[0] == 1
-            again = FaceTrack.load(file)
+            again = read_track(file)
         with closing(again.references):
             assert same(again, track)
 
@@ -612,11 +613,11 @@ def test_a_read_only_folder_is_read_and_not_written(tmp_path, monkeypatch):
 def test_a_full_disk_stops_nothing_and_leaves_nothing(tmp_path, monkeypatch):
     track = made_track(3)
 
-    def full(self, file):
+    def full(track, file):
         file.write(b"PK half a track")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FaceTrack, "save", full)
+    monkeypatch.setattr(cache_module, "write_track", full)
     with closing(track.references):
         assert AnalysisCache(tmp_path, limit_bytes=10**9).keep(KEY, track, video=VIDEO) is False
     assert list(tmp_path.iterdir()) == []
@@ -632,11 +633,11 @@ def test_the_last_room_on_the_disk_is_left_to_the_dub(tmp_path, monkeypatch):
 
 
 def test_a_keep_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(self, file):
+    def interrupted(track, file):
         file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FaceTrack, "save", interrupted)
+    monkeypatch.setattr(cache_module, "write_track", interrupted)
     track = made_track(3)
     with closing(track.references), pytest.raises(KeyboardInterrupt):
         AnalysisCache(tmp_path, limit_bytes=10**9).keep(KEY, track, video=VIDEO)

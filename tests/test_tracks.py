@@ -24,6 +24,7 @@ from lipdub.faces.follow import analyse
 from lipdub.faces.landmarks import LIPS, opening_of, pose_of
 from lipdub.faces.smoothing import smooth
 from lipdub.faces.track import DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, WHY, FaceTrack
+from lipdub.faces.track_file import read_track, write_track
 from lipdub.records import Face
 from lipdub.references.store import DETAIL_PX, LEAST_GAIN, ReferenceStore, detail_px
 
@@ -291,7 +292,7 @@ def test_strength_fades_beside_what_is_passed_through_and_nowhere_else() -> None
 
 def test_a_photos_strength_is_whole() -> None:
     with tracked([[FACE]]) as track:
-        assert track.repeat_still(track).strength.tolist() == [1.0]
+        assert follow.repeat_still(track).strength.tolist() == [1.0]
 
 
 # -------------------------------------------------------------------------------------------------------- references
@@ -392,7 +393,7 @@ def test_the_detail_shows_the_square_that_the_crop_shows(planes: bool, face: Fac
 
 def test_a_photos_references_are_those_of_its_one_frame() -> None:
     with tracked([[FACE]], draw=shade) as track:
-        still = track.repeat_still(track)
+        still = follow.repeat_still(track)
         assert still.references is track.references
         assert still.references.get(0).detail is not None
 
@@ -418,8 +419,8 @@ def test_variable_rate_times_are_kept() -> None:
 def test_a_track_can_be_saved_and_loaded(tmp_path: Path) -> None:
     script = [[FACE]] * 12 + [[]] * 14 + [[face_at((150, 120), height=90, opening=0.3)]] * 12
     with tracked(script, time_base=Fraction(1001, 30000)) as track:
-        track.save(tmp_path / "track.npz")
-        again = FaceTrack.load(tmp_path / "track.npz")
+        write_track(track, tmp_path / "track.npz")
+        again = read_track(tmp_path / "track.npz")
         try:
             assert again.time_base == track.time_base
             for name in ("pts", "why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference"):

@@ -26,6 +26,7 @@ from lipdub.faces.detector import FaceDetector, MediapipeDetector
 from lipdub.faces.follow import analyse, repeat_still
 from lipdub.faces.landmarks import LIPS, opening_of
 from lipdub.faces.track import NO_FACE, FaceTrack
+from lipdub.faces.track_file import read_track, write_track
 from lipdub.records import Face, FrameChunk
 
 CACHE_VERSION = 2
@@ -46,7 +47,7 @@ def tracked(video: Path, *, size: int, cache: Path | None = None) -> FaceTrack:
     if kept is not None and kept.exists():
         # One that another lipdub wrote, or that was cut off by a crash of the machine, is made again.
         with suppress(OSError, ValueError, KeyError):
-            return FaceTrack.load(kept)
+            return read_track(kept)
     with MediapipeDetector() as detector, closing(media.read_frames(video)) as chunks:
         track = analyse(chunks, detector, size=size)
     if media.probe(video).is_still:
@@ -54,7 +55,7 @@ def tracked(video: Path, *, size: int, cache: Path | None = None) -> FaceTrack:
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with media.part_file(kept) as part:
-            track.save(part)
+            write_track(track, part)
             os.replace(part, kept)
     return track
 

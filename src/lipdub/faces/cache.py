@@ -31,7 +31,8 @@ from typing import IO, Final
 import platformdirs
 
 from lipdub.errors import LipdubError, UnreadableMedia
-from lipdub.faces.track import ANALYSIS_VERSION, FaceTrack, TrackDamaged
+from lipdub.faces.track import ANALYSIS_VERSION, FaceTrack
+from lipdub.faces.track_file import TrackDamaged, read_track, write_track
 
 FOLDER_VARIABLE: Final = "LIPDUB_CACHE"
 LIMIT_VARIABLE: Final = "LIPDUB_CACHE_LIMIT"
@@ -99,7 +100,7 @@ class AnalysisCache:
             with open(path, "rb") as file:
                 if _about(file).get("key") != key:
                     return None
-                track = FaceTrack.load(file)
+                track = read_track(file)
         except (OSError, TrackDamaged):
             return None
         with suppress(OSError):
@@ -117,7 +118,7 @@ class AnalysisCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _part_file(self.folder / f".{key}.{secrets.token_hex(6)}.lipdub-part") as part:
                 with open(part, "xb") as file:
-                    track.save(file)
+                    write_track(track, file)
                 with zipfile.ZipFile(part, "a") as archive:
                     archive.writestr(_ABOUT, json.dumps(about))
                 if part.stat().st_size > self.limit_bytes or shutil.disk_usage(self.folder).free < FREE_BYTES:
