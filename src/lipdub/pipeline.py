@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Generator as TypeGenerator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from lipdub import __version__, media
 from lipdub.errors import NoFaceFound, UnreadableMedia
 from lipdub.faces import crop
-from lipdub.faces.cache import AnalysisCache, analysis_key
+from lipdub.faces.cache import AnalysisCache, cached_track
 from lipdub.faces.detector import MediapipeDetector
 from lipdub.faces.follow import analyse, repeat_still
 from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack
@@ -87,7 +88,10 @@ def dub(
         generator = generator or open_generator(model, device=device, threads=threads)
     cached = track is not None
     if track is None:
-        track, cached = _track_of(video, info, generator, cache, clock, tell)
+        # Stages inside count for themselves: what is left for the cache is reading the file and the kept track.
+        with nullcontext() if cache is None else clock("cache"):
+            found = partial(_analyse, video, info, generator, clock, tell)
+            track, cached = cached_track(video, found, size_px=generator.spec.crop.size, cache=cache)
     with closing(track.references), closing(media.read_audio(speech, generator.spec.mel.sample_rate_hz)) as sound:
         tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
         _require_faces(track, video, strict)
@@ -116,23 +120,6 @@ def dub(
         output_s=float(timeline.duration_s), wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__,
         analysis_cached=cached,
     )  # fmt: skip
-
-
-def _track_of(
-    video: Path, info: VideoInfo, generator: Generator, cache: AnalysisCache | None, clock: Clock, tell: OnProgress
-) -> tuple[FaceTrack, bool]:
-    """The face in every frame, and whether the cache knew it."""
-    if cache is None:
-        return _analyse(video, info, generator, clock, tell), False
-    with clock("cache"):
-        key = analysis_key(video, size_px=generator.spec.crop.size, cache=cache)
-        found = cache.find(key)
-    if found is not None:
-        return found, True
-    track = _analyse(video, info, generator, clock, tell)
-    with clock("cache"):
-        cache.keep(key, track, video=video)
-    return track, False
 
 
 def _analyse(video: Path, info: VideoInfo, generator: Generator, clock: Clock, tell: OnProgress) -> FaceTrack:

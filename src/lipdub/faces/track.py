@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from lipdub.records import Span
 from lipdub.references.store import ReferenceStore
 
-ANALYSIS_VERSION = 3
-"""Part of the analysis cache's keys. Raise it with every change here, in ``faces`` or in ``crop`` that gives a video another track."""
-
 DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY = 0, 1, 2, 3
 WHY = {NO_FACE: "no face", TOO_SMALL: "face too small", TURNED_AWAY: "face turned away"}
 
