@@ -140,7 +140,7 @@ def measure_face(options: Options, utterances: Sequence[Utterance], face: Path) 
     speech, dubbed = options.out / "speech.wav", options.out / f"{face.stem}.mp4"
     dub(face, speech, dubbed, DubOptions(model=options.model, fit="speech", threads=options.threads, force=True))
     drawn = common.measure(dubbed)
-    source = common.measured(face, options.out / "openings")
+    source = common.measure(face, options.out / "openings")
     still = len(source) == 1
     # The source plays back and forth where the speech is longer than it.
     turned = np.concatenate([source.opening, source.opening[-2:0:-1]]) if not still else source.opening

@@ -14,25 +14,24 @@ from rich.console import Console
 from rich.table import Table
 
 from lipdub.evaluate.clips import SOUND_HZ, write_wav
-from lipdub.evaluate.openings import Openings
-from lipdub.evaluate.watch import openings_in
+from lipdub.evaluate.openings import Openings, openings_of
+from lipdub.evaluate.watch import tracked
 from lipdub.stages import cores
 
-__all__ = ["CONSOLE", "SOUND_HZ", "measure", "measured", "short", "spread", "table", "write_json", "write_wav"]
+__all__ = ["CONSOLE", "SOUND_HZ", "measure", "short", "spread", "table", "write_json", "write_wav"]
 
 T = TypeVar("T")
 Task = TypeVar("Task")
+SMALLEST_REFERENCE_PX = 16
+"""Side of reference crops that nobody looks at."""
 CONSOLE = Console(highlight=False, width=None if Console().is_terminal else 160)
 
 
-def measure(video: Path) -> Openings:
-    """Openings of the person in each frame of `video`, as the detector sees them."""
-    return openings_in(video)
-
-
-def measured(video: Path, cache: Path) -> Openings:
-    """`measure`, kept in the folder `cache` until the file changes."""
-    return openings_in(video, cache=cache)
+def measure(video: Path, cache: Path | None = None) -> Openings:
+    """Openings of the person in each frame of `video`, as the detector sees them; the analysis is kept in the folder `cache`."""
+    track = tracked(video, size=SMALLEST_REFERENCE_PX, cache=cache)
+    track.references.close()
+    return openings_of(track)
 
 
 def short(clip: Path) -> str:

@@ -27,9 +27,10 @@ from hypothesis.extra import numpy as hnp
 from lipdub.errors import LipdubError, UnreadableMedia
 from lipdub.faces import cache as cache_module
 from lipdub.faces import crop
-from lipdub.faces.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, analysis_key, default_cache, parse_size
+from lipdub.faces.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, cached_track, default_cache, parse_size
 from lipdub.faces.landmarks import LIPS
-from lipdub.faces.track import _PIECE_BYTES, DUBBED, NO_FACE, FaceTrack, TrackDamaged
+from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
+from lipdub.faces.track_file import _PIECE_BYTES, TrackDamaged, read_track, write_track
 from lipdub.references.store import DETAIL_PX, MOST_JPEG_BYTES, ReferenceStore
 
 ARRAYS = ("pts", "why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference")
@@ -156,7 +157,7 @@ def test_nothing_kept_is_nothing_found(tmp_path: Path):
     assert cache.find(KEY) is None
     assert cache.entries() == ()
     assert cache.clear() == (0, 0)
-    assert cache.trim() == (0, 0)
+    cache.trim()
     assert not (tmp_path / "not there").exists()
 
 
@@ -298,7 +299,7 @@ def test_values_that_make_no_sense_are_a_miss(whole, tmp_path, name):
         content = rebuilt(whole, {f"{name}.npy": npy(array)})
         assert finds(tmp_path, content) is None, array
         with pytest.raises(TrackDamaged, match="no whole face track"):
-            FaceTrack.load(io.BytesIO(content))
+            read_track(io.BytesIO(content))
 
 
 def jpeg(picture: np.ndarray) -> bytes:
@@ -327,7 +328,7 @@ def test_details_that_are_no_pictures_are_a_miss(whole, tmp_path, monkeypatch, b
         changes = {"details.npy": npy(np.frombuffer(b"".join(blobs), np.uint8)), "detail_ends.npy": npy(ends)}
         assert finds(tmp_path, rebuilt(whole, changes)) is None
         with pytest.raises(TrackDamaged, match="no whole face track"):
-            FaceTrack.load(io.BytesIO(rebuilt(whole, changes)))
+            read_track(io.BytesIO(rebuilt(whole, changes)))
     assert len(closed) == 6
     assert all(store._file.closed for store in closed)
 
@@ -358,7 +359,7 @@ def test_a_detail_that_claims_to_be_huge_is_not_read(whole):
     tracemalloc.start()
     try:
         with pytest.raises(TrackDamaged):
-            FaceTrack.load(entry)
+            read_track(entry)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -376,8 +377,8 @@ def test_memory_does_not_grow_with_the_references(tmp_path):
     track = FaceTrack(**rows, time_base=base.time_base, references=store)
     tracemalloc.start()
     try:
-        track.save(tmp_path / "track.npz")
-        FaceTrack.load(tmp_path / "track.npz").references.close()
+        write_track(track, tmp_path / "track.npz")
+        read_track(tmp_path / "track.npz").references.close()
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -516,6 +517,20 @@ def test_abandoned_temporary_files_go_and_young_ones_stay(tmp_path):
     assert (old.exists(), young.exists()) == (False, True)
 
 
+@pytest.mark.parametrize("remove", [AnalysisCache.clear, AnalysisCache.trim])
+def test_the_digests_of_earlier_versions_go_and_other_files_stay(tmp_path, remove):
+    digests = tmp_path / "digests"
+    digests.mkdir()
+    for name in (f"{KEY}.json", f".{KEY}.{'0' * 12}.lipdub-part"):
+        (digests / name).write_bytes(b"{}")
+    (digests / "mine.json").write_bytes(b"mine")
+    remove(AnalysisCache(tmp_path))
+    assert [path.name for path in digests.iterdir()] == ["mine.json"]
+    (digests / "mine.json").unlink()
+    remove(AnalysisCache(tmp_path))
+    assert not digests.exists()
+
+
 # ------------------------------------------------------------------------------------------------------------- sharing
 
 
@@ -545,14 +560,14 @@ def test_an_entry_that_is_trimmed_while_it_is_read_is_read_whole(tmp_path):
     cache = AnalysisCache(tmp_path, limit_bytes=10**9)
 
     def look() -> None:
-        while not stop.is_set():
-            again = cache.find(KEY)
-            if again is not None:
-                if not same(again, reference):
-                    bad.append(again)
-                again.references.close()
+        with closing((wanted := made_track(200)).references):  # a store is for one thread
+            while not stop.is_set():
+                again = cache.find(KEY)
+                if again is not None:
+                    if not same(again, wanted):
+                        bad.append(again)
+                    again.references.close()
 
-    reference = made_track(200)
     readers = [threading.Thread(target=look) for _ in range(2)]
     for reader in readers:
         reader.start()
@@ -566,7 +581,6 @@ def test_an_entry_that_is_trimmed_while_it_is_read_is_read_whole(tmp_path):
             reader.join()
     assert bad == []
     track.references.close()
-    reference.references.close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there; trimming passes it over")
@@ -575,7 +589,7 @@ def test_trimming_does_not_disturb_an_open_entry(tmp_path):
     with kept(tmp_path, track) as cache, closing(track.references):
         with open(tmp_path / f"{KEY}.npz", "rb") as file:
             assert cache.clear()[0] == 1
-            again = FaceTrack.load(file)
+            again = read_track(file)
         with closing(again.references):
             assert same(again, track)
 
@@ -612,11 +626,11 @@ def test_a_read_only_folder_is_read_and_not_written(tmp_path, monkeypatch):
 def test_a_full_disk_stops_nothing_and_leaves_nothing(tmp_path, monkeypatch):
     track = made_track(3)
 
-    def full(self, file):
+    def full(track, file):
         file.write(b"PK half a track")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FaceTrack, "save", full)
+    monkeypatch.setattr(cache_module, "write_track", full)
     with closing(track.references):
         assert AnalysisCache(tmp_path, limit_bytes=10**9).keep(KEY, track, video=VIDEO) is False
     assert list(tmp_path.iterdir()) == []
@@ -632,168 +646,110 @@ def test_the_last_room_on_the_disk_is_left_to_the_dub(tmp_path, monkeypatch):
 
 
 def test_a_keep_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(self, file):
+    def interrupted(track, file):
         file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(FaceTrack, "save", interrupted)
+    monkeypatch.setattr(cache_module, "write_track", interrupted)
     track = made_track(3)
     with closing(track.references), pytest.raises(KeyboardInterrupt):
         AnalysisCache(tmp_path, limit_bytes=10**9).keep(KEY, track, video=VIDEO)
     assert list(tmp_path.iterdir()) == []
 
 
-# ----------------------------------------------------------------------------------------------------------------- keys
+# --------------------------------------------------------------------------------------------------- videos that change
+
+
+def cached(video: Path, cache: AnalysisCache | None, analyse=lambda: made_track(3)) -> tuple[FaceTrack, bool]:
+    track, was_kept = cached_track(video, analyse, size_px=8, cache=cache)
+    track.references.close()
+    return track, was_kept
 
 
 @pytest.fixture
 def film(tmp_path) -> Path:
-    """A file that was last changed an hour ago."""
     path = tmp_path / "film.mp4"
     path.write_bytes(b"frames" * 1000)
     return path
 
 
-@pytest.fixture
-def settled(monkeypatch):
-    """Files count as settled at once: no test can put an inode's own time back."""
-    monkeypatch.setattr(cache_module, "SETTLED_S", -5.0)
+def test_a_video_is_analysed_once(film, tmp_path):
+    cache = AnalysisCache(tmp_path / "cache")
+    found = [cached(film, cache, lambda seed=seed: made_track(3, seed=seed)) for seed in range(3)]
+    assert [was_kept for _, was_kept in found] == [False, True, True]
+    assert all((track.similarity == found[0][0].similarity).all() for track, _ in found)
+    assert cache.entries()[0].source == "film.mp4"
 
 
-def reads(monkeypatch) -> list[Path]:
-    """A list that grows with every file that is hashed."""
-    hashed: list[Path] = []
-    original = cache_module._digest
-    monkeypatch.setattr(cache_module, "_digest", lambda video: (hashed.append(video), original(video))[1])
-    return hashed
-
-
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(one=st.binary(max_size=300), other=st.binary(max_size=300))
-def test_the_key_is_of_the_content(tmp_path, one, other):
-    (tmp_path / "a.mp4").write_bytes(one)
-    (tmp_path / "b.mp4").write_bytes(other)
-    keys = [analysis_key(tmp_path / name, size_px=96) for name in ("a.mp4", "b.mp4")]
-    assert (keys[0] == keys[1]) == (one == other)
-
-
-def test_the_key_changes_with_everything_that_changes_the_analysis(film, monkeypatch):
-    keys = {analysis_key(film, size_px=96), analysis_key(film, size_px=128)}
-    monkeypatch.setattr(cache_module, "ANALYSIS_VERSION", 999)
-    keys.add(analysis_key(film, size_px=96))
-    for package in ("mediapipe", "av"):
-        version = cache_module.importlib.metadata.version
-        monkeypatch.setattr(cache_module.importlib.metadata, "version", lambda name, p=package, v=version: "0.0" if name == p else v(name))
-        keys.add(analysis_key(film, size_px=96))
-    other_ending = film.with_suffix(".jpg")
-    other_ending.write_bytes(film.read_bytes())
-    keys.add(analysis_key(other_ending, size_px=96))
-    assert len(keys) == 6
-    assert all(len(key) == 40 for key in keys)
-
-
-def test_a_copy_under_another_name_has_the_same_key(film, tmp_path):
-    copy = tmp_path / "Ünïcødé copy.MP4"
-    copy.write_bytes(film.read_bytes())
-    assert analysis_key(copy, size_px=96) == analysis_key(film, size_px=96)
-
-
-def test_a_file_is_hashed_once(film, tmp_path, monkeypatch, settled):
-    hashed = reads(monkeypatch)
-    keys = {analysis_key(film, size_px=96, cache=AnalysisCache(tmp_path / "cache", limit_bytes=0)) for _ in range(3)}
-    assert len(keys) == 1
-    assert hashed == [film]
-    assert keys == {analysis_key(film, size_px=96)}
-
-
-def test_a_file_changed_just_now_is_hashed_again(film, tmp_path, monkeypatch):
-    hashed = reads(monkeypatch)
-    for _ in range(2):
-        analysis_key(film, size_px=96, cache=AnalysisCache(tmp_path / "cache", limit_bytes=0))
-    assert len(hashed) == 2
-    assert not (tmp_path / "cache").exists()
-
-
-def test_other_content_of_the_same_size_and_time_is_another_key(film, tmp_path, settled):
-    """A tool that writes a file anew and puts its time back cannot put back the inode's own."""
-    cache = AnalysisCache(tmp_path / "cache", limit_bytes=0)
-    facts = film.stat()
-    before = analysis_key(film, size_px=96, cache=cache)
-    time.sleep(0.02)  # a tick of the file system's clock
-    film.write_bytes(b"FRAMES" * 1000)
-    os.utime(film, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    assert (film.stat().st_size, film.stat().st_mtime_ns) == (facts.st_size, facts.st_mtime_ns)
-    assert analysis_key(film, size_px=96, cache=cache) != before
-
-
-def test_another_file_moved_into_the_place_is_another_key(film, tmp_path, settled):
-    cache = AnalysisCache(tmp_path / "cache", limit_bytes=0)
-    before = analysis_key(film, size_px=96, cache=cache)
-    other = tmp_path / "other"
-    other.write_bytes(b"FRAMES" * 1000)
-    os.utime(other, ns=(film.stat().st_atime_ns, film.stat().st_mtime_ns))
-    os.replace(other, film)
-    assert analysis_key(film, size_px=96, cache=cache) != before
-
-
-def test_damaged_memories_of_hashes_are_not_believed(film, tmp_path, monkeypatch, settled):
-    cache = AnalysisCache(tmp_path / "cache", limit_bytes=0)
-    right = analysis_key(film, size_px=96, cache=cache)
-    (memory,) = (tmp_path / "cache" / "digests").iterdir()
-    good = json.loads(memory.read_text())
-    hashed = reads(monkeypatch)
-    bad = [
-        b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 60000,
-        json.dumps(good | {"digest": "short"}).encode(), json.dumps(good | {"digest": 5}).encode(), b'{"digest": "00"}',
-        json.dumps(good | {"facts": good["facts"] | {"size": 1}, "digest": "0" * 64}).encode(),
-    ]  # fmt: skip
-    for content in bad:
-        memory.write_bytes(content)
-        assert analysis_key(film, size_px=96, cache=cache) == right, content
-    assert len(hashed) == len(bad)
-
-
-def test_memories_of_hashes_do_not_grow_without_end(tmp_path, monkeypatch, settled):
-    monkeypatch.setattr(cache_module, "MOST_DIGESTS", 3)
-    cache = AnalysisCache(tmp_path / "cache", limit_bytes=0)
-    for number in range(6):
-        (tmp_path / f"{number}.mp4").write_bytes(bytes([number]))
-        analysis_key(tmp_path / f"{number}.mp4", size_px=96, cache=cache)
-    cache.trim()
-    assert len(list((tmp_path / "cache" / "digests").iterdir())) == 3
-    cache.clear()
-    assert list((tmp_path / "cache" / "digests").iterdir()) == []
+def test_without_a_cache_a_video_is_analysed_each_time(film, tmp_path):
+    assert [cached(film, None)[1] for _ in range(2)] == [False, False]
+    assert list(tmp_path.iterdir()) == [film]
 
 
 def test_a_video_that_changes_before_it_is_kept_is_not_kept(film, tmp_path):
     cache = AnalysisCache(tmp_path / "cache", limit_bytes=10**9)
-    key = analysis_key(film, size_px=8, cache=cache)
-    track = made_track(3)
-    with closing(track.references):
+
+    def analyse() -> FaceTrack:
         film.write_bytes(b"other frames")
-        assert not cache.keep(key, track, video=film)
-        assert cache.keep(analysis_key(film, size_px=8, cache=cache), track, video=film)
+        return made_track(3)
+
+    assert cached(film, cache, analyse)[1] is False
+    assert cache.entries() == ()
+    assert [cached(film, cache)[1] for _ in range(2)] == [False, True]
 
 
-def test_what_cannot_be_hashed_is_said_in_one_line(tmp_path):
-    for path in (tmp_path, tmp_path / "missing.mp4", Path("nul\0byte"), Path(os.devnull)):
-        with pytest.raises(UnreadableMedia) as caught:
-            analysis_key(path, size_px=96)
-        assert "\n" not in str(caught.value)
+def test_a_change_is_seen_even_if_size_and_time_are_put_back(film, tmp_path):
+    """A tool that writes a file anew and puts its time back cannot put back the inode's own."""
+    cache = AnalysisCache(tmp_path / "cache")
+    facts = film.stat()
+
+    def analyse() -> FaceTrack:
+        time.sleep(0.02)  # a tick of the file system's clock
+        film.write_bytes(b"FRAMES" * 1000)
+        os.utime(film, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        return made_track(3)
+
+    assert cached(film, cache, analyse)[1] is False
+    assert (film.stat().st_size, film.stat().st_mtime_ns) == (facts.st_size, facts.st_mtime_ns)
+    assert cache.entries() == ()
+    assert [cached(film, cache)[1] for _ in range(2)] == [False, True]
+
+
+def test_another_file_moved_into_the_place_is_seen(film, tmp_path):
+    cache = AnalysisCache(tmp_path / "cache")
+
+    def analyse() -> FaceTrack:
+        other = tmp_path / "other"
+        other.write_bytes(b"FRAMES" * 1000)
+        os.utime(other, ns=(film.stat().st_atime_ns, film.stat().st_mtime_ns))
+        os.replace(other, film)
+        return made_track(3)
+
+    assert cached(film, cache, analyse)[1] is False
+    assert cache.entries() == ()
+    assert [cached(film, cache)[1] for _ in range(2)] == [False, True]
+
+
+def test_what_cannot_be_read_is_said_before_it_is_analysed(tmp_path):
+    with pytest.raises(UnreadableMedia, match="check the path"):
+        cached(tmp_path / "missing.mp4", AnalysisCache(tmp_path / "cache"), lambda: pytest.fail("analysed"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names that are no text")
-def test_a_name_that_is_no_text(tmp_path, settled):
+def test_a_name_that_is_no_text(tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/film\xff.mp4"))
     path.write_bytes(b"frames")
     cache = AnalysisCache(tmp_path / "cache", limit_bytes=10**9)
-    key = analysis_key(path, size_px=8, cache=cache)
-    assert analysis_key(path, size_px=8, cache=cache) == key
-    track = made_track(3)
-    with closing(track.references):
-        assert cache.keep(key, track, video=path)
+    assert [cached(path, cache)[1] for _ in range(2)] == [False, True]
     (entry,) = cache.entries()
     assert entry.source == "film\\xff.mp4"
+
+
+def test_an_entry_whose_source_is_no_text_is_listed(whole, tmp_path):
+    about = {"format": 1, "key": KEY, "source": "\ud800.mp4", "frames": 6}
+    (tmp_path / f"{KEY}.npz").write_bytes(rebuilt(whole, {"about.json": json.dumps(about).encode()}))
+    (entry,) = AnalysisCache(tmp_path).entries()
+    assert (entry.source, entry.frames) == ("\\ud800.mp4", 6)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

@@ -33,7 +33,6 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _WORDS = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week"}
 
 app = typer.Typer(
-    help="Show what is kept of analysed videos, so that dubbing one again, into another language, costs only the drawing.",
     invoke_without_command=True,
     epilog=EXAMPLES,
     rich_markup_mode="rich",

@@ -91,14 +91,14 @@ def _public(weights: Path | None) -> tuple[Callable[[], PublicSync] | None, str]
     from functools import partial
 
     from lipdub.errors import CheckpointInvalid
-    from lipdub.evaluate.watch import file_key
+    from lipdub.faces.analysis_key import content_digest
 
     try:
         from lipdub.train.public_syncnet import open_public_syncnet
     except ImportError as error:
         raise CheckpointInvalid('--syncnet needs torch; install it with: pip install "lipdub[train]"') from error
     open_public_syncnet(weights)
-    return partial(open_public_syncnet, weights), file_key(weights)
+    return partial(open_public_syncnet, weights), content_digest(weights)[:12]
 
 
 def _evaluate_dub(

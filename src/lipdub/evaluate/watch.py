@@ -1,15 +1,14 @@
 """Reading videos side by side: the face of each one, and the dub beside its source, frame by frame.
 
-Every video is analysed once (``tracked``, kept in a folder until the file changes); a dub is read once, its source beside it. Full
+Every video is analysed once (``tracked``, kept in a folder where one is given); a dub is read once, its source beside it. Full
 frames are held a chunk at a time.
 """
 
 from __future__ import annotations
 
 import filecmp
-import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
-from lipdub.atomic import whole_file
-from lipdub.errors import UnreadableMedia
-from lipdub.evaluate.openings import Openings, nearest, openings_of
+from lipdub.evaluate.openings import Openings, nearest
 from lipdub.faces import crop
+from lipdub.faces.cache import UNLIMITED_BYTES, AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.follow import follow
 from lipdub.faces.landmarks import LIPS, opening_of
 from lipdub.faces.track import NO_FACE, FaceTrack
 from lipdub.records import Face, FrameChunk
 
-CACHE_VERSION = 2
-SMALLEST_REFERENCE_PX = 16
-"""Side of reference crops that nobody looks at."""
 CHUNK_BYTES = 16 * 2**20
 SAME_PLACE = 0.25
 """A face whose middle lies further than this from where the source's is (unit crop) is somebody else's."""
@@ -38,37 +33,12 @@ SAME_PLACE = 0.25
 def tracked(video: Path, *, size: int, cache: Path | None = None, detectors: DetectorFactory = MediapipeDetector) -> FaceTrack:
     """The face of one person in every frame of `video`, as a dub sees it; its reference store is the caller's to close.
 
-    size: side of the reference crops, px. cache: folder where it is kept until the file changes. detectors: makes what finds faces.
+    size: side of the reference crops, px. cache: folder of an analysis cache without a limit. detectors: makes what finds faces.
 
     Raises UnreadableMedia, NoVideoStream.
     """
-    kept = None if cache is None else cache / f"{video.stem[:80]}.{file_key(video, f'track {CACHE_VERSION} {size}')}.npz"
-    if kept is not None and kept.exists():
-        # One that another lipdub wrote, or that was cut off by a crash of the machine, is made again.
-        with suppress(OSError, ValueError, KeyError):
-            return FaceTrack.load(kept)
-    track, _ = follow(video, media.probe(video), size=size, detectors=detectors)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(kept) as part:
-            track.save(part)
-    return track
-
-
-def openings_in(video: Path, *, cache: Path | None = None) -> Openings:
-    """The mouth openings of one person in `video`; kept in the folder `cache` until the file changes."""
-    track = tracked(video, size=SMALLEST_REFERENCE_PX, cache=cache)
-    track.references.close()
-    return openings_of(track)
-
-
-def file_key(file: Path, more: str = "") -> str:
-    """Twelve hex digits that change with the file's place, size or time of change, or with `more`."""
-    try:
-        facts = file.stat()
-    except OSError as error:
-        raise UnreadableMedia(f"cannot read '{file}': {error.strerror or error}; check the path") from error
-    return hashlib.sha256(f"{more} {file.resolve()} {facts.st_size} {facts.st_mtime_ns}".encode()).hexdigest()[:12]
+    kept = None if cache is None else AnalysisCache(cache, UNLIMITED_BYTES)
+    return follow(video, media.probe(video), size=size, detectors=detectors, cache=kept)[0]
 
 
 def same_file(one: Path, other: Path) -> bool:

@@ -40,7 +40,8 @@ from lipdub.evaluate.openings import MEASURABLE, Openings, open_share, openings_
 from lipdub.evaluate.scorecard import plain, summarise
 from lipdub.evaluate.scoring import Judges, Known, Score, faces_at, open_judges, score
 from lipdub.evaluate.sync import PublicSync
-from lipdub.evaluate.watch import file_key, tracked
+from lipdub.evaluate.watch import tracked
+from lipdub.faces.analysis_key import content_digest
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.model import Model, open_model
 from lipdub.options import Device, DubOptions, Fit, Silence
@@ -301,8 +302,8 @@ def _record_file(task: Task, options: SetOptions) -> Path:
 
 
 def _key(task: Task, settings: dict[str, str]) -> str:
-    others = "" if task.other is None else file_key(task.other)
-    return hashlib.sha256(f"{file_key(task.clip)} {others} {sorted(settings.items())}".encode()).hexdigest()[:16]
+    others = "" if task.other is None else content_digest(task.other)
+    return hashlib.sha256(f"{content_digest(task.clip)} {others} {sorted(settings.items())}".encode()).hexdigest()[:16]
 
 
 def _kept(task: Task, options: SetOptions, settings: dict[str, str]) -> dict[str, Any] | None:
@@ -430,7 +431,7 @@ def cut_clip(task: Task, folder: Path) -> Pieces:
     clip = task.clip
     if not media.has_sound(clip):
         raise NoAudioStream(f"'{clip}' has no sound; a clip is measured by its own")
-    at = folder / f"{task.name}.{file_key(clip)}"
+    at = folder / f"{task.name}.{content_digest(clip)[:12]}"
     at.mkdir(parents=True, exist_ok=True)
     remove_leftovers(at)
     times_s = _times_of(clip)
@@ -443,7 +444,7 @@ def cut_clip(task: Task, folder: Path) -> Pieces:
         copy=at / "first_coded.mp4",
         first_sound=at / "first.wav",
         own_sound=at / "second.wav",
-        wrong_sound=None if task.other is None else at / f"wrong.{file_key(task.other)}.wav",
+        wrong_sound=None if task.other is None else at / f"wrong.{content_digest(task.other)[:12]}.wav",
         silence=at / "silence.wav",
     )
     if not pieces.picture.exists():

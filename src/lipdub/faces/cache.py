@@ -1,63 +1,66 @@
 """The analysis cache: what the first pass over a video found, kept so that a second language costs only the render.
 
     <folder>/
-      CACHEDIR.TAG          tells backup programs to leave the folder out
-      <key>.npz             one track and ``about.json``; the time of its last change is when it was used last
-      digests/<place>.json  content hashes by path, size, times and inode, so that a film is not read again to know it
+      CACHEDIR.TAG   tells backup programs to leave the folder out
+      <key>.npz      one track and ``about.json``; the time of its last change is when it was used last
 
-A cache only ever saves time: what cannot be read is a miss, what cannot be written is not kept, and nothing raises. Entries are
-written to a temporary name and renamed, and opened before they are read, so several processes and machines may share a folder.
-Files that lipdub did not name are never touched.
+A cache saves time or does nothing: what cannot be read is not found, what cannot be written is not kept, and nothing raises.
+An entry is written under a temporary name and renamed, and it is opened before it is read, so several processes and machines may share
+a folder. Files that lipdub did not name are never touched.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import os
 import re
 import shutil
 import stat
+import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 import platformdirs
 
 from lipdub.atomic import part_file, put_in_place
-from lipdub.errors import LipdubError, UnreadableMedia
-from lipdub.faces.track import ANALYSIS_VERSION, FaceTrack, TrackDamaged
+from lipdub.errors import LipdubError
+from lipdub.faces.analysis_key import analysis_key
+from lipdub.faces.track import FaceTrack
+from lipdub.faces.track_file import TrackDamaged, read_track, write_track
 
 FOLDER_VARIABLE: Final = "LIPDUB_CACHE"
 LIMIT_VARIABLE: Final = "LIPDUB_CACHE_LIMIT"
 DEFAULT_LIMIT_BYTES: Final = 2 * 2**30
+UNLIMITED_BYTES: Final = sys.maxsize
 FREE_BYTES: Final = 256 * 2**20
 """Never fill the disk further than this: the dub itself needs room more than the cache does."""
-SETTLED_S: Final = 2.0
-"""A file changed less than this ago may change again within one tick of its clock: its hash is not remembered."""
 ABANDONED_S: Final = 3600.0
 """A temporary file older than this belongs to a process that was killed."""
-MOST_DIGESTS: Final = 4096
 
 _ABOUT: Final = "about.json"
 _ABOUT_FORMAT: Final = 1
 _MOST_ABOUT_BYTES: Final = 65536
-_PIECE_BYTES: Final = 4 * 2**20
 _ENTRY: Final = re.compile(r"[0-9a-f]{40}\.npz")
 _PART: Final = re.compile(r"\.[0-9a-f]{40}\.[0-9a-f]{12}\.lipdub-part(\.npz|\.json)?")
+_OLD_DIGEST: Final = re.compile(rf"[0-9a-f]{{40}}\.json|{_PART.pattern}")
+"""Files of ``digests/``, a folder that earlier versions kept."""
 _TAG: Final = "Signature: 8a477f597d28d172789f06886806bc55\n# Kept by lipdub; see https://bford.info/cachedir/\n"
 _SIZE: Final = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?)b?\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One kept analysis. source: file name of the video, "" where the entry is damaged. frames: of the video, 0 where it is
-    damaged. used_s: when it was last used, seconds since 1970."""
+    """One kept analysis.
+
+    source: file name of the video, "" where the entry is damaged.
+    frames: of the video, 0 where the entry is damaged.
+    used_s: when it was last used, seconds since 1970.
+    """
 
     key: str
     source: str
@@ -67,39 +70,24 @@ class CacheEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What changes when a file does, known without reading it. The inode's own time (`ctime_ns`) also tells of a change whose author
-    has put the time of the content back."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-    device: int
-
-
 class AnalysisCache:
     """Tracks in one folder, at most `limit_bytes` of them; what was not used for longest goes first. Safe to share."""
 
-    def __init__(self, folder: Path, *, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
-        if limit_bytes < 0:
-            raise ValueError(f"limit_bytes must not be negative, got {limit_bytes}")
-        self.folder = folder
-        self.limit_bytes = limit_bytes
-        self._seen: dict[str, FileFacts] = {}  # key -> facts of the video when it was hashed
+    folder: Path
+    limit_bytes: int = DEFAULT_LIMIT_BYTES
 
-    def __repr__(self) -> str:
-        return f"AnalysisCache('{self.folder}', limit_bytes={self.limit_bytes})"
+    def __post_init__(self) -> None:
+        if self.limit_bytes < 0:
+            raise ValueError(f"limit_bytes must not be negative, got {self.limit_bytes}")
 
     def find(self, key: str) -> FaceTrack | None:
         """The track kept under `key`, the caller's to close; None where there is none, or none that is whole."""
         path = self._path(key)
         try:
             with open(path, "rb") as file:
-                if _about(file).get("key") != key:
+                if _about(file, key) is None:
                     return None
-                track = FaceTrack.load(file)
+                track = read_track(file)
         except (OSError, TrackDamaged):
             return None
         with suppress(OSError):
@@ -107,17 +95,16 @@ class AnalysisCache:
         return track
 
     def keep(self, key: str, track: FaceTrack, *, video: Path) -> bool:
-        """Keep `track`, found in `video`, under `key`. False where it was not kept: the folder cannot be written, the disk is (almost)
-        full, the track is larger than the limit, or `video` has changed since it was hashed."""
-        seen = self._seen.get(key)
-        if seen is not None and seen != _facts(video):
-            return False
+        """Keep `track`, found in `video`, under `key`.
+
+        False where it was not kept: the folder cannot be written, the disk is (almost) full, or the track is larger than the limit.
+        """
         about = {"format": _ABOUT_FORMAT, "key": key, "source": _printable(video.name), "frames": len(track)}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with part_file(self._path(key)) as part:
                 with open(part, "xb") as file:
-                    track.save(file)
+                    write_track(track, file)
                 with zipfile.ZipFile(part, "a") as archive:
                     archive.writestr(_ABOUT, json.dumps(about))
                 if part.stat().st_size > self.limit_bytes or shutil.disk_usage(self.folder).free < FREE_BYTES:
@@ -132,92 +119,66 @@ class AnalysisCache:
     def entries(self) -> tuple[CacheEntry, ...]:
         """What is kept, the one used last first."""
         found = []
-        for path, facts in self._files():
-            about: dict[str, object] = {}
+        for path, facts in _listed(self.folder, _ENTRY):
+            about = None
             with suppress(OSError), open(path, "rb") as file:
-                about = _about(file)
-            source, frames = about.get("source"), about.get("frames")
-            whole = isinstance(source, str) and isinstance(frames, int) and about.get("key") == path.stem
-            found.append(
-                CacheEntry(
-                    key=path.stem,
-                    source=_printable(source) if whole and isinstance(source, str) else "",
-                    bytes=facts.st_size,
-                    frames=frames if whole and isinstance(frames, int) else 0,
-                    used_s=facts.st_mtime,
-                )
-            )
+                about = _about(file, path.stem)
+            source, frames = about or ("", 0)
+            found.append(CacheEntry(path.stem, source, facts.st_size, frames, facts.st_mtime))
         return tuple(sorted(found, key=lambda entry: (-entry.used_s, entry.key)))
 
     def clear(self, older_than_s: float | None = None) -> tuple[int, int]:
         """Remove all entries, or those not used for `older_than_s`; how many went, and how many bytes. What cannot be removed stays."""
-        before = time.time() - (older_than_s or 0.0)
-        removed = [facts.st_size for path, facts in self._files() if (older_than_s is None or facts.st_mtime < before) and _remove(path)]
-        for path, facts in self._digests():
-            if older_than_s is None or facts.st_mtime < before:
-                _remove(path)
-        self._remove_abandoned()
+        before = float("inf") if older_than_s is None else time.time() - older_than_s
+        entries = _listed(self.folder, _ENTRY)
+        removed = [facts.st_size for path, facts in entries if facts.st_mtime < before and _remove(path)]
+        self._remove_leftovers()
         return len(removed), sum(removed)
 
-    def trim(self) -> tuple[int, int]:
-        """Remove what was not used for longest until the limit holds; how many entries went, and how many bytes."""
-        by_use = sorted(self._files(), key=lambda item: (item[1].st_mtime, item[0].name))
-        total, count, freed = sum(facts.st_size for _, facts in by_use), 0, 0
+    def trim(self) -> None:
+        """Remove what was not used for longest until the limit holds."""
+        by_use = sorted(_listed(self.folder, _ENTRY), key=lambda item: (item[1].st_mtime, item[0].name))
+        total = sum(facts.st_size for _, facts in by_use)
         for path, facts in by_use:
             if total <= self.limit_bytes:
                 break
             if _remove(path):
-                total, count, freed = total - facts.st_size, count + 1, freed + facts.st_size
-        digests = sorted(self._digests(), key=lambda item: item[1].st_mtime)
-        for path, _ in digests[: max(0, len(digests) - MOST_DIGESTS)]:
-            _remove(path)
-        self._remove_abandoned()
-        return count, freed
-
-    def _remembered_digest(self, video: Path, facts: FileFacts) -> str | None:
-        """The content hash of `video`, where it was hashed before and none of its `facts` has changed since."""
-        path = self._digest_path(video)
-        try:
-            kept = json.loads(path.read_bytes()[:_MOST_ABOUT_BYTES])
-        except (OSError, ValueError, RecursionError):
-            return None
-        digest = kept.get("digest") if isinstance(kept, dict) and kept.get("facts") == asdict(facts) else None
-        if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
-            return None
-        with suppress(OSError):
-            os.utime(path)
-        return digest
-
-    def _remember_digest(self, video: Path, facts: FileFacts, digest: str) -> None:
-        """Remember the content hash of `video` as long as its `facts` stay."""
-        path = self._digest_path(video)
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part_file(path) as part:
-                part.write_text(json.dumps({"facts": asdict(facts), "digest": digest}), encoding="utf-8")
-                put_in_place(part, path)
-            _write_tag(self.folder)
+                total -= facts.st_size
+        self._remove_leftovers()
 
     def _path(self, key: str) -> Path:
         if not _ENTRY.fullmatch(f"{key}.npz"):
             raise ValueError(f"a key is 40 hex digits, got {key!r}")
         return self.folder / f"{key}.npz"
 
-    def _digest_path(self, video: Path) -> Path:
-        place = hashlib.blake2b(os.fsencode(os.path.realpath(video)), digest_size=20).hexdigest()
-        return self.folder / "digests" / f"{place}.json"
+    def _remove_leftovers(self) -> None:
+        """Remove what killed processes and earlier versions left behind."""
+        for path, facts in _listed(self.folder, _PART):
+            if facts.st_mtime < time.time() - ABANDONED_S:
+                _remove(path)
+        for path, _ in _listed(self.folder / "digests", _OLD_DIGEST):
+            _remove(path)
+        with suppress(OSError):
+            (self.folder / "digests").rmdir()
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        return _listed(self.folder, _ENTRY)
 
-    def _digests(self) -> Iterator[tuple[Path, os.stat_result]]:
-        return _listed(self.folder / "digests", re.compile(r"[0-9a-f]{40}\.json"))
+def cached_track(video: Path, analyse: Callable[[], FaceTrack], *, size_px: int, cache: AnalysisCache | None) -> tuple[FaceTrack, bool]:
+    """The track of `video` with reference crops of `size_px`, the caller's to close, and whether `cache` had it.
 
-    def _remove_abandoned(self) -> None:
-        for folder in (self.folder, self.folder / "digests"):
-            for path, facts in _listed(folder, _PART):
-                if facts.st_mtime < time.time() - ABANDONED_S:
-                    _remove(path)
+    Where it had none, `analyse` makes it and it is kept, unless the video has changed meanwhile. Raises UnreadableMedia, and whatever
+    `analyse` raises.
+    """
+    if cache is None:
+        return analyse(), False
+    before = _stamp(video)
+    key = analysis_key(video, size_px=size_px)
+    track = cache.find(key)
+    if track is not None:
+        return track, True
+    track = analyse()
+    if _stamp(video) == before:
+        cache.keep(key, track, video=video)
+    return track, False
 
 
 def default_cache() -> AnalysisCache | None:
@@ -248,74 +209,25 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
 
 
-def analysis_key(video: Path, *, size_px: int, cache: AnalysisCache | None = None) -> str:
-    """40 hex digits that change with the content of `video` and with everything that changes its analysis for crops of `size_px`.
-
-    The file is read once; `cache` remembers its hash until path, size, times or inode change. The ending of the name counts, too:
-    FFmpeg looks at it. Raises UnreadableMedia.
-    """
-    facts = _facts(video)
-    if facts is None:
-        raise UnreadableMedia(f"cannot read '{video}': it is missing, or no file that can be read twice; check the path")
-    digest = None if cache is None else cache._remembered_digest(video, facts)
-    if digest is None:
-        settled = max(facts.mtime_ns, facts.ctime_ns) / 1e9 < time.time() - SETTLED_S
-        digest = _digest(video)
-        if cache is not None and settled and _facts(video) == facts:
-            cache._remember_digest(video, facts, digest)
-    counts = {
-        "content": digest,
-        "suffix": video.suffix.lower(),
-        "size_px": size_px,
-        "analysis": ANALYSIS_VERSION,
-        **{package: _version(package) for package in ("mediapipe", "av")},
-    }
-    key = hashlib.blake2b(json.dumps(counts, sort_keys=True).encode(), digest_size=20).hexdigest()
-    if cache is not None:
-        cache._seen[key] = facts
-    return key
-
-
-def _facts(video: Path) -> FileFacts | None:
-    """The facts of a plain file; None where there is none."""
-    try:
+def _stamp(video: Path) -> tuple[int, ...] | None:
+    """What changes when a file does, known without reading it; None where there is none. The inode's own time (``st_ctime_ns``) also
+    tells of a change after which the time of the content was put back."""
+    with suppress(OSError, ValueError):
         facts = os.stat(video)
-    except (OSError, ValueError):
-        return None
-    if not stat.S_ISREG(facts.st_mode):
-        return None
-    return FileFacts(_printable(os.path.realpath(video)), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev)
+        return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_dev
+    return None
 
 
-def _digest(video: Path) -> str:
-    """blake2b of the content, 64 hex digits. Raises UnreadableMedia."""
-    hashed = hashlib.blake2b(digest_size=32)
-    try:
-        with open(video, "rb", buffering=0) as file:
-            while piece := file.read(_PIECE_BYTES):
-                hashed.update(piece)
-    except OSError as error:
-        raise UnreadableMedia(f"cannot read '{video}': {error.strerror or error}; check the path and its permissions") from error
-    return hashed.hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
-def _about(file: IO[bytes]) -> dict[str, object]:
-    """What an open entry says of itself; empty where it is damaged or foreign. Leaves the file at its beginning."""
+def _about(file: IO[bytes], key: str) -> tuple[str, int] | None:
+    """The video's file name and its number of frames, as the open entry of `key` has them; None where it is damaged or another's."""
     try:
         with zipfile.ZipFile(file) as archive, archive.open(_ABOUT) as member:
             about = json.loads(member.read(_MOST_ABOUT_BYTES))
-    except OSError:
-        raise
+        if (about["format"], about["key"]) != (_ABOUT_FORMAT, key):
+            return None
+        return str(about["source"]).encode("utf-8", "backslashreplace").decode(), int(about["frames"])
     except Exception:  # a damaged archive makes zipfile, zlib and json raise almost anything
-        return {}
-    return about if isinstance(about, dict) and about.get("format") == _ABOUT_FORMAT else {}
+        return None
 
 
 def _listed(folder: Path, names: re.Pattern[str]) -> Iterator[tuple[Path, os.stat_result]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from lipdub import media
 from lipdub.faces.analysis import analyse
-from lipdub.faces.cache import AnalysisCache, analysis_key
+from lipdub.faces.cache import AnalysisCache, cached_track
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.records import VideoInfo
@@ -36,17 +37,10 @@ def follow(
     Raises UnreadableMedia, NoVideoStream.
     """
     clock = clock or Clock()
-    if cache is None:
-        return _analysed(video, info, size, detectors, clock, on_frames), False
-    with clock("cache"):
-        key = analysis_key(video, size_px=size, cache=cache)
-        found = cache.find(key)
-    if found is not None:
-        return found, True
-    track = _analysed(video, info, size, detectors, clock, on_frames)
-    with clock("cache"):
-        cache.keep(key, track, video=video)
-    return track, False
+    # Stages inside count for themselves: what is left for the cache is reading the file and the kept track.
+    with nullcontext() if cache is None else clock("cache"):
+        analysed = partial(_analysed, video, info, size, detectors, clock, on_frames)
+        return cached_track(video, analysed, size_px=size, cache=cache)
 
 
 def _analysed(
