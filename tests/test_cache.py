@@ -33,7 +33,7 @@ from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
 from lipdub.faces.track_file import _PIECE_BYTES, TrackDamaged, read_track, write_track
 from lipdub.references.store import DETAIL_PX, MOST_JPEG_BYTES, ReferenceStore
 
-ARRAYS = ("pts", "why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference")
+ARRAYS = ("pts", "status", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference")
 KEY, OTHER = "ab" * 20, "cd" * 20
 VIDEO = Path("films/talk.mp4")
 
@@ -43,9 +43,9 @@ def made_track(
 ) -> FaceTrack:
     """A track of noise, every third frame passed through, every third reference without a detail."""
     rng = np.random.default_rng(seed)
-    why = np.where(np.arange(frames) % 3 == 2, NO_FACE, DUBBED).astype(np.uint8)
+    status = np.where(np.arange(frames) % 3 == 2, NO_FACE, DUBBED).astype(np.uint8)
     if references == 0:
-        why[:] = NO_FACE
+        status[:] = NO_FACE
     store = ReferenceStore(size)
     for number in range(references):
         pixels, side = rng.integers(0, 256, (size, size, 3), np.uint8), int(rng.integers(size + 1, size + 40))
@@ -53,7 +53,7 @@ def made_track(
     return FaceTrack(
         pts=np.cumsum(rng.integers(1, 2000, frames)).astype(np.int64) - 700,
         time_base=time_base,
-        why=why,
+        status=status,
         shot=np.cumsum(rng.integers(0, 2, frames)).astype(np.int32),
         similarity=rng.normal(size=(frames, 4)),
         outline=rng.normal(size=(frames, len(crop.OUTLINE), 2)).astype(np.float16),
@@ -61,7 +61,7 @@ def made_track(
         opening=rng.random(frames).astype(np.float32),
         pose=rng.normal(size=(frames, 2)).astype(np.float32),
         strength=rng.random(frames).astype(np.float32),
-        reference=np.where(why == DUBBED, rng.integers(0, max(1, references), frames), -1).astype(np.int32),
+        reference=np.where(status == DUBBED, rng.integers(0, max(1, references), frames), -1).astype(np.int32),
         references=store,
     )
 
@@ -270,7 +270,7 @@ def test_nothing_is_unpickled(whole, tmp_path):
 ROWS6 = {
     "time_base": [np.array([1, 0]), np.array([-1, 25]), np.array([0, 25]), np.array([1.0, 25.0]), np.array([1, 2, 3])],
     "pts": [np.zeros(6, np.int64), np.arange(6)[::-1].copy(), np.arange(5), np.ones(6), np.arange(6, dtype=np.int32), np.ones((6, 1), int)],
-    "why": [np.full(6, 9, np.uint8), np.full(6, DUBBED, np.uint8), np.zeros(6, np.int64)],
+    "status": [np.full(6, 9, np.uint8), np.full(6, DUBBED, np.uint8), np.zeros(6, np.int64)],
     "shot": [np.arange(6, dtype=np.int32)[::-1].copy(), np.full(6, -1, np.int32)],
     "similarity": [np.zeros((6, 4)), np.full((6, 4), np.nan), np.full((6, 4), np.inf), np.ones((6, 5)), np.ones((4, 6)).T],
     "outline": [np.full((6, len(crop.OUTLINE), 2), np.nan, np.float16), np.zeros((6, 1, 2), np.float16)],

@@ -236,7 +236,7 @@ def steady_track(frames: int = 4, *, references: int = 1, size: int = 32) -> Fac
     return FaceTrack(
         pts=np.arange(frames),
         time_base=Fraction(1, 25),
-        why=np.full(frames, DUBBED, np.uint8),
+        status=np.full(frames, DUBBED, np.uint8),
         shot=np.zeros(frames, np.int32),
         similarity=np.repeat(similarity[None], frames, axis=0),
         outline=repeated(face.landmarks[crop.OUTLINE, :2]),

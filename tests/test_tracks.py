@@ -76,9 +76,9 @@ def middle_of(face: Face) -> NDArray[np.float64]:
 def test_short_gaps_are_bridged_and_longer_ones_passed_through(gap: int, before: int, after: int, fps: int) -> None:
     script = [[FACE]] * before + [[]] * gap + [[FACE]] * after
     with tracked(script, time_base=Fraction(1, fps)) as track:
-        hole = track.why[before : before + gap]
+        hole = track.status[before : before + gap]
         if gap / fps <= 0.4:
-            assert (track.why == DUBBED).all()
+            assert (track.status == DUBBED).all()
             assert (track.strength == 1).all()
             assert track.spans() == ()
         else:
@@ -88,8 +88,8 @@ def test_short_gaps_are_bridged_and_longer_ones_passed_through(gap: int, before:
             (span,) = track.spans()
             assert (span.first, span.end, span.why) == (before, before + gap, WHY[NO_FACE])
             assert span.start_s == pytest.approx(before / fps)
-        assert (track.why[:before] == DUBBED).all()
-        assert (track.why[before + gap :] == DUBBED).all()
+        assert (track.status[:before] == DUBBED).all()
+        assert (track.status[before + gap :] == DUBBED).all()
 
 
 def test_a_bridged_face_moves_evenly_from_one_side_of_the_gap_to_the_other() -> None:
@@ -101,16 +101,16 @@ def test_a_bridged_face_moves_evenly_from_one_side_of_the_gap_to_the_other() -> 
 
 def test_missing_faces_at_both_ends_are_not_made_up() -> None:
     with tracked([[]] * 3 + [[FACE]] * 20 + [[]] * 4) as track:
-        assert track.why.tolist() == [NO_FACE] * 3 + [DUBBED] * 20 + [NO_FACE] * 4
+        assert track.status.tolist() == [NO_FACE] * 3 + [DUBBED] * 20 + [NO_FACE] * 4
         assert [(span.first, span.end) for span in track.spans()] == [(0, 3), (23, 27)]
 
 
 def test_nobody_at_all_is_no_error_here() -> None:
     with tracked([[]] * 5) as track:
-        assert (track.why == NO_FACE).all()
+        assert (track.status == NO_FACE).all()
         assert len(track.spans()) == 1
     with tracked([[FACE]]) as track:
-        assert track.why.tolist() == [DUBBED]
+        assert track.status.tolist() == [DUBBED]
         assert track.strength.tolist() == [1.0]
 
 
@@ -133,7 +133,7 @@ def test_a_cut_ends_a_shot_and_smoothing_does_not_cross_it() -> None:
 def test_gaps_are_not_bridged_across_a_cut() -> None:
     script = [[FACE]] * 20 + [[]] * 4 + [[FACE]] * 20
     with tracked(script, draw=lambda k: stripes(k, upright=k < 22)) as track:
-        assert track.why[20:24].tolist() == [NO_FACE] * 4
+        assert track.status[20:24].tolist() == [NO_FACE] * 4
 
 
 @pytest.mark.parametrize("what", ["still", "flash", "fade", "pan", "noise"])
@@ -162,20 +162,20 @@ def test_what_is_no_cut(what: str) -> None:
 def test_a_face_that_is_too_small_is_passed_through_and_says_so() -> None:
     small = face_at((160, 120), height=30)
     with tracked([[FACE]] * 20 + [[face_at((160, 120), height=90 - 4 * k)] for k in range(15)] + [[small]] * 20) as track:
-        assert (track.why[:20] == DUBBED).all()
-        assert (track.why[-20:] == TOO_SMALL).all()
+        assert (track.status[:20] == DUBBED).all()
+        assert (track.status[-20:] == TOO_SMALL).all()
         assert track.spans()[-1].why == WHY[TOO_SMALL]
     with tracked([[small]] * 10) as track:
-        assert (track.why == TOO_SMALL).all()
+        assert (track.status == TOO_SMALL).all()
 
 
 def test_a_face_that_is_turned_away_is_passed_through_and_says_so() -> None:
     yaws = [*np.linspace(0, 70, 30), *[70] * 10]
     with tracked([[face_at((160, 120), height=90, yaw_deg=float(yaw))] for yaw in yaws]) as track:
-        for yaw, why, measured in zip(yaws, track.why, track.pose[:, 0], strict=True):
+        for yaw, status, measured in zip(yaws, track.status, track.pose[:, 0], strict=True):
             assert abs(abs(float(measured)) - yaw) < 4
             if abs(yaw - analysis.TURNED_DEG) > 3:
-                assert why == (TURNED_AWAY if yaw > analysis.TURNED_DEG else DUBBED)
+                assert status == (TURNED_AWAY if yaw > analysis.TURNED_DEG else DUBBED)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -186,7 +186,7 @@ def test_the_more_prominent_of_two_people_is_chosen_and_followed(order: int) -> 
         return [large, small][:: order if index % 3 else -order] if index != 11 else [small]
 
     with tracked([at(index) for index in range(40)]) as track:
-        assert (track.why == DUBBED).all()
+        assert (track.status == DUBBED).all()
         expected = np.array([middle_of(face_at((80 + index, 120), height=100)) for index in range(40)])
         np.testing.assert_allclose(centres(track), expected, atol=0.5)
         assert len(set(track.reference)) == 1
@@ -201,16 +201,16 @@ def test_somebody_who_is_there_for_long_wins_over_a_larger_face_that_passes_by()
 def test_another_person_is_not_taken_for_the_one_who_left() -> None:
     other = face_at((280, 120), height=55)
     with tracked([[FACE]] * 30 + [[other]] * 15) as track:
-        assert (track.why[:30] == DUBBED).all()
-        assert (track.why[30:] == NO_FACE).all()
+        assert (track.status[:30] == DUBBED).all()
+        assert (track.status[30:] == NO_FACE).all()
 
 
 def test_a_person_who_comes_back_elsewhere_in_the_shot_is_the_same_one() -> None:
     back = face_at((250, 120), height=80)
     with tracked([[FACE]] * 30 + [[]] * 20 + [[back]] * 20) as track:
-        assert (track.why[:30] == DUBBED).all()
-        assert (track.why[30:50] == NO_FACE).all()
-        assert (track.why[50:] == DUBBED).all()
+        assert (track.status[:30] == DUBBED).all()
+        assert (track.status[30:50] == NO_FACE).all()
+        assert (track.status[50:] == DUBBED).all()
 
 
 # --------------------------------------------------------------------------------------------------------- smoothing
@@ -424,7 +424,7 @@ def test_a_track_can_be_saved_and_loaded(tmp_path: Path) -> None:
         again = read_track(tmp_path / "track.npz")
         try:
             assert again.time_base == track.time_base
-            for name in ("pts", "why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference"):
+            for name in ("pts", "status", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference"):
                 one, other = getattr(track, name), getattr(again, name)
                 assert one.dtype == other.dtype
                 assert (one == other).all()
@@ -446,9 +446,9 @@ def test_spans_partition_what_is_not_dubbed() -> None:
         for span in track.spans():
             assert span.first < span.end
             assert not covered[span.first : span.end].any()
-            assert {WHY[int(why)] for why in track.why[span.first : span.end]} == {span.why}
+            assert {WHY[int(status)] for status in track.status[span.first : span.end]} == {span.why}
             covered[span.first : span.end] = True
-        assert (covered == (track.why != DUBBED)).all()
+        assert (covered == (track.status != DUBBED)).all()
 
 
 def test_progress_counts_every_frame() -> None:
@@ -492,7 +492,7 @@ def test_detectors_that_take_turns_see_what_one_sees(monkeypatch: pytest.MonkeyP
     with MediapipeDetector() as one, MediapipeDetector() as two, MediapipeDetector() as three:
         alone = analyse(chunks_of(len(frames), lambda k: frames[k]), one, size=64)
         together = analyse(chunks_of(len(frames), lambda k: frames[k]), two, size=64, more=[three])
-    assert (together.why == alone.why).all()
+    assert (together.status == alone.status).all()
     assert (together.pts == alone.pts).all()
     assert together.shot.tolist() == alone.shot.tolist()
     # Corners of the crop in the frame, px: apart by less than half of one.
@@ -546,9 +546,9 @@ def test_blocks_give_the_track_that_the_whole_gives(seed: int, block: int) -> No
         pieces = track()
     finally:
         smoothing.BLOCK_FRAMES = kept
-    for name in ("why", "shot", "similarity", "outline", "lips", "opening", "strength", "reference"):
+    for name in ("status", "shot", "similarity", "outline", "lips", "opening", "strength", "reference"):
         np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), atol=1e-3, err_msg=name)
-    assert (pieces.why == whole.why).all()
+    assert (pieces.status == whole.status).all()
     for one in (whole, pieces):
         one.references.close()
 

@@ -108,7 +108,7 @@ def _counted(stage: str, total: int | None, tell: OnProgress) -> Callable[[int],
 
 def _require_faces(track: FaceTrack, video: Path, strict: bool) -> None:
     """No face at all is an error; a face that cannot be dubbed is passed through, unless `strict`."""
-    if (track.why == NO_FACE).all():
+    if (track.status == NO_FACE).all():
         raise NoFaceFound(f"no face in '{video}'; lipdub needs a face that is at least about 40 pixels high and looks at the camera")
     spans = track.spans()
     if strict and spans:
@@ -120,8 +120,8 @@ def _require_faces(track: FaceTrack, video: Path, strict: bool) -> None:
 
 def _spans(track: FaceTrack, shown: Timeline) -> tuple[Span, ...]:
     """Stretches of the output that were passed through, in output frames and times."""
-    why, times_s = track.why[shown.source], [*shown.times_s.tolist(), float(shown.duration_s)]
-    edges = [0, *(np.flatnonzero(np.diff(why)) + 1).tolist(), len(why)]
+    status, times_s = track.status[shown.source], [*shown.times_s.tolist(), float(shown.duration_s)]
+    edges = [0, *(np.flatnonzero(np.diff(status)) + 1).tolist(), len(status)]
     return tuple(
-        Span(first, end, times_s[first], times_s[end], WHY[int(why[first])]) for first, end in pairwise(edges) if why[first] != DUBBED
+        Span(first, end, times_s[first], times_s[end], WHY[int(status[first])]) for first, end in pairwise(edges) if status[first] != DUBBED
     )

@@ -103,7 +103,7 @@ def _cropped(scene: Scene, frames: YuvChunk, sources: NDArray[np.int64], referen
     strength = track.strength[sources]
     if scene.keep_pauses:
         strength = strength * (1 - silence)
-    rows = np.flatnonzero((track.why[sources] == DUBBED) & (strength > 0))
+    rows = np.flatnonzero((track.status[sources] == DUBBED) & (strength > 0))
     of = sources[rows]
     crops = crop.take(frames, rows, track.similarity[of], track.outline[of].astype(np.float32), scene.spec.crop.size)
     seen = tuple(references.get(int(number), frames.color) for number in track.reference[of])

@@ -53,7 +53,7 @@ class PictureMeters:
     _native_px: int = 0
 
     def __post_init__(self) -> None:
-        dubbed = self.track.why == DUBBED
+        dubbed = self.track.status == DUBBED
         if dubbed.any():
             self._native_px = int(np.clip(np.round(np.median(unit_px(self.track.similarity[dubbed]))), *NATIVE_PX))
 
@@ -67,7 +67,7 @@ class PictureMeters:
             return  # scaled: it has no pixels in common with its source
         # An odd side was padded by one when the dub was written.
         self.outside.add(sight.source, sight.pixels[:height, :width], outside_mask(self.track, sight.row, self.spec, (height, width)))
-        if self.track.why[sight.row] != DUBBED:
+        if self.track.status[sight.row] != DUBBED:
             self._mouths.clear()
             return
         aligned = self.track.similarity[sight.row]
@@ -118,7 +118,7 @@ class FidelityMeters:
 
     def add(self, sight: Sight) -> None:
         """One frame of the dub beside its source's, which is the truth."""
-        if sight.source is None or self.track.why[sight.row] != DUBBED:
+        if sight.source is None or self.track.status[sight.row] != DUBBED:
             return
         aligned = self.track.similarity[sight.row]
         one, other = (crop.take_one(RgbPicture(pixels), aligned, FACE_PX).astype(np.float32) for pixels in (sight.pixels, sight.source))

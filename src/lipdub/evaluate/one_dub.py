@@ -56,7 +56,7 @@ def evaluate_dub(
         tell("finding faces", 0, None)
         known = Known(source, tracked(source, size=opened.spec.crop.size, detectors=detectors))
         stack.enter_context(closing(known.track.references))
-        if (known.track.why == NO_FACE).all():
+        if (known.track.status == NO_FACE).all():
             raise NoFaceFound(f"no face in '{source}'; there is nothing to compare, is it the video that was dubbed?")
         true = None
         if truth is not None:

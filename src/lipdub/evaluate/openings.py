@@ -55,7 +55,7 @@ class Openings:
 
 def openings_of(track: FaceTrack) -> Openings:
     """The openings of an analysed video; gaps that the analysis bridged are bridged here, too."""
-    return Openings(track.times_s, np.where(track.why == NO_FACE, np.nan, track.opening.astype(np.float64)))
+    return Openings(track.times_s, np.where(track.status == NO_FACE, np.nan, track.opening.astype(np.float64)))
 
 
 def nearest(times_s: NDArray[np.float64], wanted_s: NDArray[np.float64], within_s: float) -> NDArray[np.int64]:

@@ -53,7 +53,7 @@ class OutsideError:
 
 def outside_mask(track: FaceTrack, number: int, spec: CropSpec, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Which pixels (H, W) of a frame the paste does not reach, `GROW_PX` away from the mask."""
-    if track.why[number] != DUBBED:
+    if track.status[number] != DUBBED:
         return np.ones(shape, bool)
     mask = mask_of((track.outline[number].astype(np.float32) * spec.size).astype(np.float32), spec)
     to_frame = crop.crop_to_frame(track.similarity[number][None], spec.size)[0]

@@ -93,7 +93,7 @@ class _Strip:
     dubbed: list[NDArray[np.uint8]] = field(default_factory=list)
 
     def add(self, sight: Sight) -> None:
-        if sight.number in self.wanted and sight.source is not None and self.track.why[sight.row] != NO_FACE:
+        if sight.number in self.wanted and sight.source is not None and self.track.status[sight.row] != NO_FACE:
             self.times_s.append(sight.time_s)
             for pixels, row in ((sight.source, self.source), (sight.pixels, self.dubbed)):
                 row.append(lower_face(pixels, self.track.similarity[sight.row]))
@@ -116,7 +116,7 @@ def faces_at(video: Known, times_s: NDArray[np.float64]) -> NDArray[np.uint8]:
     found = np.zeros((len(times_s), STRIP_PX, STRIP_PX, 3), np.uint8)
     with Frames(video.path) as frames:
         for slot, row in enumerate(rows.tolist()):
-            if row >= 0 and video.track.why[row] != NO_FACE:
+            if row >= 0 and video.track.status[row] != NO_FACE:
                 pixels = frames.at(row)
                 if pixels is not None:
                     found[slot] = lower_face(pixels, video.track.similarity[row])
@@ -156,7 +156,7 @@ def score(
             times.append(sight.time_s)
             drawn.append(sight.opening)
             lips.append(sight.lips)
-            had_face.append(sight.row >= 0 and source.track.why[sight.row] != NO_FACE)
+            had_face.append(sight.row >= 0 and source.track.status[sight.row] != NO_FACE)
             picture.add(sight)
             if pixels_compare:
                 fidelity.add(sight)

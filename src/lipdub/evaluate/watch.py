@@ -124,7 +124,7 @@ def side_by_side(dubbed: Path, source: Path, track: FaceTrack, *, detectors: Det
                     shot = int(track.shot[row])
                 pixels = shown.at(chunk.index + offset)
                 assert pixels is not None
-                aligned = track.similarity[row] if row >= 0 and track.why[row] != NO_FACE else None
+                aligned = track.similarity[row] if row >= 0 and track.status[row] != NO_FACE else None
                 face = _face_at(detector.detect(chunk.picture(offset)), aligned)
                 time_s = float(chunk.times_s[offset])
                 yield Sight(chunk.index + offset, time_s, row, pixels, beside, *_mouth(face, aligned))
@@ -161,5 +161,5 @@ def lips_at(track: FaceTrack, times_s: NDArray[np.float64]) -> NDArray[np.float3
     """The lips of an analysed video at the frames nearest to `times_s` (N,): float32 (N, 40, 2) in the unit crop, NaN without a face."""
     step_s = float(np.median(np.diff(track.times_s))) if len(track) > 1 else 0.04
     rows = nearest(track.times_s, times_s, step_s)
-    known = (rows >= 0) & (track.why[rows] != NO_FACE)
+    known = (rows >= 0) & (track.status[rows] != NO_FACE)
     return np.where(known[:, None, None], track.lips[rows].astype(np.float32), np.float32("nan"))

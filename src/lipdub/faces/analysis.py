@@ -244,7 +244,7 @@ def _assemble(
     count = len(pts)
     step_s = float(np.median(np.diff(pts))) * float(time_base) if count > 1 else 0.04
     values = np.zeros((count, _COLUMNS))
-    why = np.full(count, NO_FACE, np.uint8)
+    status = np.full(count, NO_FACE, np.uint8)
     reference = np.full(count, -1, np.int32)
     outline = np.zeros((count, len(crop.OUTLINE), 2), np.float16)
     lips = np.zeros((count, len(LIPS), 2), np.float16)
@@ -257,11 +257,11 @@ def _assemble(
         person = _most_prominent(here)
         chosen = _with_returns(here, person)
         present, between = _bridge(values, chosen, step_s)
-        why[present] = DUBBED
-        why[present[values[present, _HEIGHT] < smallest]] = TOO_SMALL
+        status[present] = DUBBED
+        status[present[values[present, _HEIGHT] < smallest]] = TOO_SMALL
         turned = present[np.abs(values[present, _YAW]) > TURNED_DEG]
-        why[turned[why[turned] == DUBBED]] = TURNED_AWAY
-        dubbed = present[why[present] == DUBBED]
+        status[turned[status[turned] == DUBBED]] = TURNED_AWAY
+        dubbed = present[status[present] == DUBBED]
         if len(dubbed):
             reference[dubbed] = references_of(int(person), values[dubbed, _YAW], candidates)
         for start, stop in stretches(present):
@@ -275,14 +275,14 @@ def _assemble(
     return FaceTrack(
         pts=np.asarray(pts, np.int64),
         time_base=time_base,
-        why=why,
+        status=status,
         shot=np.asarray(shots, np.int32),
         similarity=values[:, _SIMILARITY].copy(),
         outline=outline,
         lips=lips,
         opening=values[:, _OPENING].astype(np.float32),
         pose=values[:, [_YAW, _PITCH]].astype(np.float32),
-        strength=_strength(why, step_s),
+        strength=_strength(status, step_s),
         reference=reference,
         references=store,
     )
@@ -328,18 +328,18 @@ def _bridge(values: NDArray[np.float64], chosen: NDArray[np.float64], step_s: fl
     return joined[order], np.concatenate(between)[order]
 
 
-def _strength(why: NDArray[np.uint8], step_s: float) -> NDArray[np.float32]:
+def _strength(status: NDArray[np.uint8], step_s: float) -> NDArray[np.float32]:
     """1 inside dubbed stretches, rising from 0 over ``FADE_S`` beside frames that are passed through; the clip's ends do not fade."""
-    strength = (why == DUBBED).astype(np.float32)
+    strength = (status == DUBBED).astype(np.float32)
     steps = max(1, round(FADE_S / step_s))
-    for first, end in runs((why == DUBBED).astype(np.int64)):
-        if why[first] != DUBBED:
+    for first, end in runs((status == DUBBED).astype(np.int64)):
+        if status[first] != DUBBED:
             continue
         along = np.arange(end - first)
         rise = np.ones(end - first)
         if first > 0:
             rise = np.minimum(rise, (along + 1) / (steps + 1))
-        if end < len(why):
+        if end < len(status):
             rise = np.minimum(rise, (end - first - along) / (steps + 1))
         strength[first:end] = rise
     return strength

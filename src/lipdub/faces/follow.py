@@ -56,7 +56,7 @@ def _analysed(
 
 def held_still(track: FaceTrack) -> FaceTrack:
     """The one-frame track of a photo with full strength: a photo has no edges to fade at."""
-    return replace(track, strength=(track.why == DUBBED).astype(np.float32))
+    return replace(track, strength=(track.status == DUBBED).astype(np.float32))
 
 
 def _side_by_side() -> int:

@@ -21,7 +21,7 @@ class FaceTrack:
     """One person's face in every frame of a video; N frames.
 
     pts: int64 (N,), presentation times in ticks of `time_base` seconds.
-    why: uint8 (N,), ``DUBBED`` or the reason for passing the frame through.
+    status: uint8 (N,), ``DUBBED`` or the reason for passing the frame through.
     shot: int32 (N,), number of the shot.
     similarity: float64 (N, 4), smoothed frame-to-unit transform.
     outline: float16 (N, P, 2), outline of the mask in unit crop coordinates.
@@ -34,7 +34,7 @@ class FaceTrack:
 
     pts: NDArray[np.int64]
     time_base: Fraction
-    why: NDArray[np.uint8]
+    status: NDArray[np.uint8]
     shot: NDArray[np.int32]
     similarity: NDArray[np.float64]
     outline: NDArray[np.float16]
@@ -46,7 +46,7 @@ class FaceTrack:
     references: ReferenceStore
 
     def __post_init__(self) -> None:
-        for name in ("why", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference"):
+        for name in ("status", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference"):
             if len(getattr(self, name)) != len(self.pts):
                 raise ValueError(f"{name} must have one row per frame, got {len(getattr(self, name))} for {len(self.pts)}")
 
@@ -54,7 +54,7 @@ class FaceTrack:
         return len(self.pts)
 
     def __repr__(self) -> str:
-        return f"FaceTrack(frames={len(self)}, dubbed={int((self.why == DUBBED).sum())}, references={self.references.count})"
+        return f"FaceTrack(frames={len(self)}, dubbed={int((self.status == DUBBED).sum())}, references={self.references.count})"
 
     @property
     def times_s(self) -> NDArray[np.float64]:
@@ -65,9 +65,9 @@ class FaceTrack:
         """Stretches of frames that are passed through, in order."""
         times = self.times_s
         return tuple(
-            Span(first, end, float(times[first]), float(times[end - 1]), WHY[int(self.why[first])])
-            for first, end in runs(self.why.astype(np.int64))
-            if self.why[first] != DUBBED
+            Span(first, end, float(times[first]), float(times[end - 1]), WHY[int(self.status[first])])
+            for first, end in runs(self.status.astype(np.int64))
+            if self.status[first] != DUBBED
         )
 
 

@@ -19,7 +19,7 @@ from lipdub.references.store import MOST_JPEG_BYTES, ReferenceStore
 
 _ROWS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
     "pts": (np.dtype(np.int64), ()),
-    "why": (np.dtype(np.uint8), ()),
+    "status": (np.dtype(np.uint8), ()),
     "shot": (np.dtype(np.int32), ()),
     "similarity": (np.dtype(np.float64), (4,)),
     "outline": (np.dtype(np.float16), (len(crop.OUTLINE), 2)),
@@ -99,12 +99,12 @@ def _read(file: Path | IO[bytes], on_error: ExitStack) -> FaceTrack:
 
 def _require_sense(track: FaceTrack) -> None:
     """Raise ValueError unless the values can have come from an analysis."""
-    dubbed = track.why == DUBBED
+    dubbed = track.status == DUBBED
     for holds, what in (
         (len(track) > 0, "no frames"),
         (track.time_base > 0, f"time base {track.time_base}"),
         (bool((np.diff(track.pts) > 0).all()), "timestamps that do not increase"),
-        (bool(np.isin(track.why, [DUBBED, *WHY]).all()), "unknown reasons for passing a frame through"),
+        (bool(np.isin(track.status, [DUBBED, *WHY]).all()), "unknown reasons for passing a frame through"),
         (bool((np.diff(track.shot) >= 0).all()) and int(track.shot[0]) >= 0, "shots out of order"),
         (all(np.isfinite(getattr(track, name)).all() for name, (dtype, _) in _ROWS.items() if dtype.kind == "f"), "no finite numbers"),
         (bool((np.abs(track.similarity[dubbed, :2]).max(axis=1, initial=0) > 0).all()), "a face without a size"),

@@ -55,7 +55,7 @@ def find_sitter(path: Path, size: int, *, detectors: DetectorFactory = Mediapipe
         track = analyse(frames, detector, size=size)
     track = held_still(track) if info.is_still else track
     with closing(track.references):
-        usable = np.flatnonzero(track.why == DUBBED)
+        usable = np.flatnonzero(track.status == DUBBED)
         if len(usable) == 0:
             raise NoFaceFound(f"no face in the first {len(track)} frames of '{path}' that could be redrawn; give another one with --face")
         chosen = int(usable[np.abs(track.pose[usable]).sum(axis=1).argmin()])

@@ -207,9 +207,9 @@ def _write_clip(
     rows = _grid(track)
     if len(rows) / GRID_HZ < SHORTEST_S:
         return 0, f"a usable face for {len(rows) / GRID_HZ:.1f} s only" if len(track) else "no frames"
-    if (track.why == DUBBED).mean() < face_share:
+    if (track.status == DUBBED).mean() < face_share:
         reasons = sorted({span.why for span in track.spans()})
-        return 0, f"no usable face in {(track.why != DUBBED).mean():.0%} of the frames ({', '.join(reasons)})"
+        return 0, f"no usable face in {(track.status != DUBBED).mean():.0%} of the frames ({', '.join(reasons)})"
     windows = cut_windows(mel, track.times_s[rows], settings.mel)
     if silence_weight(windows).mean() > 0.8:
         return 0, "the sound is (almost) silent"
@@ -249,7 +249,7 @@ def _seen_until(chunks: Iterable[YuvChunk], end_s: float) -> Iterator[YuvChunk]:
 
 def _grid(track: FaceTrack) -> NDArray[np.int64]:
     """Frames to keep: the ones nearest to a 25 Hz grid, or all of a slower video."""
-    usable = np.flatnonzero((track.why == DUBBED) & (track.strength > 0.9))
+    usable = np.flatnonzero((track.status == DUBBED) & (track.strength > 0.9))
     times = track.times_s
     if len(usable) < 2 or float(np.median(np.diff(times))) > 0.9 / GRID_HZ:
         return usable
