@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import common
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import MemoryCollapsed
 from lipdub.train.data import GRID_HZ, Clip, load_clips, opening_from_lips, to_network
 from lipdub.train.expert_network import load_expert
@@ -24,8 +25,9 @@ from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights, choos
 from lipdub.train.labelled_speech import LabelledSpeech
 from lipdub.train.loop import LoopSettings, Progress, new_fabric, run
 from lipdub.train.memory_stage import MemoryStage, MemoryWeights, central, correlation, judge_memory, judge_on_speech
-from lipdub.train.networks import PRESETS, NetworkConfig, load_any_memory, load_lip_side, load_weights
+from lipdub.train.networks import PRESETS
 from lipdub.train.reader import LipReader, load_reader
+from lipdub.train.weights import load_any_memory, load_lip_side, load_weights
 
 Figures = dict[str, float]
 LONGEST = 150

@@ -19,7 +19,8 @@ from lipdub.train.data import Clip, load_clips
 from lipdub.train.labelled_speech import LabelledSpeech
 from lipdub.train.loop import Progress, new_fabric, run
 from lipdub.train.memory_stage import MemoryStage, MemoryWeights
-from lipdub.train.networks import LipMemory, load_any_memory, load_lip_side
+from lipdub.train.networks import LipMemory
+from lipdub.train.weights import load_any_memory, load_lip_side
 
 SYMBOLS = ("", "p", "m", "a", "t")
 KINDS = {"": "silence", "p": "bilabial", "m": "bilabial", "a": "open", "t": "alveolar"}

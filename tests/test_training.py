@@ -22,6 +22,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from toys import COMPACT, SIZE, STORED, TOYS, rest_lips, toy_settings, write_clip, write_clips
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import CheckpointInvalid, MemoryCollapsed, OutputRefused, TrainingDataError, TrainingError
 from lipdub.faces.landmarks import LIPS
 from lipdub.train import checkpoints, data, memory_stage
@@ -29,7 +30,7 @@ from lipdub.train.data import Clip, Samples, load_clips, loader, split_speakers,
 from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights, _GeneratorStep
 from lipdub.train.loop import LoopSettings, Progress, Validation, learning_rate_factor, new_fabric, run
 from lipdub.train.memory_stage import MemoryStage, _MemoryStep
-from lipdub.train.networks import DrawnFace, FaceFeatures, LipMemory, NetworkConfig
+from lipdub.train.networks import DrawnFace, FaceFeatures, LipMemory
 
 
 @pytest.fixture(scope="module")

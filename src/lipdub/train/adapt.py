@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from lipdub import __version__, media
 from lipdub.bundles import bundle
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import EncodingFailed, OutputRefused, TrainingDataError, TrainingError
 from lipdub.faces.detector import FaceDetector, MediapipeDetector
 from lipdub.records import Device
@@ -36,8 +37,9 @@ from lipdub.train.data import Clip, load_clip, loader
 from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights
 from lipdub.train.held_out import HeldOut, Judged, split
 from lipdub.train.loop import LoopSettings, new_fabric
-from lipdub.train.networks import FaceGenerator, LipMemory, NetworkConfig, load_bundle_memory, load_weights
+from lipdub.train.networks import FaceGenerator, LipMemory
 from lipdub.train.prepare import GRID_HZ, PrepareSettings, prepare_clip
+from lipdub.train.weights import load_bundle_memory, load_weights, require_same_network
 
 FEWEST_S = 10.0
 """Of usable face. With less, two seconds are left to judge on and seven to learn from: too few of a person's mouths."""
@@ -174,7 +176,7 @@ def adapt(
     spec = bundle.load_spec(source)
     _check_outputs(out, sheet, [video, source], force)
     config, memory = load_bundle_memory(source)
-    memory.memory.drawn_kappa = export.heard_kappa(source, spec, memory)
+    require_same_network(source, spec, config, memory)
     weights = load_weights(source, config)
     fabric = _fabric(settings, device)
     with _frames_folder() as folder, MediapipeDetector(max_faces=1) as detector:

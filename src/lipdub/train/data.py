@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import TrainingDataError
 from lipdub.records import MelSpec
 from lipdub.speech.mel import cut_windows
-from lipdub.train.networks import LIP_POINTS, NetworkConfig
+from lipdub.train.networks import LIP_POINTS
 from lipdub.train.prepare import FORMAT, GRID_HZ, MARGIN
 
 REST_SHARE = 0.2

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from lipdub import __version__
@@ -15,7 +14,7 @@ from lipdub.errors import ExportFailed
 from lipdub.records import CropSpec
 from lipdub.train.expert_network import Expert, load_expert
 from lipdub.train.export import HALF_TOLERANCE, MODEL_CARD, TOLERANCE, check_folder, export_graph, folder_beside, put_in_place
-from lipdub.train.networks import WEIGHTS_FILE
+from lipdub.train.weights import WEIGHTS_FILE, write_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +88,7 @@ def export_expert(
             graph: export_graph(side, example, names[graph], folder / graph, half=half)
             for graph, side, example in ((expert.LIPS_GRAPH, _Lips(model), pictures), (expert.SOUND_GRAPH, _Sound(model), mel))
         }
-        weights = {key: value.half().contiguous() for key, value in model.state_dict().items()}
-        (folder / WEIGHTS_FILE).write_bytes(serialised(weights))
+        write_weights(folder / WEIGHTS_FILE, model.state_dict())
         spec = expert.finish(folder, spec)
         if (out / MODEL_CARD).exists():
             (folder / MODEL_CARD).write_bytes((out / MODEL_CARD).read_bytes())

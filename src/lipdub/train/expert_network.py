@@ -7,22 +7,21 @@ T frames of a lip window, E embedding channels, h, w of the lip box. Pictures ar
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipdub.bundles import bundle
 from lipdub.bundles.expert import SPEC_FILE, ExpertSpec
-from lipdub.errors import CheckpointInvalid, ModelError, TrainingError
+from lipdub.errors import CheckpointInvalid, LipdubError
 from lipdub.records import MelSpec
 from lipdub.train import checkpoints
-from lipdub.train.networks import LIP_POINTS, WEIGHTS_FILE, ConvBlock, ResidualBlock
+from lipdub.train.networks import LIP_POINTS, ConvBlock, ResidualBlock
+from lipdub.train.weights import read_weights
 
 STAGE = "expert"
 """What a checkpoint of the expert says that it is."""
@@ -61,20 +60,6 @@ class ExpertConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ExpertConfig:
-        """The config that ``to_dict`` described. Raises TrainingError on unknown or unusable values."""
-        unknown = set(values) - {known.name for known in fields(cls)}
-        if unknown:
-            raise TrainingError(f"the expert has unknown settings {sorted(unknown)}; use the lipdub that wrote it")
-        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        try:
-            if isinstance(plain.get("mel"), dict):
-                plain["mel"] = MelSpec(**plain["mel"])
-            return cls(**plain)
-        except (TypeError, ValueError) as error:
-            raise TrainingError(f"the expert has unusable settings ({error}); use the lipdub that wrote it") from error
 
 
 SHIPPED = ExpertConfig()
@@ -202,7 +187,7 @@ def load_expert(path: Path) -> Expert:
     if not _is_expert(content):
         raise CheckpointInvalid(f"'{path}' holds no sync expert; give a checkpoint of lipdub train expert")
     try:
-        expert = Expert(ExpertConfig.from_dict(content["settings"]["network"]))
+        expert = Expert(checkpoints.settings_of(ExpertConfig, content["settings"]["network"], str(path)))
         expert.load_state_dict(content["modules"]["averaged"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointInvalid(f"'{path}' holds no expert of this lipdub: {' '.join(str(error).split())[:200]}") from error
@@ -219,8 +204,8 @@ def _from_folder(folder: Path) -> Expert:
                 sound_widths=spec.sound_widths, embedding=spec.embedding, mel=spec.mel,
             )
         )  # fmt: skip
-        expert.load_state_dict({key: value.float() for key, value in load_file(folder / WEIGHTS_FILE).items()})
-    except (ModelError, OSError, ValueError, SafetensorError, RuntimeError) as error:
+        expert.load_state_dict(read_weights(folder)[0])
+    except (LipdubError, ValueError, RuntimeError) as error:
         raise CheckpointInvalid(
             f"'{folder}' holds no sync expert: {' '.join(str(error).split())[:200]}; give a checkpoint of lipdub train expert"
         ) from error

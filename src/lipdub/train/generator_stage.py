@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import TrainingError
 from lipdub.faces.detector import MediapipeDetector
 from lipdub.speech.mel import silence_weight
@@ -24,7 +25,7 @@ from lipdub.train.expert_network import Expert
 from lipdub.train.loop import Validation
 from lipdub.train.measure import measured
 from lipdub.train.memory_stage import MemoryWeights, central, correlation, judge_memory, lip_windows, memory_losses
-from lipdub.train.networks import Discriminator, FaceGenerator, LipMemory, NetworkConfig
+from lipdub.train.networks import Discriminator, FaceGenerator, LipMemory
 from lipdub.train.pairs import SILENT
 from lipdub.train.prepare import GRID_HZ
 from lipdub.train.reader import LipReader, centred
@@ -138,7 +139,7 @@ class GeneratorStage:
         )
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Begin with the generator and the fusion that ``networks.load_weights`` gives instead of random ones."""
+        """Begin with the generator and the fusion that ``weights.load_weights`` gives instead of random ones."""
         self.generator.load_state_dict(
             {key.removeprefix("generator."): value for key, value in weights.items() if key.startswith("generator.")}
         )

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import TrainingDataError
 from lipdub.phonetics.phonemes import CLASSES
 from lipdub.train import losses
 from lipdub.train.data import SPEAKER_BALANCE, Clip, Samples, opening_from_lips, to_network
 from lipdub.train.labelled_speech import LabelledSpeech
 from lipdub.train.loop import Validation
-from lipdub.train.networks import LipMemory, NetworkConfig, Recall
+from lipdub.train.networks import LipMemory, Recall
 from lipdub.train.prepare import MARGIN
 from lipdub.train.voices import vary_voice
 
@@ -92,7 +93,7 @@ class MemoryStage:
     speech: LabelledSpeech | None = None
     """Synthetic speech whose windows join every step, to teach phonemes and closures."""
     lip_side: dict[str, Tensor] | None = None
-    """Weights of ``networks.load_lip_side``: these stay as they are, only the audio side is trained."""
+    """Weights of ``weights.load_lip_side``: these stay as they are, only the audio side is trained."""
     balance: float = SPEAKER_BALANCE
     ema: float = 0.995
     name: str = "memory"

@@ -11,106 +11,19 @@ copy the reference's pixels through a drawn flow (``copies``), which keeps skin,
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipdub.bundles.bundle import FLOW_STRIDE as _FLOW_STRIDE
-from lipdub.errors import CheckpointInvalid, TrainingError
+from lipdub.bundles.bundle import FLOW_STRIDE
+from lipdub.bundles.network import NetworkConfig as NetworkConfig
 from lipdub.phonetics.phonemes import CLASSES
-from lipdub.records import CropSpec, MelSpec
-from lipdub.train import checkpoints
 
 LIP_POINTS = 40
-WEIGHTS_FILE = "weights.safetensors"
-"""Both networks' weights in a bundle, written by the exporter and read to train on."""
-_LIP_SIDE = ("lip_encoder.", "memory.values", "memory.lip_query.", "landmark_head.")
+LIP_SIDE = ("lip_encoder.", "memory.values", "memory.lip_query.", "landmark_head.")
 """Weights of a ``LipMemory`` that lips alone go through."""
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkConfig:
-    """Everything that fixes the shapes of the networks."""
-
-    preset: str
-    size: int
-    drawn: tuple[int, int, int, int]
-    """Half-open box (y0, y1, x0, x1) of the crop that the decoder draws; multiples of ``crop_stride``."""
-    crop_stride: int
-    """Decoder level (crop px per cell) from which on only the drawn box is computed."""
-    slots: int
-    channels: int
-    """C: channels of audio feature, lip feature and slots."""
-    audio_widths: tuple[int, int, int, int]
-    audio_strides: tuple[tuple[int, int], ...]
-    """Of the audio encoder's four levels, (bands, columns)."""
-    lip_widths: tuple[int, int, int, int]
-    lip_pool: int
-    """Lip pictures are averaged down by this before the lip encoder."""
-    face_widths: tuple[int, ...]
-    """Face encoder, from full resolution down to 1 x 1."""
-    decoder_widths: tuple[int, ...]
-    """Decoder, from 4 x 4 up to full resolution."""
-    residual: bool
-    """One residual block at each coarse level of face encoder and decoder (the paper's has them at all)."""
-    modulated: bool
-    fusion_dropout: float
-    copies: bool = False
-    """The decoder may take pixels of the reference, moved by a smooth flow that it draws, instead of drawing them."""
-    kappa: float = 16.0
-    """Sharpness of the addresses."""
-    drawn_kappa: float = 16.0
-    """Sharpness of the audio addresses that are drawn. Sharper ones than the memory is trained with undo its regression to the mean: on
-    unseen people 24 brings the spread of the opening from 0.81 to 1.05 of the true one, and costs 0.005 of its correlation."""
-    frames: int = 5
-    """T: frames of a lip window, at 25 frames/s."""
-    mel: MelSpec = field(default_factory=MelSpec)
-
-    @property
-    def masked_from(self) -> int:
-        """First row of the lower half: hidden from the face encoder, all that the lip encoder sees."""
-        return self.size // 2
-
-    @property
-    def lower_box(self) -> tuple[int, int, int, int]:
-        """The part of the drawn box that lies in the lower half, in crop px."""
-        y0, y1, x0, x1 = self.drawn
-        return max(y0, self.masked_from), y1, x0, x1
-
-    @property
-    def crop(self) -> CropSpec:
-        """The crop as the runtime knows it."""
-        return CropSpec(self.size, self.drawn, self.masked_from)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for checkpoints."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
-        """The config that ``to_dict`` described. Raises TrainingError on unknown or missing values."""
-        known = {known.name for known in fields(cls)}
-        if set(values) - known:
-            raise TrainingError(
-                f"the checkpoint's network has unknown settings {sorted(set(values) - known)}; use the lipdub that wrote it"
-            )
-        plain: dict[str, Any] = {key: _tupled(value) for key, value in values.items()}
-        try:
-            if isinstance(plain.get("mel"), dict):
-                plain["mel"] = MelSpec(**plain["mel"])
-            return cls(**plain)
-        except (TypeError, ValueError) as error:
-            raise TrainingError(f"the checkpoint's network has unusable settings ({error}); use the lipdub that wrote it") from error
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
 
 
 PRESETS = {
@@ -283,7 +196,7 @@ class LipMemory(nn.Module):
 
     def lip_side(self) -> list[nn.Parameter]:
         """Parameters of what lips alone go through: lip encoder, value memory and its query, landmark head."""
-        return [value for key, value in self.named_parameters() if key.startswith(_LIP_SIDE)]
+        return [value for key, value in self.named_parameters() if key.startswith(LIP_SIDE)]
 
     def fuse(self, audio_feature: Tensor, recalled: Tensor) -> Tensor:
         """Lip feature for the decoder (B, C) from audio feature and recall, both (B, C)."""
@@ -421,7 +334,7 @@ class Decoder(nn.Module):
                 skip = skip[:, :, y0:y1, x0:x1]
                 box, cropped = (None, True) if cropped else ((y0, y1, x0, x1), True)
             x = stage(x, skip, lip_feature, box)
-            if self.flow is not None and stride == _FLOW_STRIDE:
+            if self.flow is not None and stride == FLOW_STRIDE:
                 # Up to a quarter of the crop in either direction; in float32, since half precision cannot tell pixels apart.
                 flow = 0.5 * torch.tanh(self.flow(x).float())
         picture = self.picture(x)
@@ -476,74 +389,3 @@ class Discriminator(nn.Module):
     def forward(self, drawn: Tensor) -> Tensor:
         """The drawn box (B, 3, h, w) to one score per patch (B, 1, h', w')."""
         return self.body(drawn[:, :, self._skip_rows :])
-
-
-def load_memory(content: dict[str, Any], path: Path) -> tuple[NetworkConfig, LipMemory]:
-    """Config and memory of a checkpoint of either stage, as ``checkpoints.load`` gave it. Raises CheckpointInvalid."""
-    try:
-        config = NetworkConfig.from_dict(content["settings"]["network"])
-        memory = LipMemory(config)
-        memory.load_state_dict(content["modules"]["memory"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise CheckpointInvalid(f"'{path}' holds no memory of this lipdub: {' '.join(str(error).split())[:200]}") from error
-    return config, memory
-
-
-def _bundle_weights(folder: Path) -> dict[str, Tensor]:
-    """All weights of an exported bundle as float32 (they are float16 there). Raises CheckpointInvalid."""
-    try:
-        return {key: value.float() for key, value in load_file(folder / WEIGHTS_FILE).items()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointInvalid(f"'{folder}' holds no readable {WEIGHTS_FILE}: {error}; give a bundle folder or a checkpoint") from error
-
-
-def load_bundle_memory(folder: Path) -> tuple[NetworkConfig, LipMemory]:
-    """Config and memory of an exported bundle (its weights are float16), to go on training from. Raises CheckpointInvalid."""
-    found = _bundle_weights(folder)
-    slots = found.get("memory.memory.values", torch.empty(2)).shape[0]
-    for preset in PRESETS.values():
-        config = replace(preset, slots=slots)
-        memory = LipMemory(config)
-        wanted = {f"memory.{key}": value.shape for key, value in memory.state_dict().items()}
-        if wanted == {key: value.shape for key, value in found.items() if key.startswith("memory.")}:
-            memory.load_state_dict({key.removeprefix("memory."): value for key, value in found.items() if key in wanted})
-            return config, memory
-    raise CheckpointInvalid(f"the weights in '{folder}' are of none of the presets {', '.join(PRESETS)}; train from the checkpoint instead")
-
-
-def load_lip_side(path: Path, config: NetworkConfig) -> dict[str, Tensor]:
-    """Weights of the lip side of a memory (``LipMemory.lip_side``) from a bundle folder or a checkpoint of either stage, to train another
-    audio side against. Raises CheckpointInvalid where they do not fit `config`."""
-    found = _bundle_weights(path) if path.is_dir() else _memory_of(checkpoints.load(path))
-    wanted = {f"memory.{k}": v.shape for k, v in LipMemory(config).state_dict().items() if k.startswith(_LIP_SIDE)}
-    if {key: found[key].shape for key in wanted if key in found} != wanted:
-        raise CheckpointInvalid(f"the lip side of '{path}' does not fit; give a bundle or checkpoint of the same preset and slots")
-    return {key.removeprefix("memory."): found[key].float() for key in wanted}
-
-
-def _memory_of(content: dict[str, Any]) -> dict[str, Tensor]:
-    return {f"memory.{key}": value for key, value in content.get("modules", {}).get("memory", {}).items()}
-
-
-def load_any_memory(path: Path) -> tuple[NetworkConfig, LipMemory]:
-    """Config and memory of a bundle folder or of a checkpoint of either stage. Raises CheckpointInvalid."""
-    return load_bundle_memory(path) if path.is_dir() else load_memory(checkpoints.load(path), path)
-
-
-def load_weights(path: Path, config: NetworkConfig) -> dict[str, Tensor]:
-    """Weights ``generator.*`` and ``memory.fusion.*`` to begin with, float32, from a bundle folder or a generator checkpoint.
-    The rest of its memory may be another one.
-
-    Raises CheckpointInvalid where they do not fit `config`.
-    """
-    if path.is_dir():
-        found = _bundle_weights(path)
-    else:
-        averaged = checkpoints.load(path).get("modules", {}).get("averaged", {})
-        found = {key: value.float() for key, value in averaged.items()}
-    wanted = {f"memory.{k}": v.shape for k, v in LipMemory(config).state_dict().items() if k.startswith("fusion.")}
-    wanted |= {f"generator.{k}": v.shape for k, v in FaceGenerator(config).state_dict().items()}
-    found = {key: value for key, value in found.items() if key.startswith(("generator.", "memory.fusion."))}
-    if {key: value.shape for key, value in found.items()} != wanted:
-        raise CheckpointInvalid(f"the weights in '{path}' are of another network than the memory's; train the memory with the same preset")
-    return found

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.speech.mel import cut_windows
 from lipdub.train.data import OFFSETS_FILE, Clip, opening_from_lips
 from lipdub.train.expert_network import Expert
 from lipdub.train.memory_stage import correlation
-from lipdub.train.networks import LipMemory, NetworkConfig
+from lipdub.train.networks import LipMemory
 from lipdub.train.prepare import GRID_HZ
 from lipdub.train.shifts import FURTHEST, Agreement, agreement
 

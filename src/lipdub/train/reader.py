@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import CheckpointInvalid, TrainingDataError
 from lipdub.train import checkpoints, losses
 from lipdub.train.data import SPEAKER_BALANCE, Clip, clip_shares, cut, flip_lips, jittered, opening_from_lips, to_network, toned
 from lipdub.train.loop import Validation
 from lipdub.train.memory_stage import JUDGED_FRAMES, average, central, correlation
-from lipdub.train.networks import LIP_POINTS, ConvBlock, NetworkConfig, ResidualBlock
+from lipdub.train.networks import LIP_POINTS, ConvBlock, ResidualBlock
 
 _WIDTHS = (24, 48, 96, 128)
 _POOL = 2
@@ -194,7 +195,7 @@ def load_reader(path: Path, config: NetworkConfig) -> LipReader:
     """The averaged reader of a checkpoint, frozen. Raises CheckpointInvalid where it is none, or reads another crop than `config`'s."""
     content = checkpoints.load(path)
     try:
-        theirs = NetworkConfig.from_dict(content["settings"]["network"])
+        theirs = checkpoints.settings_of(NetworkConfig, content["settings"]["network"], str(path))
         reader = LipReader(theirs)
         reader.load_state_dict(content["modules"]["reader"])
     except (KeyError, RuntimeError, TypeError) as error:
