@@ -12,7 +12,7 @@ import torch
 from toys import COMPACT, toy_settings, write_clips
 
 from lipdub.errors import CheckpointInvalid, TrainingDataError
-from lipdub.phonetics.phonemes import CLASSES
+from lipdub.phonetics.classes import CLASSES
 from lipdub.speech.mel import SILENCE
 from lipdub.train import checkpoints
 from lipdub.train.data import Clip, load_clips

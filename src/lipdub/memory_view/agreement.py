@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.memory_view.usage import ridge
-from lipdub.phonetics.phonemes import CLASSES, SILENCE, Alignment
+from lipdub.phonetics.alignment import Alignment
+from lipdub.phonetics.classes import CLASSES, SILENCE
 
 SHUFFLES = 50
 FOLDS = 5

@@ -22,7 +22,9 @@ from lipdub.memory_view import pictures
 from lipdub.memory_view.agreement import Agreement, agreement
 from lipdub.memory_view.mouths import Sitter, draw, find_sitter, measure_openings
 from lipdub.memory_view.usage import Usage, explained_by_address, slot_features, usage_of
-from lipdub.phonetics.phonemes import CLASSES, Alignment, write_alignment
+from lipdub.phonetics.alignment import Alignment
+from lipdub.phonetics.alignment_files import write_alignment
+from lipdub.phonetics.classes import CLASSES
 from lipdub.records import Device
 from lipdub.speech.mel import cut_windows, log_mel
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.memory_view.usage import Usage
-from lipdub.phonetics.phonemes import CLASSES, Alignment, to_ascii
+from lipdub.phonetics.alignment import Alignment
+from lipdub.phonetics.classes import CLASSES, to_ascii
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import TrainingDataError
-from lipdub.phonetics.phonemes import CLASSES
+from lipdub.phonetics.classes import CLASSES
 from lipdub.train import losses
 from lipdub.train.data import SPEAKER_BALANCE, Clip, Samples, opening_from_lips, to_network
 from lipdub.train.labelled_speech import LabelledSpeech

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from lipdub.bundles.bundle import FLOW_STRIDE
 from lipdub.bundles.network import NetworkConfig as NetworkConfig
-from lipdub.phonetics.phonemes import CLASSES
+from lipdub.phonetics.classes import CLASSES
 
 LIP_POINTS = 40
 LIP_SIDE = ("lip_encoder.", "memory.values", "memory.lip_query.", "landmark_head.")
@@ -191,7 +191,7 @@ class LipMemory(nn.Module):
         return self.landmark_head(recalled * self._scale).unflatten(1, (LIP_POINTS, 2)) * 0.05
 
     def phonemes(self, audio_feature: Tensor) -> Tensor:
-        """Logits (B, classes of ``phonemes.CLASSES``) from an audio feature (B, C). Training only."""
+        """Logits (B, classes of ``CLASSES``) from an audio feature (B, C). Training only."""
         return self.phoneme_head(F.silu(audio_feature))
 
     def lip_side(self) -> list[nn.Parameter]:
