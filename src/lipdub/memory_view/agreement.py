@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import entropy
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 
-from lipdub.memory_view.usage import ridge
+from lipdub.memory_view.usage import held_out_prediction
 from lipdub.phonetics.alignment import Alignment
 from lipdub.phonetics.classes import CLASSES, SILENCE
 
@@ -98,7 +100,7 @@ def agreement(
     return Agreement(
         matrix=matrix,
         windows=counts,
-        class_bits=_entropy_bits(np.bincount(labels) / len(labels)),
+        class_bits=float(entropy(np.bincount(labels), base=2)),
         address_bits=information_bits(_joint(labels, weights)),
         address_shuffled_bits=float(np.mean([information_bits(_joint(other, weights)) for other in shuffled])),
         top_slot=_partition(top, labels, shuffled),
@@ -131,11 +133,6 @@ def _joint(labels: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[n
     return joint / joint.sum()
 
 
-def _entropy_bits(share: NDArray[np.float64]) -> float:
-    known = share[share > 0]
-    return float(-(known * np.log2(known)).sum())
-
-
 def _partition(groups: NDArray[np.int64], labels: NDArray[np.int64], shuffled: list[NDArray[np.int64]]) -> Partition:
     member = np.eye(int(groups.max()) + 1)[groups]
     joint, others = _joint(labels, member), [_joint(other, member) for other in shuffled]
@@ -157,27 +154,18 @@ def _partition(groups: NDArray[np.int64], labels: NDArray[np.int64], shuffled: l
 
 
 def _linear_accuracy(given: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Held-out accuracy of ridge regression onto one-hot classes."""
-    right = 0
-    wanted = np.eye(len(CLASSES), dtype=np.float32)[labels]
-    for fold in np.array_split(np.arange(len(labels)), FOLDS):
-        rest = np.setdiff1d(np.arange(len(labels)), fold)
-        strength = 0.01 * len(rest) * float(given[rest].var(axis=0).mean())
-        right += int((ridge(given[rest], wanted[rest], given[fold], strength).argmax(axis=1) == labels[fold]).sum())
-    return right / len(labels)
+    """Accuracy on held-out stretches of ridge regression onto one-hot classes."""
+    strength = 0.01 * len(given) * (1 - 1 / FOLDS) * float(given.var(axis=0).mean())
+    named = held_out_prediction(given, np.eye(len(CLASSES))[labels], strength, FOLDS).argmax(axis=1)
+    return float((named == labels).mean())
 
 
 def components(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """The first principal components of `rows` (N, D): float32 (N, min(count, D))."""
-    centred = rows - rows.mean(axis=0)
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    return np.ascontiguousarray(centred @ vectors[:, ::-1][:, :count], np.float32)
+    """The first principal components of `rows` (N, D): float32 (N, at most `count`)."""
+    return np.asarray(PCA(min(count, *rows.shape), svd_solver="covariance_eigh").fit_transform(rows), np.float32)
 
 
 def clusters(rows: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
     """k-means: the number of the cluster of each row of `rows` (N, D), at most `count` clusters. The same seed, the same clusters."""
-    cv2.setRNGSeed(seed)
-    stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 40, 1e-3)
-    empty = np.empty((len(rows), 1), np.int32)
-    _, labels, _ = cv2.kmeans(np.ascontiguousarray(rows, np.float32), min(count, len(rows)), empty, stop, 3, cv2.KMEANS_PP_CENTERS)
-    return np.asarray(labels, np.int64).reshape(-1)
+    count = min(count, len(np.unique(rows, axis=0)))
+    return KMeans(count, n_init=3, max_iter=40, random_state=seed).fit_predict(rows).astype(np.int64)
