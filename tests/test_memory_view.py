@@ -14,6 +14,7 @@ from drawn import draw_photo, write_wav
 from fakes import write_fake_bundle
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.font_manager import findfont, get_font
 
 from lipdub.errors import BundleNotFound, EncodingFailed, MediaError, NoFaceFound, OutputRefused, PhonemesError
 from lipdub.generators import open_generator
@@ -22,6 +23,7 @@ from lipdub.memory_view import agreement as agreement_module
 from lipdub.memory_view import look as look_function
 from lipdub.memory_view.agreement import agreement, clusters, information_bits
 from lipdub.memory_view.mouths import Sitter, draw, find_sitter, measure_openings
+from lipdub.memory_view.pictures import STYLE
 from lipdub.memory_view.usage import explained_by_address, slot_features, usage_of
 from lipdub.phonetics import alignment_files, classes, espeak
 from lipdub.phonetics.alignment import Alignment, Phoneme
@@ -274,6 +276,13 @@ def looked(bundle, speech, tmp_path_factory):
     told = []
     report = look(str(bundle), speech[0], PORTRAIT, folder, alignment=speech[1], seconds=3, on_progress=lambda *step: told.append(step))
     return report, folder, told
+
+
+def test_the_pictures_font_has_every_letter():
+    font = get_font(findfont(STYLE["font.family"], fallback_to_default=False))
+    assert [
+        letter for letters in classes._IPA.values() for letter in letters.replace(" ", "") if not font.get_char_index(ord(letter))
+    ] == []
 
 
 def test_all_files_are_there_and_nothing_else(looked):

@@ -17,7 +17,7 @@ from lipdub.errors import PhonemesError
 from lipdub.phonetics import classes, espeak
 from lipdub.phonetics.alignment import Alignment, Phoneme
 from lipdub.phonetics.alignment_files import read_alignment, write_alignment
-from lipdub.phonetics.classes import BILABIAL, CLASSES, SILENCE, classes_of, to_ascii
+from lipdub.phonetics.classes import BILABIAL, CLASSES, SILENCE, classes_of
 
 needs_espeak = pytest.mark.skipif(not espeak.can_synthesise(), reason="espeak-ng is not installed")
 
@@ -55,13 +55,6 @@ def test_classes_of(symbol, first, last):
 def test_an_unknown_letter_is_an_error():
     with pytest.raises(PhonemesError, match="unknown phoneme 'ж'"):
         classes_of("ж")
-
-
-def test_every_letter_can_be_written_in_ascii():
-    written = [to_ascii(letter) for letter, _ in LETTERS]
-    assert all(name and name.isascii() for name in written)
-    assert to_ascii("ɐ̃ʊ̃") == "6U"
-    assert to_ascii("ˈɑː") == "A:"
 
 
 # ------------------------------------------------------------------------------------------------------- alignments

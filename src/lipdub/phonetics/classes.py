@@ -3,7 +3,6 @@
 # ruff: noqa: RUF001 -- letters of IPA look like others
 from __future__ import annotations
 
-import unicodedata
 from typing import Final
 
 from lipdub.errors import PhonemesError
@@ -83,23 +82,6 @@ def classes_of(symbol: str) -> tuple[int, int]:
             return first, first
     vowels = [_CLASS_OF[letter] for letter in known if is_vowel(_CLASS_OF[letter])]
     return (first, vowels[-1]) if is_vowel(first) else (first, first)
-
-
-_XSAMPA: Final = {
-    "ɓ": "b_<", "ʋ": "P", "ɱ": "F", "β": "B", "ɸ": "p\\", "θ": "T", "ð": "D", "ɾ": "4", "ɫ": "5", "ɬ": "K", "ʃ": "S", "ʒ": "Z",
-    "ɕ": "s\\", "ʑ": "z\\", "ʂ": "s`", "ʐ": "z`", "ɹ": "r", "ɻ": "r`", "ʁ": "R", "ʀ": "R\\", "ɲ": "J", "ç": "C", "ʎ": "L", "ɟ": "J\\",
-    "ʝ": "j\\", "ŋ": "N", "ɡ": "g", "ɣ": "G", "χ": "X", "ɦ": "h\\", "ʔ": "?", "ɪ": "I", "ɨ": "1", "ᵻ": "1", "ɛ": "E", "ə": "@",
-    "ɜ": "3", "ɝ": "3`", "ɚ": "@`", "ɘ": "@\\", "ɤ": "7", "ɯ": "M", "æ": "{", "ɑ": "A", "ɐ": "6", "ʌ": "V", "ʊ": "U", "ʏ": "Y",
-    "ʉ": "}", "ʍ": "W", "ɥ": "H", "ɔ": "O", "ø": "2", "œ": "9", "ɵ": "8", "ɒ": "Q", "ɶ": "&", "ː": ":", "ʲ": "'",
-    "ʙ": "B\\", "ɮ": "K\\", "ʈ": "t`", "ɖ": "d`", "ɳ": "n`", "ɭ": "l`", "ɗ": "d_<", "ɺ": "l\\", "ɽ": "r`", "ɰ": "M\\", "ɠ": "g_<",
-    "ɢ": "G\\", "ɴ": "N\\", "ħ": "X\\", "ʕ": "?\\", "ɞ": "3\\",
-}  # fmt: skip
-
-
-def to_ascii(symbol: str) -> str:
-    """An IPA symbol in X-SAMPA (with a plain r), for pictures whose font holds nothing but ASCII; unknown marks are left out."""
-    letters = (_XSAMPA.get(letter, letter) for letter in unicodedata.normalize("NFD", symbol.replace("ç", "C")))
-    return "".join(letter for letter in letters if letter.isascii())
 
 
 def is_silence(symbol: str) -> bool:
