@@ -23,7 +23,7 @@ from lipdub.train.data import GRID_HZ, Clip, load_clips, opening_from_lips, to_n
 from lipdub.train.expert_network import load_expert
 from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights, choose_closed
 from lipdub.train.labelled_speech import LabelledSpeech
-from lipdub.train.loop import LoopSettings, Progress, new_fabric, run
+from lipdub.train.loop import LoopSettings, StepReport, new_fabric, run
 from lipdub.train.memory_stage import MemoryStage, MemoryWeights, central, correlation, judge_memory, judge_on_speech
 from lipdub.train.networks import PRESETS
 from lipdub.train.reader import LipReader, load_reader
@@ -152,7 +152,7 @@ def judge_drawn(stage: GeneratorStage, reader: LipReader, clips: list[Clip], con
         reference = target[choose_closed(clip, end)][None].expand(end, -1, -1, -1)
         audio = memory.audio_encoder(torch.from_numpy(clip.windows(np.arange(end), config.mel))[:, None])
         features = generator.encoder(target, reference)
-        face = generator.decoder.drawn(memory.fuse(audio, memory.memory.heard(audio).recalled), features)
+        face = generator.decoder.drawn(memory.fuse(audio, memory.memory.by_audio_sharpened(audio).recalled), features)
         drawn = face.picture
         true = target[..., y0:y1, x0:x1]
         opening, wanted = (opening_from_lips(reader(pictures)).numpy() for pictures in (drawn, true))
@@ -184,5 +184,5 @@ def _run(stage: MemoryStage | GeneratorStage, settings: LoopSettings) -> None:
         run(stage, new_fabric(settings), Path(folder), settings, resume=False, on_progress=_quiet)
 
 
-def _quiet(_: Progress) -> None:
+def _quiet(_: StepReport) -> None:
     pass

@@ -26,7 +26,7 @@ from lipdub.evaluate.clips import clips_in
 from lipdub.evaluate.openings import MEASURABLE, Openings, openings_of
 from lipdub.evaluate.scorecard import statistics
 from lipdub.evaluate.watch import openings_beside, tracked
-from lipdub.evaluate.whole_set import Task, cut_clip
+from lipdub.evaluate.whole_set import ClipTask, cut_clip
 from lipdub.pipeline import dub
 from lipdub.records import Silence
 
@@ -85,7 +85,7 @@ def measure_clip(options: Options, clip: Path) -> dict[str, Any]:
     """Figures of one clip: dubbed, and beside it the perfect and the untouched mouth."""
     cv2.setNumThreads(options.threads)
     try:
-        pieces = cut_clip(Task(clip, clip.stem, None), options.out / "pieces")
+        pieces = cut_clip(ClipTask(clip, clip.stem, None), options.out / "pieces")
     except NoAudioStream as error:
         return {"clip": clip.name, "skipped": str(error)}
     size, cache = load_spec(resolve(options.model)).crop.size, options.out / "pieces" / "tracks"

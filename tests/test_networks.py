@@ -239,7 +239,7 @@ def test_inference_takes_the_audio_recall_alone(config: NetworkConfig, monkeypat
     with torch.no_grad():
         address, lip_feature = memory(mel)
         audio_feature = memory.audio_encoder(mel)
-        recall = memory.memory.heard(audio_feature)
+        recall = memory.memory.by_audio_sharpened(audio_feature)
     assert torch.equal(address, recall.address)
     assert torch.equal(lip_feature, memory.fuse(audio_feature, recall.recalled))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lipdub.train.expert_stage import ExpertWeights
     from lipdub.train.generator_stage import GeneratorWeights
-    from lipdub.train.loop import LoopSettings, Progress, Stage
+    from lipdub.train.loop import LoopSettings, Stage, StepReport
 
     WeightsRecord = TypeVar("WeightsRecord", GeneratorWeights, ExpertWeights)
 
@@ -353,7 +353,7 @@ def _train(stage: Callable[[], Stage], output: Path, settings: LoopSettings, res
     made = stage()
     with progress(quiet=not fabric.is_global_zero) as tell:
 
-        def on_progress(step: Progress) -> None:
+        def on_progress(step: StepReport) -> None:
             tell("training", step.step, step.steps)
             if step.validation is not None and fabric.is_global_zero:
                 figures = "  ".join(f"{key} {value:.3f}" for key, value in step.validation.figures.items())

@@ -30,20 +30,20 @@ FEWEST_WINDOWS = 200
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """How well one way to sort windows into groups agrees with the phoneme classes; fewer groups in use find less.
-
-    information_bits: mutual information of group and class. shuffled_bits: the same when the phonemes of the speech change places at
-    random (mean), which is what so many groups reach by chance. purity: share of windows whose class is the commonest of their
-    group; shuffled_purity likewise. accuracy: of naming the class by the group, on stretches of time that were held out.
-    groups: how many occur.
-    """
+    """How well one way to sort windows into groups agrees with the phoneme classes; fewer groups in use find less."""
 
     information_bits: float
+    """Mutual information of group and class."""
     shuffled_bits: float
+    """The same when the phonemes of the speech change places at random (mean): what so many groups reach by chance."""
     purity: float
+    """Share of windows whose class is the commonest of their group."""
     shuffled_purity: float
+    """The same with shuffled phonemes."""
     accuracy: float
+    """Of naming the class by the group, on stretches of time that were held out."""
     groups: int
+    """How many occur."""
 
 
 NAN = float("nan")
@@ -52,28 +52,30 @@ NOTHING = Partition(NAN, NAN, NAN, NAN, NAN, 0)
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Phonemes against slots over the windows in which something is spoken (N of them).
-
-    matrix: float64 (classes, S), mean address of the windows of each class, rows sum to 1, NaN where a class does not occur.
-    windows: int64 (classes,), how many there are, silence included. class_bits: entropy of the classes, the most that could be told.
-    address_bits: mutual information of class and slot when every window counts for all slots by its address; address_shuffled_bits.
-    top_slot: windows sorted by their strongest slot. mel_clusters: by k-means of the mel windows, as many clusters as slots;
-    mel_clusters_few: as many clusters as there are strongest slots, the fair comparison for `top_slot`.
-    commonest: share of the commonest class, the accuracy of a guess. accuracy_address, accuracy_mel: of a linear classifier that sees
-    the whole address, and the mel window, on held-out stretches.
-    """
+    """Phonemes against slots over the windows in which something is spoken."""
 
     matrix: NDArray[np.float64]
+    """float64 (classes, S): mean address of the windows of each class. Rows sum to 1, or are NaN where a class does not occur."""
     windows: NDArray[np.int64]
+    """int64 (classes,): how many there are, silence included."""
     class_bits: float
+    """Entropy of the classes: the most that could be told."""
     address_bits: float
+    """Mutual information of class and slot when every window counts for all slots by its address."""
     address_shuffled_bits: float
+    """The same with shuffled phonemes."""
     top_slot: Partition
+    """Windows sorted by their strongest slot."""
     mel_clusters: Partition
+    """By k-means of the mel windows, as many clusters as slots."""
     mel_clusters_few: Partition
+    """As many clusters as there are strongest slots: the fair comparison for `top_slot`."""
     commonest: float
+    """Share of the commonest class: the accuracy of a guess."""
     accuracy_address: float
+    """Of a linear classifier that sees the whole address, on held-out stretches."""
     accuracy_mel: float
+    """Of one that sees the mel window."""
 
 
 def agreement(

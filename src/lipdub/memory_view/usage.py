@@ -20,21 +20,22 @@ FOLDS = 4
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How N windows of speech use S slots.
-
-    share: float64 (S,), mean address; it sums to 1. peak: float64 (S,), highest address of each slot. used: bool (S,).
-    perplexity: exp of the entropy of `share`, 1 (one slot for everything) to S (all alike). per_moment: the same of each single
-    address, on average: how many slots answer together. slots_for_90: fewest slots that hold 90 % of the share.
-    top_slots: how many different slots are the strongest of some window.
-    """
+    """How N windows of speech use S slots."""
 
     share: NDArray[np.float64]
+    """float64 (S,), mean address; it sums to 1."""
     peak: NDArray[np.float64]
+    """float64 (S,), highest address of each slot."""
     used: NDArray[np.bool_]
+    """bool (S,)"""
     perplexity: float
+    """exp of the entropy of `share`: 1 (one slot for everything) to S (all alike)."""
     per_moment: float
+    """The same of each single address, on average: how many slots answer together."""
     slots_for_90: int
+    """Fewest slots that hold 90 % of the share."""
     top_slots: int
+    """How many different slots are the strongest of some window."""
 
 
 def usage_of(address: NDArray[np.float32]) -> Usage:

@@ -122,7 +122,7 @@ class SoundTower(nn.Module):
         return self.head(self.body(mel / 4.0)).flatten(1)
 
 
-class Expert(nn.Module):
+class SyncNet(nn.Module):
     """Both towers, and the scale and bias that make a logit of their cosine."""
 
     def __init__(self, config: ExpertConfig) -> None:
@@ -179,7 +179,7 @@ def _is_expert(content: dict[str, Any]) -> bool:
     return isinstance(settings, dict) and settings.get("stage") == STAGE
 
 
-def load_expert(path: Path) -> Expert:
+def load_expert(path: Path) -> SyncNet:
     """The expert of a checkpoint (its averaged weights) or of an exported folder, frozen, in inference mode. Raises CheckpointInvalid."""
     if path.is_dir():
         return _from_folder(path)
@@ -187,18 +187,18 @@ def load_expert(path: Path) -> Expert:
     if not _is_expert(content):
         raise CheckpointInvalid(f"'{path}' holds no sync expert; give a checkpoint of lipdub train expert")
     try:
-        expert = Expert(checkpoints.settings_of(ExpertConfig, content["settings"]["network"], str(path)))
+        expert = SyncNet(checkpoints.settings_of(ExpertConfig, content["settings"]["network"], str(path)))
         expert.load_state_dict(content["modules"]["averaged"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointInvalid(f"'{path}' holds no expert of this lipdub: {' '.join(str(error).split())[:200]}") from error
     return expert.requires_grad_(False).eval()
 
 
-def _from_folder(folder: Path) -> Expert:
+def _from_folder(folder: Path) -> SyncNet:
     """The expert that ``lipdub export-onnx`` wrote to `folder`; its weights are float16 there."""
     try:
         spec = ExpertSpec.from_json(bundle.read_spec(folder, SPEC_FILE), where=str(folder / SPEC_FILE))
-        expert = Expert(
+        expert = SyncNet(
             ExpertConfig(
                 size=spec.crop.size, box=spec.crop.drawn, pool=spec.pool, frames=spec.frames, lip_widths=spec.lip_widths,
                 sound_widths=spec.sound_widths, embedding=spec.embedding, mel=spec.mel,

@@ -24,8 +24,8 @@ from lipdub.bundles import bundle
 from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import ExportFailed, OutputRefused
 from lipdub.speech.mel import SILENCE
-from lipdub.train.data import Clip, load_clips, to_network
-from lipdub.train.memory_stage import central, lip_windows
+from lipdub.train.data import Clip, load_clips
+from lipdub.train.memory_stage import drawn_boxes, lip_windows
 from lipdub.train.networks import FaceGenerator, LipMemory
 from lipdub.train.weights import WEIGHTS_FILE, load_bundle_networks, load_networks, write_weights
 
@@ -43,11 +43,13 @@ ADAPTED_NOTE = "adapted.json"
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written. differences: graph file to largest absolute difference to torch."""
+    """What was written."""
 
     spec: bundle.BundleSpec
     differences: dict[str, float]
+    """Graph file to largest absolute difference to torch."""
     tolerance: float
+    """The largest that was allowed."""
     bytes: int
     gflop_per_frame: float
 
@@ -290,15 +292,14 @@ def rest_feature(config: NetworkConfig, memory: LipMemory, clips: Sequence[Clip]
     mouth of each of the `clips` where it is closed."""
     silent = torch.full((1, 1, config.mel.bands, config.mel.window), SILENCE)
     audio_feature = memory.audio_encoder(silent)
-    recalled = memory.memory.heard(audio_feature).recalled
-    y0, y1, x0, x1 = config.drawn
+    recalled = memory.memory.by_audio_sharpened(audio_feature).recalled
     found = []
     for clip in clips:
         at = int(np.argmin(clip.opening))
         if clip.opening[at] > 0.02:
             continue
         low, high = max(0, at - 2), min(len(clip), at + 3)
-        pictures = to_network(torch.from_numpy(central(clip, low, high, config)[:, y0:y1, x0:x1]))
+        pictures = drawn_boxes(clip, low, high, config)
         found.append(memory.memory.by_lips(memory.lip_encoder(lip_windows(pictures, config.frames)[at - low][None])).recalled)
     if found:
         recalled = torch.cat(found).mean(dim=0, keepdim=True)

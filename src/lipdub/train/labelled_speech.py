@@ -27,11 +27,14 @@ _BILABIAL = "bilabial"
 
 
 class PhonemeWindows(NamedTuple):
-    """n windows. mel: float32 (n, 1, 80, 16). kind: int64 (n,), index into ``CLASSES``. closed: bool (n,), lips surely shut."""
+    """n windows of labelled speech."""
 
     mel: Tensor
+    """float32 (n, 1, 80, 16)"""
     kind: Tensor
+    """int64 (n,), index into ``CLASSES``"""
     closed: Tensor
+    """bool (n,): the lips are surely shut."""
 
 
 class LabelledSpeech:

@@ -3,10 +3,12 @@
 One code path, two presets. Letters: B batch, T frames of a lip window, S slots, C feature channels, H, W. Inside networks pictures
 are float32 (B, 3, H, W) in [-1, 1].
 
-Departures from the paper, all measured on our own footage (design, section 6): slots and embeddings are normalised; a linear head
-reads the lip landmarks from every recall (without a task of its own the memory collapses to one slot); the decoder draws only
-the box that the paste mask can show; ``compact`` also feeds the lip feature to every coarse decoder level (``modulated``), and may
-copy the reference's pixels through a drawn flow (``copies``), which keeps skin, beard and collar as sharp as they are.
+Departures from the paper, all measured on our own footage:
+- Slots and embeddings are normalised.
+- A linear head reads the lip landmarks from every recall: without a task of its own the memory collapses to one slot.
+- The decoder draws only the box that the paste mask can show.
+- ``compact`` also feeds the lip feature to every coarse decoder level (``modulated``).
+- ``compact`` may copy the reference's pixels through a drawn flow (``copies``), which keeps skin, beard and collar as sharp as they are.
 """
 
 from __future__ import annotations
@@ -42,11 +44,13 @@ PRESETS = {
 }  # fmt: skip
 
 
-class Recall(NamedTuple):
-    """What the memory gives for one kind of query. address: (B, S), rows sum to 1. recalled: (B, C) = address x V."""
+class MemoryRead(NamedTuple):
+    """What the memory gives for one kind of query."""
 
     address: Tensor
+    """(B, S), rows sum to 1."""
     recalled: Tensor
+    """(B, C): address x V."""
 
 
 def _norm(channels: int) -> nn.Module:
@@ -152,24 +156,24 @@ class AudioLipMemory(nn.Module):
         """V as it is recalled: (S, C), unit rows."""
         return F.normalize(self.values, dim=1)
 
-    def by_lips(self, lip_feature: Tensor) -> Recall:
+    def by_lips(self, lip_feature: Tensor) -> MemoryRead:
         """Address V by lip features (B, C)."""
-        return self._recall(self.lip_query(lip_feature), self.slots(), self.kappa)
+        return self._read(self.lip_query(lip_feature), self.slots(), self.kappa)
 
-    def by_audio(self, audio_feature: Tensor) -> Recall:
+    def by_audio(self, audio_feature: Tensor) -> MemoryRead:
         """Address K by audio features (B, C), as the memory learns it; V is what is recalled."""
-        return self._recall(self.audio_query(audio_feature), F.normalize(self.keys, dim=1), self.kappa)
+        return self._read(self.audio_query(audio_feature), F.normalize(self.keys, dim=1), self.kappa)
 
-    def heard(self, audio_feature: Tensor) -> Recall:
-        """The same with the sharper addresses that are drawn."""
-        return self._recall(self.audio_query(audio_feature), F.normalize(self.keys, dim=1), self.drawn_kappa)
+    def by_audio_sharpened(self, audio_feature: Tensor) -> MemoryRead:
+        """The same with the sharper addresses that are drawn (``drawn_kappa``)."""
+        return self._read(self.audio_query(audio_feature), F.normalize(self.keys, dim=1), self.drawn_kappa)
 
-    def _recall(self, query: Tensor, slots: Tensor, kappa: float) -> Recall:
+    def _read(self, query: Tensor, slots: Tensor, kappa: float) -> MemoryRead:
         # In float32 also under bfloat16 autocast: 16 * cos has to tell slots apart.
         with torch.autocast(query.device.type, enabled=False):
             cosine = F.normalize(query.float(), dim=1) @ slots.float().t()
             address = torch.softmax(kappa * cosine, dim=1)
-            return Recall(address, address @ self.slots().float())
+            return MemoryRead(address, address @ self.slots().float())
 
 
 class LipMemory(nn.Module):
@@ -206,15 +210,17 @@ class LipMemory(nn.Module):
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Inference: mel (B, 1, 80, 16) to address (B, S) and lip feature (B, C). The lip encoder takes no part."""
         audio_feature = self.audio_encoder(mel)
-        recall = self.memory.heard(audio_feature)
+        recall = self.memory.by_audio_sharpened(audio_feature)
         return recall.address, self.fuse(audio_feature, recall.recalled)
 
 
 class FaceFeatures(NamedTuple):
-    """What the face encoder gives to the decoder. levels: features from full resolution down to 1 x 1. reference: (B, 3, S, S)."""
+    """What the face encoder gives to the decoder."""
 
     levels: list[Tensor]
+    """Features from full resolution down to 1 x 1."""
     reference: Tensor
+    """(B, 3, S, S)"""
 
     def rows(self, index: Tensor) -> FaceFeatures:
         """Those rows of everything, in this order."""
@@ -249,15 +255,14 @@ class FaceEncoder(nn.Module):
 
 
 class DrawnFace(NamedTuple):
-    """What the decoder gives. picture: (B, 3, h, w) in [-1, 1], the drawn box.
-
-    painted: (B, 1, h, w) in [0, 1], how far each pixel was painted; the rest of it was copied from the reference. flow: (B, 2, h / 4,
-    w / 4), (x, y): where it was copied from, relative to its own place, in half crop sides. None both where nothing is ever copied.
-    """
+    """What the decoder gives. Without copying, `painted` and `flow` are None."""
 
     picture: Tensor
+    """(B, 3, h, w) in [-1, 1], the drawn box."""
     painted: Tensor | None
+    """(B, 1, h, w) in [0, 1]: how far each pixel was painted; the rest of it was copied from the reference."""
     flow: Tensor | None
+    """(B, 2, h / 4, w / 4), (x, y): where it was copied from, relative to its own place, in half crop sides."""
 
 
 class DecoderLevel(nn.Module):

@@ -190,12 +190,15 @@ def _punctuated(words: Sequence[str], random: np.random.Generator) -> str:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Utterance:
-    """mel: float16 (T, bands). kind, symbol: class (index into ``classes.CLASSES``) and IPA of each column, T each."""
+    """A spoken sentence of T mel columns."""
 
     recipe: Recipe
     mel: NDArray[np.float16]
+    """float16 (T, bands)"""
     kind: NDArray[np.uint8]
+    """(T,), class of each column: index into ``classes.CLASSES``."""
     symbol: list[str]
+    """IPA of each column."""
 
 
 def make_utterance(recipe: Recipe, spec: MelSpec) -> Utterance:

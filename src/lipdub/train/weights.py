@@ -146,7 +146,7 @@ def load_networks(checkpoint: Path) -> tuple[NetworkConfig, LipMemory, FaceGener
         memory, generator = LipMemory(config), FaceGenerator(config)
         averaged = content["modules"]["averaged"]
         for prefix, module in (("memory.", memory), ("generator.", generator)):
-            module.load_state_dict({key.removeprefix(prefix): value for key, value in averaged.items() if key.startswith(prefix)})
+            module.load_state_dict(part_of(averaged, prefix))
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointInvalid(
             f"'{checkpoint}' holds no generator of this lipdub: {' '.join(str(error).split())[:200]}; give one of lipdub train generator"
@@ -190,9 +190,14 @@ def load_weights(path: Path, config: NetworkConfig) -> dict[str, Tensor]:
     return found
 
 
+def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those of `weights` whose names begin with `prefix`, by the rest of their names."""
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
+
 def _fill(module: torch.nn.Module, prefix: str, weights: Mapping[str, Tensor], folder: Path) -> None:
     try:
-        module.load_state_dict({key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)})
+        module.load_state_dict(part_of(weights, prefix))
     except RuntimeError as error:
         raise CheckpointInvalid(
             f"the weights in '{folder}' are of another network than it says; copy the bundle again, or export it from its checkpoint"
