@@ -307,7 +307,7 @@ def test_without_any_bundle_the_message_says_so(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_shelves_are_the_package_and_the_checkout() -> None:
-    package = Path(bundle.__file__).parent
+    package = Path(bundle.__file__).parent.parent
     assert bundle._shelves()[0] == package / "models"
     if package.parent.name == "src":
         assert bundle._shelves()[1] == package.parents[1] / "models"

@@ -375,7 +375,7 @@ def rows_by_source(stage: GeneratorStage, batch: dict[str, Tensor]) -> tuple[lis
     fused: list[Tensor] = []
     calls: list[str] = []
     memory = stage.memory
-    recalls = {name: getattr(memory.memory, name) for name in ("by_lips", "heard")}
+    recalls = {name: getattr(memory.memory, name) for name in ("by_lips", "by_audio_sharpened")}
     fuse = memory.fuse
 
     def spied(name: str) -> Callable[[Tensor], Any]:
@@ -389,7 +389,7 @@ def rows_by_source(stage: GeneratorStage, batch: dict[str, Tensor]) -> tuple[lis
         fused.append(fuse(audio_feature, recalled))
         return fused[-1]
 
-    memory.memory.by_lips, memory.memory.heard, memory.fuse = spied("by_lips"), spied("heard"), spied_fuse  # type: ignore[method-assign]
+    memory.memory.by_lips, memory.memory.by_audio_sharpened, memory.fuse = spied("by_lips"), spied("by_audio_sharpened"), spied_fuse  # type: ignore[method-assign]
     decoder = stage.generator.decoder
     draw = decoder.drawn
 
@@ -402,8 +402,8 @@ def rows_by_source(stage: GeneratorStage, batch: dict[str, Tensor]) -> tuple[lis
         _GeneratorStep(stage)(batch)
     finally:
         del decoder.drawn
-        del memory.memory.by_lips, memory.memory.heard, memory.fuse
-    assert sorted(calls) == ["by_lips", "heard"]
+        del memory.memory.by_lips, memory.memory.by_audio_sharpened, memory.fuse
+    assert sorted(calls) == ["by_audio_sharpened", "by_lips"]
     assert len(drawn) == 1, "one pass through the decoder for both recalls"
     table = torch.cat(fused)
     rows = len(table) // 2

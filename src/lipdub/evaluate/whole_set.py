@@ -47,7 +47,6 @@ from lipdub.speech.mel import cut_windows, log_mel
 
 FIGURES_VERSION = 3
 """Goes up whenever a figure is measured otherwise than before: kept results are measured again then."""
-SECONDS_MIN = 8.0
 SILENCE_S = 4.0
 """So long is the sound of digital silence that each clip is dubbed with for the silent leak."""
 FEWEST_FRAMES = 50
