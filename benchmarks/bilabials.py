@@ -26,8 +26,8 @@ from lipdub.memory_view.mouths import draw, find_sitter, measure_openings
 from lipdub.memory_view.usage import slot_features
 from lipdub.model import open_model
 from lipdub.options import DubOptions
-from lipdub.phonetics import phonemes
-from lipdub.phonetics.phonemes import Alignment, Phoneme
+from lipdub.phonetics import alignment_files, espeak
+from lipdub.phonetics.alignment import Alignment, Phoneme
 from lipdub.pipeline import dub
 from lipdub.speech.lip_track import lips_at
 
@@ -120,7 +120,7 @@ def make_speech(out: Path, sentences: Sequence[tuple[str, str]] = SENTENCES) -> 
     pause = np.zeros(round(PAUSE_S * common.SOUND_HZ), np.float32)
     pieces, utterances, length = [pause], [], len(pause)
     for voice, text in sentences:
-        speech = phonemes.speak(text, voice, words_per_minute=150)
+        speech = espeak.speak(text, voice, words_per_minute=150)
         samples = resample_poly(speech.samples, common.SOUND_HZ, speech.sample_rate_hz).astype(np.float32)
         samples *= 0.5 / max(float(np.abs(samples).max()), 1e-6)
         start_s = length / common.SOUND_HZ
@@ -130,7 +130,7 @@ def make_speech(out: Path, sentences: Sequence[tuple[str, str]] = SENTENCES) -> 
         length += len(samples) + len(pause)
     common.write_wav(out, np.concatenate(pieces))
     together = Alignment(tuple(phoneme for one in utterances for phoneme in one.alignment))
-    phonemes.write_alignment(together, out.with_suffix(".csv"))
+    alignment_files.write_alignment(together, out.with_suffix(".csv"))
     return utterances
 
 

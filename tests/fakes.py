@@ -41,7 +41,7 @@ def fake_spec(
     channels: int = 4,
     name: str = "fake",
     backend: str = "memory",
-    smoothing_s: float = 0.0,
+    tap_distance_s: float = 0.0,
     copies: bool = False,
 ) -> BundleSpec:
     """The spec of a fake bundle, hashes left out. masked_from: None for half of `size`."""
@@ -58,7 +58,7 @@ def fake_spec(
         training_data="none: made by tests/fakes.py",
         graphs={},
         created_with="0.0.0",
-        smoothing_s=smoothing_s,
+        tap_distance_s=tap_distance_s,
         copies=copies,
     )
 
@@ -73,7 +73,7 @@ def write_fake_bundle(
     channels: int = 4,
     name: str = "fake",
     backend: str = "memory",
-    smoothing_s: float = 0.0,
+    tap_distance_s: float = 0.0,
     copies: bool = False,
     draws: Draws = "reference",
     float16: bool = False,
@@ -93,7 +93,7 @@ def write_fake_bundle(
         channels=channels,
         name=name,
         backend=backend,
-        smoothing_s=smoothing_s,
+        tap_distance_s=tap_distance_s,
         copies=copies,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,9 +115,24 @@ def as_version_1(folder: Path) -> None:
     del graph.graph.output[:]
     graph.graph.output.extend(face)
     onnx.save(graph, folder / bundle.GENERATOR_GRAPH)
-    described = json.loads(rewrite_spec(folder, copies=False, voice_bands=0).to_json())
+    rewrite_spec(folder, copies=False, voice_bands=0, network=None)
+    as_version_2(folder)
+    described = json.loads((folder / bundle.SPEC_FILE).read_text(encoding="utf-8"))
     del described["copies"], described["voice_bands"]
     (folder / bundle.SPEC_FILE).write_text(json.dumps(described | {"format_version": 1}), encoding="utf-8")
+
+
+def as_version_2(folder: Path) -> None:
+    """Make the bundle in `folder` one of format version 2: neither its description nor its weights tell of the network."""
+    described = json.loads((folder / bundle.SPEC_FILE).read_text(encoding="utf-8"))
+    del described["network"]
+    described |= {"format_version": 2, "smoothing_s": described.pop("tap_distance_s")}
+    (folder / bundle.SPEC_FILE).write_text(json.dumps(described), encoding="utf-8")
+    weights = folder / "weights.safetensors"
+    if weights.is_file():
+        import safetensors.numpy
+
+        weights.write_bytes(safetensors.numpy.save(safetensors.numpy.load(weights.read_bytes())))
 
 
 def slot_values(slots: int, channels: int) -> NDArray[np.float32]:

@@ -46,6 +46,7 @@ from lipdub.train.generator_stage import GeneratorStage
 from lipdub.train.held_out import HeldOut, Judged, TorchMemory, references, split
 from lipdub.train.networks import FaceGenerator, LipMemory
 from lipdub.train.prepare import GRID_HZ
+from lipdub.train.weights import load_bundle_memory, load_weights
 
 FEW = AdaptSettings(steps=12, batch=4, rate=4e-3, ema=0.5, validate_every=4, patience=3)
 SECONDS = 11
@@ -109,7 +110,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, clip: Clip) -> Path:
     spec = bundle.BundleSpec(
         name="toy", backend="memory", format_version=bundle.FORMAT_VERSION, crop=COMPACT.crop, mel=COMPACT.mel, slots=COMPACT.slots,
         lip_channels=COMPACT.channels, rest_feature=export.rest_feature(COMPACT, memory, []), license="CC0-1.0", training_data="none",
-        graphs={}, created_with=__version__, smoothing_s=0.03,
+        graphs={}, created_with=__version__, tap_distance_s=0.03,
     )  # fmt: skip
     out = tmp_path_factory.mktemp("models") / "toy"
     export.write_bundle(out, spec, COMPACT, memory, generator, half=True, beside={"MODEL_CARD.md": b"# toy\n"}, force=False)
@@ -212,7 +213,7 @@ def held_of(clip: Clip, spec: bundle.BundleSpec) -> HeldOut:
 @pytest.mark.parametrize(("smoothing_s", "voice_bands"), [(0.0, 0), (0.03, 0), (0.03, 2)])
 def test_the_held_out_part_is_drawn_as_sync_draws_it(clip: Clip, toy: Path, smoothing_s: float, voice_bands: int) -> None:
     """Same recall, same smoothing, same voices, same pauses, same pixels as the runtime, but for half precision."""
-    spec = replace(bundle.load_spec(toy), smoothing_s=smoothing_s, voice_bands=voice_bands)
+    spec = replace(bundle.load_spec(toy), tap_distance_s=smoothing_s, voice_bands=voice_bands)
     mel = clip.mel.copy()
     mel[:, 760:820] = -4.0  # a pause
     clip = replace(clip, mel=mel)
@@ -222,9 +223,9 @@ def test_the_held_out_part_is_drawn_as_sync_draws_it(clip: Clip, toy: Path, smoo
     lips = lips_of(windows, OnnxMemory(toy, spec, device="cpu")).at_rest_in_pauses(np.array(spec.rest_feature, np.float32))
     assert 0 < (lips.silence > PAUSE).sum() < len(rows)
     expected = open_model(str(toy), device="cpu", threads=1).generator.draw(held.crops, held.references, lips.feature).pixels
-    config, memory = networks.load_bundle_memory(toy)
+    config, memory = load_bundle_memory(toy)
     network = FaceGenerator(config)
-    weights = networks.load_weights(toy, config)
+    weights = load_weights(toy, config)
     network.load_state_dict({key.removeprefix("generator."): value for key, value in weights.items() if key.startswith("generator.")})
     drawn = held.draw(network, memory, np.array(spec.rest_feature, np.float32))
     assert np.abs(drawn.astype(int) - expected).max() <= 3
@@ -236,7 +237,7 @@ def test_the_held_out_part_is_drawn_as_sync_draws_it(clip: Clip, toy: Path, smoo
 
 def test_a_memory_in_training_is_asked_as_that_of_the_bundle_is(toy: Path) -> None:
     spec = bundle.load_spec(toy)
-    trained = TorchMemory(spec, networks.load_bundle_memory(toy)[1])
+    trained = TorchMemory(spec, load_bundle_memory(toy)[1])
     exported = OnnxMemory(toy, spec, device="cpu")
     assert trained.spec == exported.spec
     for count in (0, 1, 2 * held_out.AT_ONCE + 1):
@@ -333,7 +334,7 @@ def test_a_few_steps_adapt_the_generator_and_not_the_memory(of_clip: None, toy: 
     }  # fmt: skip
     spec = bundle.load_spec(out)
     assert spec == done.spec
-    assert (spec.name, spec.license, spec.smoothing_s) == ("anna-b", "CC0-1.0", 0.03)
+    assert (spec.name, spec.license, spec.tap_distance_s) == ("anna-b", "CC0-1.0", 0.03)
     assert spec.training_data == "none; adapted from toy to 'person.mp4'"
     assert set(done.differences) == set(bundle.TENSORS)
     assert max(done.differences.values()) <= export.HALF_TOLERANCE
@@ -373,7 +374,7 @@ def test_a_bundle_of_version_1_becomes_one_that_tells_of_copies_where_it_learned
     as_version_1(toy)
     done = adapt(Path("person.mp4"), tmp_path / "out", model=str(toy), settings=FEW)
     assert not done.kept_base
-    assert (done.spec.format_version, done.spec.copies) == (2, True)
+    assert (done.spec.format_version, done.spec.copies) == (3, True)
     generator = open_model(str(tmp_path / "out"), device="cpu", threads=1).generator
     pictures = np.zeros((1, SIZE, SIZE, 3), np.uint8)
     assert generator.draw(pictures, pictures, np.zeros((1, COMPACT.channels), np.float32)).copied is not None

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import fake_spec, write_fake_bundle
+from fakes import as_version_2, fake_spec, rewrite_spec, write_fake_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lipdub.bundles import bundle, expert
 from lipdub.bundles.bundle import BundleSpec
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import BundleInvalid, BundleNotFound
 from lipdub.records import CropSpec
 
@@ -41,7 +42,7 @@ def edit(folder: Path, **changes: Any) -> None:
     """Change keys of a bundle.json by hand; ``None`` removes one."""
     file = folder / bundle.SPEC_FILE
     data = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+    file.write_text(json.dumps({key: value for key, value in data.items() if value is not None or key not in changes}))
 
 
 # ---- the spec
@@ -49,17 +50,17 @@ def edit(folder: Path, **changes: Any) -> None:
 
 @given(
     rest=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=6),
-    smoothing_s=st.floats(0.0, 1.0),
+    tap_distance_s=st.floats(0.0, 1.0),
     text=st.text(min_size=1),
     copies=st.booleans(),
     voice_bands=st.integers(0, 79),
 )
-def test_a_spec_survives_the_way_to_disk(rest: list[float], smoothing_s: float, text: str, copies: bool, voice_bands: int) -> None:
+def test_a_spec_survives_the_way_to_disk(rest: list[float], tap_distance_s: float, text: str, copies: bool, voice_bands: int) -> None:
     spec = replace(
         fake_spec(copies=copies),
         rest_feature=tuple(rest),
         lip_channels=len(rest),
-        smoothing_s=smoothing_s,
+        tap_distance_s=tap_distance_s,
         voice_bands=voice_bands,
         license=text,
         training_data=text,
@@ -74,7 +75,7 @@ def test_a_spec_survives_the_way_to_disk(rest: list[float], smoothing_s: float, 
         ({"name": "a/b"}, "name must be"),
         ({"name": ""}, "name must be"),
         ({"backend": ""}, "backend"),
-        ({"format_version": 1}, "format_version must be 2"),
+        ({"format_version": 1}, "format_version must be 3"),
         ({"copies": True, "crop": CropSpec(32, (16, 31, 4, 28), 16)}, "drawn must lie on cells of 4 px"),
         ({"slots": 0}, "slots must be positive"),
         ({"lip_channels": 3}, "rest_feature must hold lip_channels = 3 numbers, got 4"),
@@ -82,8 +83,8 @@ def test_a_spec_survives_the_way_to_disk(rest: list[float], smoothing_s: float, 
         ({"license": ""}, "license"),
         ({"graphs": {"memory.onnx": "0" * 64}}, "graphs must name generator.onnx, memory.onnx, got memory.onnx"),
         ({"graphs": {"memory.onnx": "0" * 64, "generator.onnx": "nonsense"}}, "sha256"),
-        ({"smoothing_s": -0.1}, "smoothing_s"),
-        ({"smoothing_s": float("nan")}, "smoothing_s"),
+        ({"tap_distance_s": -0.1}, "tap_distance_s"),
+        ({"tap_distance_s": float("nan")}, "tap_distance_s"),
         ({"voice_bands": -1}, "voice_bands"),
         ({"voice_bands": 80}, "voice_bands"),
     ],
@@ -97,14 +98,14 @@ def test_a_spec_that_does_not_fit_together_is_not_built(changes: dict[str, Any],
     ("path", "value", "message"),
     [
         (["slots"], None, "key 'slots' is missing"),
-        (["smoothing_s"], None, "key 'smoothing_s' is missing"),
+        (["tap_distance_s"], None, "key 'tap_distance_s' is missing"),
         (["voice_bands"], None, "key 'voice_bands' is missing"),
         (["voice_bands"], 80, "voice_bands"),
         (["voice_bands"], -1, "voice_bands"),
         (["copies"], None, "key 'copies' is missing"),
         (["copies"], 1, "key 'copies' must be of type bool, got 1"),
         (["copies"], "yes", "key 'copies' must be of type bool"),
-        (["format_version"], 2.0, "key 'format_version' must be of type int"),
+        (["format_version"], 3.0, "key 'format_version' must be of type int"),
         (["crop", "drawn"], None, "key 'crop.drawn' is missing"),
         (["speed"], 3, "key 'speed' is unknown"),
         (["mel", "speed"], 3, "key 'mel.speed' is unknown"),
@@ -112,7 +113,7 @@ def test_a_spec_that_does_not_fit_together_is_not_built(changes: dict[str, Any],
         (["slots"], True, "key 'slots' must be of type int"),
         (["slots"], 8.0, "key 'slots' must be of type int"),
         (["license"], 1, "key 'license' must be of type str"),
-        (["smoothing_s"], "fast", "key 'smoothing_s' must be of type float"),
+        (["tap_distance_s"], "fast", "key 'tap_distance_s' must be of type float"),
         (["crop"], [1], "key 'crop' must be a JSON object"),
         (["crop", "drawn"], [1, 2, 3], "key 'crop.drawn' must hold 4 values, got 3"),
         (["crop", "drawn"], [1, 2, 3, "4"], r"key 'crop.drawn\[3\]' must be of type int"),
@@ -181,18 +182,50 @@ def test_a_missing_graph_is_named(folder: Path, graph: str) -> None:
         bundle.load_spec(folder)
 
 
-@pytest.mark.parametrize("version", [0, 3, -1, "1", [1], True])
+@pytest.mark.parametrize("version", [0, 4, -1, "1", [1], True])
 def test_another_format_version_is_refused_before_its_keys_are_looked_at(folder: Path, version: object) -> None:
     edit(folder, format_version=version, a_key_of_the_future=1, slots=None)
-    with pytest.raises(BundleInvalid, match=rf"is of format version {re.escape(repr(version))}, this lipdub reads 1 and 2"):
+    with pytest.raises(BundleInvalid, match=rf"is of format version {re.escape(repr(version))}, this lipdub reads 1 and 2 and 3"):
         bundle.load_spec(folder)
 
 
 def test_a_bundle_of_version_1_is_read_as_one_that_does_not_tell_of_copies(folder: Path) -> None:
     now = bundle.load_spec(folder)
+    as_version_2(folder)
     edit(folder, format_version=1, copies=None, voice_bands=None)
     assert bundle.load_spec(folder) == now
-    assert (now.format_version, now.copies, now.voice_bands) == (2, False, 0)
+    assert (now.format_version, now.copies, now.voice_bands, now.network) == (3, False, 0, None)
+
+
+def test_a_bundle_of_version_2_is_read_as_one_that_does_not_tell_of_its_network(folder: Path) -> None:
+    now = rewrite_spec(folder, tap_distance_s=0.03, voice_bands=2)
+    as_version_2(folder)
+    assert "smoothing_s" in (folder / bundle.SPEC_FILE).read_text()
+    assert bundle.load_spec(folder) == now
+    edit(folder, tap_distance_s=0.02)
+    with pytest.raises(BundleInvalid, match="key 'tap_distance_s' is unknown"):
+        bundle.load_spec(folder)
+
+
+NETWORK = NetworkConfig(
+    preset="toy", size=32, drawn=(16, 32, 4, 28), crop_stride=4, slots=8, channels=4, audio_widths=(1, 2, 3, 4),
+    audio_strides=((1, 1), (3, 1), (3, 3), (3, 2)), lip_widths=(1, 2, 3, 4), lip_pool=1, face_widths=(4, 5, 6), decoder_widths=(6, 5),
+    residual=True, modulated=False, fusion_dropout=0.1,
+)  # fmt: skip
+
+
+def test_a_spec_tells_of_its_network(folder: Path) -> None:
+    assert rewrite_spec(folder, network=NETWORK) == bundle.load_spec(folder)
+    for other in (replace(NETWORK, slots=9), replace(NETWORK, channels=5), replace(NETWORK, copies=True), replace(NETWORK, size=64)):
+        with pytest.raises(ValueError, match="network must have the bundle's crop, mel, slots, lip_channels and copies"):
+            replace(fake_spec(), network=other)
+    with pytest.raises(ValueError, match="drawn_kappa must be positive"):
+        replace(NETWORK, drawn_kappa=0.0)
+    data = json.loads((folder / bundle.SPEC_FILE).read_text())
+    del data["network"]["residual"]
+    (folder / bundle.SPEC_FILE).write_text(json.dumps(data))
+    with pytest.raises(BundleInvalid, match=r"key 'network\.residual' is missing"):
+        bundle.load_spec(folder)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +240,7 @@ def test_a_bundle_of_version_1_is_read_as_one_that_does_not_tell_of_copies(folde
     ],
 )
 def test_nothing_else_of_version_1_is_taken_lightly(folder: Path, changes: dict[str, Any], message: str) -> None:
+    as_version_2(folder)
     edit(folder, format_version=1, **changes)
     with pytest.raises(BundleInvalid, match=message):
         bundle.load_spec(folder)
@@ -273,7 +307,7 @@ def test_without_any_bundle_the_message_says_so(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_shelves_are_the_package_and_the_checkout() -> None:
-    package = Path(bundle.__file__).parent
+    package = Path(bundle.__file__).parent.parent
     assert bundle._shelves()[0] == package / "models"
     if package.parent.name == "src":
         assert bundle._shelves()[1] == package.parents[1] / "models"

@@ -29,7 +29,7 @@ from lipdub.cli.app import main
 from lipdub.errors import BundleNotFound, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
 from lipdub.evaluate import one_dub, page, scoring, watch, whole_set
 from lipdub.evaluate.scoring import Judges, Known, score
-from lipdub.evaluate.whole_set import ClipResult, SetOptions, Task
+from lipdub.evaluate.whole_set import ClipResult, ClipTask, SetOptions
 from lipdub.media.planes import Picture
 from lipdub.records import CropSpec, Face, MelSpec
 
@@ -270,7 +270,7 @@ def test_one_bad_clip_is_named_and_the_others_are_measured(made, tmp_path, monke
     write_person(folder / "bug.mp4", seed=6, frames=60)
     real = whole_set.measure_clip
 
-    def measure(options: SetOptions, task: Task) -> Any:
+    def measure(options: SetOptions, task: ClipTask) -> Any:
         if task.name == "bug":
             raise ZeroDivisionError("a\nbug")
         if task.name == "good":
@@ -486,7 +486,7 @@ def test_a_set_of_nothing_but_bad_clips_is_an_error(run, made, tmp_path):
     assert "no sound" in err
 
 
-def _die(task: Task) -> ClipResult:
+def _die(task: ClipTask) -> ClipResult:
     """A worker that is gone, as by the kernel's hand."""
     import os
 
@@ -497,7 +497,7 @@ def _die(task: Task) -> ClipResult:
 
 @pytest.mark.slow
 def test_a_clip_that_kills_its_worker_costs_nobody_else_anything():
-    tasks = [Task(Path(name), name, None) for name in ("a", "deadly", "b", "c")]
+    tasks = [ClipTask(Path(name), name, None) for name in ("a", "deadly", "b", "c")]
     booked: list[ClipResult] = []
     undone = whole_set._in_pool(tasks, _die, 2, booked.append)
     for task in undone:

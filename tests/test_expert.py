@@ -20,12 +20,12 @@ from lipdub.errors import CheckpointInvalid, TrainingDataError
 from lipdub.speech.mel import SILENCE
 from lipdub.train import checkpoints, offsets
 from lipdub.train.data import Clip, loader
-from lipdub.train.expert_network import Expert, ExpertConfig, load_expert
+from lipdub.train.expert_network import ExpertConfig, SyncNet, load_expert
 from lipdub.train.expert_stage import ExpertStage, ExpertWeights, draw_curve, expert_losses, judge_expert, mean_curve
-from lipdub.train.loop import Progress, new_fabric, run
+from lipdub.train.loop import StepReport, new_fabric, run
 from lipdub.train.pairs import STRIP_COLUMNS, Pairs
 from lipdub.train.prepare import GRID_HZ
-from lipdub.train.shifts import FURTHEST, Agreement, agreement, lip_windows, score
+from lipdub.train.shifts import FURTHEST, ShiftCosines, accuracies, clip_lip_windows, shift_cosines
 
 TOY = ExpertConfig(size=SIZE, box=(32, 64, 8, 56), pool=2, lip_widths=(8, 8, 16, 16), sound_widths=(4, 8, 8, 16), embedding=16, dropout=0.0)
 
@@ -63,15 +63,15 @@ def stage_of(clips: list[Clip], rate: float = 3e-3, seed: int = 0) -> ExpertStag
 
 
 @pytest.fixture(scope="module")
-def trained(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float], list[Progress]]:
-    told: list[Progress] = []
+def trained(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float], list[StepReport]]:
+    told: list[StepReport] = []
     folder = tmp_path_factory.mktemp("run")
     plan = toy_settings(steps=100, batch=10, rate=1e-2, warmup_steps=10, validate_every=100, checkpoint_every=100)
     figures = run(stage_of(clips, 1e-2), new_fabric(plan), folder, plan, resume=False, on_progress=told.append)
     return folder / "best.pt", figures, told
 
 
-def test_the_expert_learns_a_drawn_task(trained: tuple[Path, dict[str, float], list[Progress]]) -> None:
+def test_the_expert_learns_a_drawn_task(trained: tuple[Path, dict[str, float], list[StepReport]]) -> None:
     path, figures, told = trained
     assert told[-1].losses["expert"] < 0.7 * told[0].losses["expert"]
     assert np.mean([figures[f"second_{shift}"] for shift in (2, 3, 4, 5)]) > 0.9
@@ -170,7 +170,7 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 def losses_of(lips: torch.Tensor, sounds: torch.Tensor, starts: torch.Tensor, sounding: torch.Tensor) -> dict[str, torch.Tensor]:
     count, windows = lips.shape[:2]
     config = replace(TOY, embedding=lips.shape[-1])
-    return expert_losses(Expert(config), lips, sounds, starts, sounding, torch.zeros(count, windows, 40, 2), ExpertWeights())
+    return expert_losses(SyncNet(config), lips, sounds, starts, sounding, torch.zeros(count, windows, 40, 2), ExpertWeights())
 
 
 def test_the_losses_are_lower_where_lips_and_sound_agree() -> None:
@@ -222,27 +222,27 @@ def test_a_step_gives_numbers_whatever_the_batch(clips: list[Clip], count: int) 
 # ---- judging
 
 
-def judged(count: int, best: int = 0, top: float = 1.0) -> Agreement:
+def judged(count: int, best: int = 0, top: float = 1.0) -> ShiftCosines:
     """An expert that is sure of one shift."""
     cosine = np.full((count, 2 * FURTHEST + 1), 0.1, np.float32)
     cosine[:, FURTHEST + best] = top
     own = np.full((count, count), 0.1, np.float32)
     own[np.arange(count), np.arange(count)] = cosine[:, FURTHEST]
-    return Agreement(cosine, own, np.ones(count, bool))
+    return ShiftCosines(cosine, own, np.ones(count, bool))
 
 
 def test_scores_of_a_perfect_and_of_a_deaf_expert() -> None:
-    found = score([judged(60)])
+    found = accuracies([judged(60)])
     assert set(found.single.values()) == set(found.second.values()) == {1.0}
     assert found.single_far == found.second_far == 1.0
     random = np.random.default_rng(0)
     noise = random.standard_normal((200, 2 * FURTHEST + 1)).astype(np.float32)
     own = random.standard_normal((200, 200)).astype(np.float32)
     own[np.arange(200), np.arange(200)] = noise[:, FURTHEST]
-    found = score([Agreement(noise, own, np.ones(200, bool))])
+    found = accuracies([ShiftCosines(noise, own, np.ones(200, bool))])
     assert all(0.4 < share < 0.6 for share in found.single.values())
     assert found.single_far == pytest.approx(0.5, abs=0.08)
-    silent = score([replace(judged(60), sounding=np.zeros(60, bool))])
+    silent = accuracies([replace(judged(60), sounding=np.zeros(60, bool))])
     assert silent.single[3] == silent.second_far == 0.5
 
 
@@ -255,7 +255,7 @@ def test_the_best_shift_is_positive_where_the_sound_is_late(shift: int) -> None:
 
 def test_sound_that_is_not_there_is_not_compared(clips: list[Clip]) -> None:
     """Before and after the clip there is no sound: padding would be told apart for nothing."""
-    found = agreement(Expert(TOY).eval(), clips[0])
+    found = shift_cosines(SyncNet(TOY).eval(), clips[0])
     assert found.cosine.shape == (75, 2 * FURTHEST + 1)
     assert found.own.shape == (75, 75)
     assert np.isnan(found.at(-FURTHEST)[:FURTHEST]).all()
@@ -264,19 +264,19 @@ def test_sound_that_is_not_there_is_not_compared(clips: list[Clip]) -> None:
 
 
 @pytest.mark.parametrize("fps", [20, 24, 25])
-def test_shifts_are_of_time_whatever_the_frame_rate(trained: tuple[Path, dict[str, float], list[Progress]], fps: float) -> None:
+def test_shifts_are_of_time_whatever_the_frame_rate(trained: tuple[Path, dict[str, float], list[StepReport]], fps: float) -> None:
     """Frames of a slow or a fast video are compared with the sound k / 25 s away, not with that of the k-th frame from them."""
     clip = bar_clip(50, frames=110, late_frames=2)
     rows = np.unique(np.round(np.arange(0, 110 / GRID_HZ, 1 / fps) * GRID_HZ).astype(int).clip(0, 109))
     part = {name: getattr(clip, name)[rows] for name in ("crops", "times_s", "lips", "opening", "pose", "shot")}
-    found = agreement(load_expert(trained[0]), replace(clip, **part))
+    found = shift_cosines(load_expert(trained[0]), replace(clip, **part))
     assert np.isfinite(found.at(FURTHEST)).mean() > 0.5
     assert found.best()[0] == 2
 
 
 def test_lip_windows_end_at_cuts(clips: list[Clip]) -> None:
     shot = (np.arange(75) >= 30).astype(np.int32)
-    (windows,) = lip_windows(replace(clips[0], shot=shot), 75, Expert(TOY))
+    (windows,) = clip_lip_windows(replace(clips[0], shot=shot), 75, SyncNet(TOY))
     assert windows.shape == (75, 3, 5, 32, 48)
     assert torch.equal(windows[29, :, 2], windows[29, :, 4])
     assert torch.equal(windows[30, :, 0], windows[30, :, 2])
@@ -292,13 +292,13 @@ def test_speakers_who_are_trained_on_do_not_judge(clips: list[Clip]) -> None:
 
 def test_too_short_clips_cannot_judge() -> None:
     with pytest.raises(TrainingDataError, match="no held-out clip has 27 frames"):
-        judge_expert(Expert(TOY), [bar_clip(0, frames=26)])
+        judge_expert(SyncNet(TOY), [bar_clip(0, frames=26)])
 
 
 def test_the_curve_is_drawn(clips: list[Clip]) -> None:
     assert draw_curve(np.linspace(0, 1, 31)).shape == (240, 480, 3)
     assert draw_curve(np.zeros(31)).std() > 0
-    assert mean_curve([agreement(Expert(TOY).eval(), clips[0])]).shape == (31,)
+    assert mean_curve([shift_cosines(SyncNet(TOY).eval(), clips[0])]).shape == (31,)
 
 
 # ---- checkpoints
@@ -319,7 +319,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_one_that_went_through_does(clips: 
         run(other, new_fabric(plan), tmp_path / "stopped", plan, resume=True, on_progress=quiet)
 
 
-def test_what_is_loaded_is_the_averaged_expert_and_frozen(trained: tuple[Path, dict[str, float], list[Progress]]) -> None:
+def test_what_is_loaded_is_the_averaged_expert_and_frozen(trained: tuple[Path, dict[str, float], list[StepReport]]) -> None:
     expert, content = load_expert(trained[0]), checkpoints.load(trained[0])
     assert not expert.training
     assert not any(parameter.requires_grad for parameter in expert.parameters())
@@ -346,7 +346,7 @@ def test_a_box_outside_the_lower_half_is_refused() -> None:
 # ---- offsets
 
 
-def test_offsets_are_found_and_clips_that_agree_with_none(trained: tuple[Path, dict[str, float], list[Progress]], tmp_path: Path) -> None:
+def test_offsets_are_found_and_clips_that_agree_with_none(trained: tuple[Path, dict[str, float], list[StepReport]], tmp_path: Path) -> None:
     expert = load_expert(trained[0])
     late, early, right = bar_clip(20, frames=110, late_frames=3), bar_clip(21, frames=110, late_frames=-2), bar_clip(22, frames=110)
     foreign = replace(bar_clip(23, frames=110), mel=bar_clip(24, frames=110).mel)
@@ -361,10 +361,10 @@ def test_offsets_are_found_and_clips_that_agree_with_none(trained: tuple[Path, d
     assert stored == {late.clip_id: pytest.approx(0.12), early.clip_id: pytest.approx(-0.08), foreign.clip_id: None}
     assert [file.name for file in tmp_path.iterdir()] == ["offsets.json"]
     corrected = replace(late, offset_s=stored[late.clip_id])
-    assert agreement(expert, corrected).best()[0] == 0
+    assert shift_cosines(expert, corrected).best()[0] == 0
 
 
-def test_short_clips_of_a_speaker_share_an_offset(trained: tuple[Path, dict[str, float], list[Progress]]) -> None:
+def test_short_clips_of_a_speaker_share_an_offset(trained: tuple[Path, dict[str, float], list[StepReport]]) -> None:
     expert = load_expert(trained[0])
     shifted = [replace(bar_clip(seed, frames=30, late_frames=4), speaker="one") for seed in range(30, 36)]
     lonely = replace(bar_clip(40, frames=30), speaker="lonely")
@@ -373,5 +373,5 @@ def test_short_clips_of_a_speaker_share_an_offset(trained: tuple[Path, dict[str,
     assert all(offset.frames == 4 and offset.believed and offset.agrees for offset in found)
 
 
-def test_silent_clips_have_no_offset(trained: tuple[Path, dict[str, float], list[Progress]]) -> None:
+def test_silent_clips_have_no_offset(trained: tuple[Path, dict[str, float], list[StepReport]]) -> None:
     assert offsets.estimate_by_expert(load_expert(trained[0]), [bar_clip(0, frames=110, silent=True)]) == []

@@ -16,7 +16,7 @@ from toys import COMPACT, write_clips
 
 from lipdub.cli.app import main
 from lipdub.train import checkpoints, expert_network, networks
-from lipdub.train.expert_network import Expert
+from lipdub.train.expert_network import SyncNet
 from lipdub.train.networks import LipMemory
 
 QUICK = ("--batch", "2", "--workers", "0", "--accelerator", "cpu", "--validate-every", "2", "--steps", "2")
@@ -49,7 +49,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def an_expert(folder: Path) -> Path:
     torch.manual_seed(0)
-    content = {"settings": {"stage": "expert", "network": TOY.to_dict()}, "modules": {"averaged": Expert(TOY).state_dict()}}
+    content = {"settings": {"stage": "expert", "network": TOY.to_dict()}, "modules": {"averaged": SyncNet(TOY).state_dict()}}
     checkpoints.save(folder / "expert.pt", content)
     return folder / "expert.pt"
 

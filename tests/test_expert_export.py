@@ -23,14 +23,14 @@ from lipdub.cli.export import export_onnx as export_command
 from lipdub.errors import BundleInvalid, BundleNotFound, CheckpointInvalid, ExportFailed, OutputRefused
 from lipdub.train import checkpoints
 from lipdub.train.expert_export import ExportedExpert, export_expert
-from lipdub.train.expert_network import Expert, load_expert
-from lipdub.train.shifts import lip_windows
+from lipdub.train.expert_network import SyncNet, load_expert
+from lipdub.train.shifts import clip_lip_windows
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    model = Expert(TOY)
+    model = SyncNet(TOY)
     path = tmp_path_factory.mktemp("run") / "best.pt"
     content = {"settings": {"stage": "expert", "network": TOY.to_dict()}, "modules": {"averaged": model.state_dict()}}
     checkpoints.save(path, content)
@@ -74,7 +74,7 @@ def test_the_opened_expert_answers_as_torch_does(exported: tuple[Path, ExportedE
     assert lips.dtype == sounds.dtype == np.float32
     if count:
         with torch.no_grad():
-            (frames,) = lip_windows(clip, count, model)
+            (frames,) = clip_lip_windows(clip, count, model)
             np.testing.assert_allclose(lips, model.embed_lips(frames).numpy(), atol=1e-4)
             np.testing.assert_allclose(sounds, model.embed_sound(torch.from_numpy(windows)[:, None]).numpy(), atol=1e-4)
         np.testing.assert_allclose(np.linalg.norm(lips, axis=1), 1.0, atol=1e-4)

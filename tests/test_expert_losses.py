@@ -18,7 +18,7 @@ from lipdub.faces.detector import Face
 from lipdub.speech.mel import SILENCE
 from lipdub.train import generator_stage, losses
 from lipdub.train.data import Clip, Samples, loader
-from lipdub.train.expert_network import Expert
+from lipdub.train.expert_network import SyncNet
 from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights, audio_visual, check_expert, judge_generator
 from lipdub.train.loop import new_fabric
 from lipdub.train.networks import FaceGenerator, LipMemory
@@ -32,12 +32,12 @@ def clips() -> list[Clip]:
 
 
 @pytest.fixture
-def expert() -> Expert:
+def expert() -> SyncNet:
     torch.manual_seed(0)
-    return Expert(TOY).requires_grad_(False).eval()
+    return SyncNet(TOY).requires_grad_(False).eval()
 
 
-def stage_of(clips: list[Clip], expert: Expert | None, **changes: object) -> GeneratorStage:
+def stage_of(clips: list[Clip], expert: SyncNet | None, **changes: object) -> GeneratorStage:
     torch.manual_seed(1)
     options = {"weights": NO_GAN, "expert": expert} | changes
     return GeneratorStage(COMPACT, LipMemory(COMPACT), clips[:2], clips[2:], 1e-3, 2e-4, 0, **options)  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def pictures_and_mel(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
     return boxes_of(crops, COMPACT), mel.view(10, 5, 80, 16)
 
 
-def test_the_gradient_reaches_the_drawn_picture_and_not_the_expert(clips: list[Clip], expert: Expert) -> None:
+def test_the_gradient_reaches_the_drawn_picture_and_not_the_expert(clips: list[Clip], expert: SyncNet) -> None:
     true, mel = pictures_and_mel(clips[0])
     drawn = true.flip(0).clone().requires_grad_()
     expert.requires_grad_(False)
@@ -102,7 +102,7 @@ def test_the_gradient_reaches_the_drawn_picture_and_not_the_expert(clips: list[C
     assert audio_visual(expert, COMPACT, true, true, mel) == 0
 
 
-def test_silent_windows_are_not_judged(clips: list[Clip], expert: Expert) -> None:
+def test_silent_windows_are_not_judged(clips: list[Clip], expert: SyncNet) -> None:
     true, mel = pictures_and_mel(clips[0])
     drawn = true.flip(0).clone().requires_grad_()
     loss = audio_visual(expert, COMPACT, drawn, true, torch.full_like(mel, SILENCE))
@@ -118,18 +118,18 @@ def test_silent_windows_are_not_judged(clips: list[Clip], expert: Expert) -> Non
 # ---- the stage
 
 
-def test_an_expert_needs_whole_windows_of_drawn_frames(clips: list[Clip], expert: Expert) -> None:
+def test_an_expert_needs_whole_windows_of_drawn_frames(clips: list[Clip], expert: SyncNet) -> None:
     with pytest.raises(TrainingError, match=r"windows of 5 drawn frames; use --draw-frames 5"):
         stage_of(clips, expert, draw_frames=3)
     with pytest.raises(TrainingError, match="not within the drawn"):
-        check_expert(Expert(replace(TOY, box=(32, 64, 0, 64))), COMPACT, 5)
+        check_expert(SyncNet(replace(TOY, box=(32, 64, 0, 64))), COMPACT, 5)
     with pytest.raises(TrainingError, match="not within the drawn"):
-        check_expert(Expert(replace(TOY, size=62, box=(32, 62, 8, 56))), COMPACT, 5)
-    check_expert(Expert(replace(TOY, box=(32, 64, 0, 64))), PAPER, 5)
+        check_expert(SyncNet(replace(TOY, size=62, box=(32, 62, 8, 56))), COMPACT, 5)
+    check_expert(SyncNet(replace(TOY, box=(32, 64, 0, 64))), PAPER, 5)
 
 
 @pytest.mark.parametrize("decode", ["both", "split"])
-def test_the_experts_loss_is_ramped_in(clips: list[Clip], expert: Expert, decode: str) -> None:
+def test_the_experts_loss_is_ramped_in(clips: list[Clip], expert: SyncNet, decode: str) -> None:
     stage = stage_of(clips, expert, decode=decode, weights=replace(NO_GAN, audio_visual_from=10))
     step = generator_stage._GeneratorStep(stage)
     batch = batch_of(clips)
@@ -146,7 +146,7 @@ def test_the_experts_loss_is_ramped_in(clips: list[Clip], expert: Expert, decode
     assert totals[3][0] == pytest.approx(totals[2][0], rel=1e-4)
 
 
-def test_a_step_against_the_expert_changes_the_generator_alone(clips: list[Clip], expert: Expert) -> None:
+def test_a_step_against_the_expert_changes_the_generator_alone(clips: list[Clip], expert: SyncNet) -> None:
     fabric = new_fabric(toy_settings())
     stage = stage_of(clips, expert, weights=replace(NO_GAN, audio_visual_from=0, temporal=1.0))
     stage.setup(fabric)
@@ -160,7 +160,7 @@ def test_a_step_against_the_expert_changes_the_generator_alone(clips: list[Clip]
     assert stage_of(clips, None).settings()["expert"] is False
 
 
-def test_without_expert_and_weight_nothing_is_added(clips: list[Clip], expert: Expert) -> None:
+def test_without_expert_and_weight_nothing_is_added(clips: list[Clip], expert: SyncNet) -> None:
     for stage in (stage_of(clips, None), stage_of(clips, expert, weights=replace(NO_GAN, audio_visual=0.0))):
         stage._number = 5000
         found, _, _ = generator_stage._GeneratorStep(stage)(batch_of(clips))

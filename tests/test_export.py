@@ -16,11 +16,12 @@ import needs_torch  # noqa: F401  (skips this file where torch is absent)
 import numpy as np
 import pytest
 import torch
-from fakes import as_version_1, rewrite_spec
+from fakes import as_version_1, as_version_2, rewrite_spec
 from toys import COMPACT, PAPER, toy_settings, write_clips
 
 from lipdub import runtime
 from lipdub.bundles import bundle
+from lipdub.bundles.network import NetworkConfig
 from lipdub.cli.export import export_onnx as export_command
 from lipdub.errors import BundleInvalid, CheckpointInvalid, ExportFailed, OutputRefused, TrainingDataError, WriteFailed
 from lipdub.model import open_model
@@ -32,7 +33,8 @@ from lipdub.train.export import HALF_TOLERANCE, TOLERANCE, export, load_networks
 from lipdub.train.generator_stage import GeneratorStage
 from lipdub.train.loop import new_fabric, run
 from lipdub.train.memory_stage import MemoryStage
-from lipdub.train.networks import FaceGenerator, LipMemory, NetworkConfig, load_weights
+from lipdub.train.networks import FaceGenerator, LipMemory
+from lipdub.train.weights import load_bundle_networks, load_weights, read_weights, write_weights
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> tuple[Path, exporting.Exported]:
     out = tmp_path_factory.mktemp("models") / "toy"
-    return out, export(checkpoint, out, license_text="CC0-1.0", training_data="toys", smoothing_s=0.04)
+    return out, export(checkpoint, out, license_text="CC0-1.0", training_data="toys", tap_distance_s=0.04)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -89,7 +91,7 @@ def test_a_bundle_says_what_it_is_and_opens(exported: tuple[Path, exporting.Expo
     assert sorted(contents(out)) == ["bundle.json", "generator.onnx", "memory.onnx", "weights.safetensors"]
     spec = bundle.load_spec(out)
     assert spec == done.spec
-    assert (spec.name, spec.license, spec.training_data, spec.smoothing_s) == ("toy", "CC0-1.0", "toys", 0.04)
+    assert (spec.name, spec.license, spec.training_data, spec.tap_distance_s) == ("toy", "CC0-1.0", "toys", 0.04)
     assert (spec.slots, spec.lip_channels, spec.crop, spec.mel) == (COMPACT.slots, COMPACT.channels, COMPACT.crop, COMPACT.mel)
     model = open_model(str(out), device="cpu", threads=1)
     assert model.spec == spec
@@ -219,11 +221,11 @@ def random_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spec = bundle.BundleSpec(
         name="random", backend="memory", format_version=bundle.FORMAT_VERSION, crop=COMPACT.crop, mel=COMPACT.mel, slots=COMPACT.slots,
         lip_channels=COMPACT.channels, rest_feature=tuple(np.linspace(-1, 1, COMPACT.channels).tolist()), license="CC-BY-4.0",
-        training_data="noise", graphs={}, created_with="0.0.1", smoothing_s=0.07,
+        training_data="noise", graphs={}, created_with="0.0.1", tap_distance_s=0.07,
     )  # fmt: skip
     out = tmp_path_factory.mktemp("models") / "random"
     beside = {"MODEL_CARD.md": b"# random\n", "adapted.json": b"{}\n"}
-    exporting.write_bundle(out, spec, COMPACT, memory, generator, half=True, beside=beside, force=False)
+    exporting.write_bundle(out, spec, replace(COMPACT, drawn_kappa=KAPPA), memory, generator, half=True, beside=beside, force=False)
     return out
 
 
@@ -241,26 +243,28 @@ def questions() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return 4 * uniform(5, 80, 16), targets, references, noise.normal(size=(5, COMPACT.channels)).astype(np.float32)
 
 
-def test_cells_of_the_flow_are_those_of_the_network() -> None:
-    assert bundle.FLOW_STRIDE == networks._FLOW_STRIDE
-
-
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_bundle_exported_anew_draws_what_it_drew_and_tells_what_it_copied(random: Path, tmp_path: Path, version: int) -> None:
     _, targets, references, features = questions()
     mel = questions()[0]
     told = open_model(str(random), device="cpu", threads=1).generator.draw(targets, references, features).copied
     assert told is not None
     assert 64 * np.abs(told.flow).max() > 2, "or its unit would not matter"
-    if version == 1:
-        as_version_1(random)
+    if version < 3:
+        (as_version_1 if version == 1 else as_version_2)(random)
     before = open_model(str(random), device="cpu", threads=1)
-    assert before.spec.copies == (version == 2)
+    assert before.spec.copies == (version > 1)
+    assert (before.spec.network is None) == (version < 3)
     done = export(random, tmp_path / "anew", half=True)
     after = open_model(str(tmp_path / "anew"), device="cpu", threads=1)
     assert after.spec == done.spec
     assert after.spec == replace(
-        before.spec, name="anew", copies=True, created_with=after.spec.created_with, graphs=after.spec.graphs
+        before.spec,
+        name="anew",
+        copies=True,
+        network=replace(COMPACT, drawn_kappa=KAPPA),
+        created_with=after.spec.created_with,
+        graphs=after.spec.graphs,
     )  # crop, mel, resting mouth, smoothing, licence, training data
     one, other = before.memory.recall(mel), after.memory.recall(mel)
     np.testing.assert_allclose(one.address, other.address, atol=2e-3)
@@ -277,19 +281,36 @@ def test_a_bundle_exported_anew_draws_what_it_drew_and_tells_what_it_copied(rand
 
 
 @pytest.mark.parametrize("kappa", [1.0, 8.0, 24.0, 31.5, 300.0])
-def test_the_sharpness_of_a_bundle_is_read_from_its_graph(random: Path, tmp_path: Path, kappa: float) -> None:
-    """Nothing else knows it; without it the mouth would open less, or more."""
-    config, memory, _ = exporting.load_bundle_networks(random, bundle.load_spec(random))
+def test_the_sharpness_of_a_bundle_is_known(random: Path, tmp_path: Path, kappa: float) -> None:
+    """Without it the mouth would open less, or more. Only the graph of an older bundle knows it."""
+    config, memory, _ = load_bundle_networks(random, bundle.load_spec(random))
     assert config.drawn_kappa == memory.memory.drawn_kappa == KAPPA
-    export(random, tmp_path / "other", drawn_kappa=kappa)
-    assert exporting.heard_kappa(tmp_path / "other", bundle.load_spec(tmp_path / "other"), memory) == pytest.approx(kappa, rel=2e-3)
+    other = tmp_path / "other"
+    export(random, other, drawn_kappa=kappa)
+    told, _, _ = load_bundle_networks(other, bundle.load_spec(other))
+    as_version_2(other)
+    config, memory, _ = load_bundle_networks(other, bundle.load_spec(other))
+    assert config == told
+    assert config.drawn_kappa == memory.memory.drawn_kappa == kappa
+
+
+def test_weights_and_description_tell_of_the_same_network(random: Path) -> None:
+    spec = bundle.load_spec(random)
+    weights, config = read_weights(random)
+    assert config == spec.network == replace(COMPACT, drawn_kappa=KAPPA)
+    write_weights(random / "weights.safetensors", weights, replace(COMPACT, drawn_kappa=KAPPA + 1))
+    with pytest.raises(CheckpointInvalid, match="are not of one network"):
+        load_bundle_networks(random, spec)
+    write_weights(random / "weights.safetensors", weights, replace(COMPACT, drawn_kappa=KAPPA, channels=24))
+    with pytest.raises(CheckpointInvalid, match="are of another network than it says"):
+        load_bundle_networks(random, spec)
 
 
 def test_options_win_over_what_the_bundle_says(random: Path, prepared: Path, tmp_path: Path) -> None:
     done = export(
-        random, tmp_path / "anew", name="other", rest_from=prepared, smoothing_s=0.0, license_text="CC0-1.0", training_data="toys"
+        random, tmp_path / "anew", name="other", rest_from=prepared, tap_distance_s=0.0, license_text="CC0-1.0", training_data="toys"
     )
-    assert (done.spec.name, done.spec.smoothing_s, done.spec.license, done.spec.training_data) == ("other", 0.0, "CC0-1.0", "toys")
+    assert (done.spec.name, done.spec.tap_distance_s, done.spec.license, done.spec.training_data) == ("other", 0.0, "CC0-1.0", "toys")
     assert done.spec.rest_feature != bundle.load_spec(random).rest_feature
 
 
@@ -305,15 +326,22 @@ def test_a_bundle_may_take_its_own_place(random: Path, tmp_path: Path) -> None:
 def test_the_command_keeps_the_bundles_smoothing_and_has_one_for_checkpoints(random: Path, checkpoint: Path, tmp_path: Path) -> None:
     export_command(random, tmp_path / "anew")
     export_command(checkpoint, tmp_path / "first")
-    assert [bundle.load_spec(tmp_path / name).smoothing_s for name in ("anew", "first")] == [0.07, 0.04]
+    assert [bundle.load_spec(tmp_path / name).tap_distance_s for name in ("anew", "first")] == [0.07, 0.04]
     assert [bundle.load_spec(tmp_path / name).license for name in ("anew", "first")] == ["CC-BY-4.0", "unstated"]
 
 
 def other_memory(folder: Path) -> None:
     """Weights of another memory than the graph's."""
     torch.manual_seed(6)
-    _, _, generator = exporting.load_bundle_networks(folder, bundle.load_spec(folder))
-    exporting.save_weights(folder / "weights.safetensors", LipMemory(COMPACT), generator)
+    weights, config = read_weights(folder)
+    weights |= {f"memory.{key}": value for key, value in LipMemory(COMPACT).state_dict().items()}
+    write_weights(folder / "weights.safetensors", weights, config)
+
+
+def another_crop(folder: Path) -> None:
+    """An older bundle that draws another crop than the preset of its weights."""
+    rewrite_spec(folder, crop=replace(COMPACT.crop, drawn=(32, 64, 4, 60)), network=None)
+    as_version_2(folder)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +352,7 @@ def other_memory(folder: Path) -> None:
         (lambda folder: other_memory(folder), CheckpointInvalid, "are not of one network"),
         (lambda folder: (folder / "weights.safetensors").unlink(), CheckpointInvalid, r"holds no readable weights\.safetensors"),
         (
-            lambda folder: rewrite_spec(folder, crop=replace(COMPACT.crop, drawn=(32, 64, 4, 60))),
+            another_crop,
             CheckpointInvalid,
             "draws another crop .* than its weights' preset compact",
         ),
@@ -395,7 +423,7 @@ def test_other_places_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     [
         ({"name": "My Model"}, "name must be lower-case"),
         ({"license_text": ""}, "license must not be empty"),
-        ({"smoothing_s": float("nan")}, "smoothing_s"),
+        ({"tap_distance_s": float("nan")}, "tap_distance_s"),
     ],
 )
 def test_what_a_bundle_cannot_say_is_refused_in_one_line(checkpoint: Path, tmp_path: Path, options: dict[str, Any], says: str) -> None:
@@ -476,7 +504,7 @@ def interrupted(patch: pytest.MonkeyPatch) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    patch.setattr(exporting, "save_weights", stop)
+    patch.setattr(exporting, "write_weights", stop)
 
 
 def rename_fails(patch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,15 @@ import torch
 from toys import COMPACT, toy_settings, write_clips
 
 from lipdub.errors import CheckpointInvalid, TrainingDataError
-from lipdub.phonetics.phonemes import CLASSES
+from lipdub.phonetics.classes import CLASSES
 from lipdub.speech.mel import SILENCE
 from lipdub.train import checkpoints
 from lipdub.train.data import Clip, load_clips
 from lipdub.train.labelled_speech import LabelledSpeech
-from lipdub.train.loop import Progress, new_fabric, run
+from lipdub.train.loop import StepReport, new_fabric, run
 from lipdub.train.memory_stage import MemoryStage, MemoryWeights
-from lipdub.train.networks import LipMemory, load_any_memory, load_lip_side
+from lipdub.train.networks import LipMemory
+from lipdub.train.weights import load_any_memory, load_lip_side
 
 SYMBOLS = ("", "p", "m", "a", "t")
 KINDS = {"": "silence", "p": "bilabial", "m": "bilabial", "a": "open", "t": "alveolar"}
@@ -116,7 +117,7 @@ def test_the_memory_learns_phonemes_and_closures_beside_its_clips(clips: list[Cl
     plan = toy_settings(steps=80, batch=16, rate=5e-3, warmup_steps=5, validate_every=80, checkpoint_every=80)
     weights = MemoryWeights(phonemes=1.0, closures=1.0)
     stage = MemoryStage(COMPACT, clips[:3], clips[3:], plan.rate, 0, weights, speech=speech, ema=0.9)
-    told: list[Progress] = []
+    told: list[StepReport] = []
     figures = run(stage, new_fabric(plan), tmp_path, plan, resume=False, on_progress=told.append)
     commonest = max(count for letter, count in SPOKEN if letter) * 3 / sum(count for _, count in SPOKEN)
     assert figures["phonemes_right"] > commonest + 0.2
@@ -165,7 +166,7 @@ def test_sharper_addresses_are_drawn_than_learned() -> None:
     assert COMPACT.drawn_kappa > COMPACT.kappa
     mel = torch.randn(6, 1, 80, 16)
     feature = memory.audio_encoder(mel)
-    learned, drawn = memory.memory.by_audio(feature), memory.memory.heard(feature)
+    learned, drawn = memory.memory.by_audio(feature), memory.memory.by_audio_sharpened(feature)
     assert (drawn.address.max(dim=1).values > learned.address.max(dim=1).values).all()
     assert torch.equal(drawn.address.argmax(dim=1), learned.address.argmax(dim=1))
     # Inference, and so the exported graph, draws the sharper ones.

@@ -63,7 +63,7 @@ def memory(folder: Path) -> OnnxMemory:
 
 
 def other_spec(smoothing_s: float = 0.03, voice_bands: int = 2) -> BundleSpec:
-    return replace(SPEC, smoothing_s=smoothing_s, voice_bands=voice_bands, rest_feature=tuple(REST.tolist()))
+    return replace(SPEC, tap_distance_s=smoothing_s, voice_bands=voice_bands, rest_feature=tuple(REST.tolist()))
 
 
 def joined(pieces: Iterator[Lips]) -> Lips:

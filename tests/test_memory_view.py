@@ -16,6 +16,7 @@ from faces_for_tests import ScriptedDetector, face_at, portrait_face
 from fakes import write_fake_bundle
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.font_manager import findfont, get_font
 
 from lipdub.atomic import files_into
 from lipdub.errors import BundleNotFound, MediaError, NoFaceFound, OutputRefused, PhonemesError, WriteFailed
@@ -24,10 +25,12 @@ from lipdub.memory_view import agreement as agreement_module
 from lipdub.memory_view import look as look_function
 from lipdub.memory_view.agreement import agreement, clusters, information_bits
 from lipdub.memory_view.mouths import Sitter, draw, find_sitter, measure_openings
+from lipdub.memory_view.pictures import STYLE
 from lipdub.memory_view.usage import explained_by_address, slot_features, usage_of
 from lipdub.model import open_model
-from lipdub.phonetics import phonemes
-from lipdub.phonetics.phonemes import BILABIAL, CLASSES, Alignment, Phoneme
+from lipdub.phonetics import alignment_files, classes, espeak
+from lipdub.phonetics.alignment import Alignment, Phoneme
+from lipdub.phonetics.classes import BILABIAL, CLASSES
 
 ROOT = Path(__file__).parent.parent
 PORTRAIT = ROOT / "examples" / "portrait.jpg"
@@ -289,6 +292,13 @@ def looked(bundle, speech, tmp_path_factory):
     return report, folder, told
 
 
+def test_the_pictures_font_has_every_letter():
+    font = get_font(findfont(STYLE["font.family"], fallback_to_default=False))
+    assert [
+        letter for letters in classes._IPA.values() for letter in letters.replace(" ", "") if not font.get_char_index(ord(letter))
+    ] == []
+
+
 def test_all_files_are_there_and_nothing_else(looked):
     report, folder, told = looked
     assert sorted(os.listdir(folder)) == sorted(report.files) == ["memory.json", "phonemes.png", "slots.png", "track.png", "usage.png"]
@@ -313,7 +323,7 @@ def test_the_figures_are_those_of_the_fake(looked):
     assert len(content["usage"]["share"]) == 8 == len(content["opening"])
     assert content["agreement"]["windows"][BILABIAL] > 0
     assert content["classes"] == list(CLASSES)
-    order = [int(found.matrix[phonemes.classes_of(symbol)[0]] @ np.arange(8) * 100) for symbol in "pa"]
+    order = [int(found.matrix[classes.classes_of(symbol)[0]] @ np.arange(8) * 100) for symbol in "pa"]
     assert order[0] < order[1]
 
 
@@ -436,12 +446,12 @@ def test_the_command_refuses(run, bundle, tmp_path, arguments, code, word):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.skipif(not phonemes.can_synthesise(), reason="espeak-ng is not installed")
+@pytest.mark.skipif(not espeak.can_synthesise(), reason="espeak-ng is not installed")
 def test_the_command_speaks_itself(run, bundle, tmp_path):
     code, said = run(str(bundle), "--espeak", "Bob may map it, papa.", "--voice", "en-us+f4", "--face", str(PORTRAIT), "-o", "out", "-q")
     assert (code, said) == (0, "")
     assert {"speech.wav", "alignment.csv", "phonemes.png"} <= set(os.listdir(tmp_path / "out"))
-    assert len(phonemes.read_alignment(tmp_path / "out" / "alignment.csv").spans_of(BILABIAL)) == 6
+    assert len(alignment_files.read_alignment(tmp_path / "out" / "alignment.csv").spans_of(BILABIAL)) == 6
 
 
 # -------------------------------------------------------------------------------------------------------- the measure
@@ -461,7 +471,7 @@ def test_the_measure_speaks_what_training_has_not_heard(monkeypatch):
         assert not any(" ".join(words) in " ".join(listed.split()) for listed in WORDS.values())
 
 
-@pytest.mark.skipif(not phonemes.can_synthesise(), reason="espeak-ng is not installed")
+@pytest.mark.skipif(not espeak.can_synthesise(), reason="espeak-ng is not installed")
 def test_the_measure_has_bilabials_enough(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT)
     from benchmarks.bilabials import make_speech, measure_utterance, summary

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from toys import COMPACT, PAPER, TOYS, boxes_of
 
 from lipdub.bundles.bundle import load_spec
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import CheckpointInvalid, TrainingError
 from lipdub.speech.memory import OnnxMemory
 from lipdub.train import checkpoints
-from lipdub.train.export import gflop_per_frame, heard_kappa
+from lipdub.train.export import gflop_per_frame
 from lipdub.train.networks import (
     PRESETS,
     AudioLipMemory,
@@ -29,12 +30,8 @@ from lipdub.train.networks import (
     FaceGenerator,
     LipEncoder,
     LipMemory,
-    NetworkConfig,
-    load_bundle_memory,
-    load_lip_side,
-    load_memory,
-    load_weights,
 )
+from lipdub.train.weights import load_bundle_memory, load_lip_side, load_memory, load_weights
 
 BASE = Path(__file__).parent.parent / "models" / "base"
 
@@ -242,7 +239,7 @@ def test_inference_takes_the_audio_recall_alone(config: NetworkConfig, monkeypat
     with torch.no_grad():
         address, lip_feature = memory(mel)
         audio_feature = memory.audio_encoder(mel)
-        recall = memory.memory.heard(audio_feature)
+        recall = memory.memory.by_audio_sharpened(audio_feature)
     assert torch.equal(address, recall.address)
     assert torch.equal(lip_feature, memory.fuse(audio_feature, recall.recalled))
 
@@ -315,16 +312,16 @@ def test_compact_costs_at_most_one_gflop_a_frame() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_config_survives_a_checkpoint(preset: str, tmp_path) -> None:
     checkpoints.save(tmp_path / "c.pt", {"network": PRESETS[preset].to_dict()})
-    assert NetworkConfig.from_dict(checkpoints.load(tmp_path / "c.pt")["network"]) == PRESETS[preset]
+    assert checkpoints.settings_of(NetworkConfig, checkpoints.load(tmp_path / "c.pt")["network"], "c.pt") == PRESETS[preset]
 
 
 def test_unknown_and_missing_settings_are_refused() -> None:
     values = COMPACT.to_dict()
     with pytest.raises(TrainingError, match=r"unknown settings \['depth'\]"):
-        NetworkConfig.from_dict({**values, "depth": 3})
+        checkpoints.settings_of(NetworkConfig, {**values, "depth": 3}, "c.pt")
     del values["slots"]
     with pytest.raises(TrainingError, match="slots"):
-        NetworkConfig.from_dict(values)
+        checkpoints.settings_of(NetworkConfig, values, "c.pt")
 
 
 def test_a_memory_is_loaded_as_it_was_saved(tmp_path) -> None:
@@ -352,9 +349,8 @@ def test_training_can_go_on_from_the_default_bundle(tmp_path: Path) -> None:
     config, memory = load_bundle_memory(BASE)
     assert config.preset == "compact"
     mel = torch.randn(4, 1, 80, 16)
-    # How sharply it hears is no weight: only the graph knows it.
-    memory.eval().memory.drawn_kappa = heard_kappa(BASE, load_spec(BASE), memory)
-    address, lip_feature = memory(mel)
+    assert config == load_spec(BASE).network
+    address, lip_feature = memory.eval()(mel)
     graph = OnnxMemory(BASE, load_spec(BASE), device="cpu").recall(mel[:, 0].numpy())
     # Both hold the same weights as float16.
     np.testing.assert_allclose(graph.address, address.detach().numpy(), atol=1e-3)

@@ -16,7 +16,7 @@ from lipdub.errors import CheckpointInvalid
 from lipdub.train import losses, reader
 from lipdub.train.data import Clip, load_clips, opening_from_lips
 from lipdub.train.generator_stage import GeneratorStage, _through_reader
-from lipdub.train.loop import Progress, new_fabric, run
+from lipdub.train.loop import StepReport, new_fabric, run
 from lipdub.train.networks import LipMemory
 from lipdub.train.reader import LipReader, Pictures, ReaderStage, centred, centred_lips, load_reader
 
@@ -33,7 +33,7 @@ def trained(clips: list[Clip], tmp_path_factory: pytest.TempPathFactory) -> tupl
     stage = ReaderStage(COMPACT, clips[:3], clips[3:], plan.rate, 0, ema=0.9)
     folder = tmp_path_factory.mktemp("run")
 
-    def watch(_: Progress) -> None:
+    def watch(_: StepReport) -> None:
         pass
 
     return folder / "latest.pt", run(stage, new_fabric(plan), folder, plan, resume=False, on_progress=watch)

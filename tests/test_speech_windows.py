@@ -38,7 +38,7 @@ def test_another_voice_is_the_same_sound_moved_along_the_bands(bands: int) -> No
 
 @given(smoothing_s=st.floats(0, 0.2), voice_bands=st.integers(0, 8))
 def test_the_taps_lie_evenly_about_the_moment_and_share_it(smoothing_s: float, voice_bands: int) -> None:
-    taps = taps_of(replace(fake_spec(), smoothing_s=smoothing_s, voice_bands=voice_bands))
+    taps = taps_of(replace(fake_spec(), tap_distance_s=smoothing_s, voice_bands=voice_bands))
     assert sum(tap.weight for tap in taps) == 1
     assert sum(tap.weight * tap.later_s for tap in taps) == 0
     assert sum(tap.weight * tap.bands for tap in taps) == 0
@@ -55,7 +55,7 @@ def test_without_smoothing_there_is_one_tap() -> None:
 @given(count=st.integers(0, 9), voice_bands=st.integers(0, 4), smoothing_s=st.sampled_from([0.0, 0.03]))
 @settings(deadline=None)
 def test_what_is_recalled_is_the_mean_over_the_taps_in_their_voices(count: int, voice_bands: int, smoothing_s: float) -> None:
-    spec = replace(fake_spec(), smoothing_s=smoothing_s, voice_bands=voice_bands)
+    spec = replace(fake_spec(), tap_distance_s=smoothing_s, voice_bands=voice_bands)
     mel, times_s = some_mel(), np.linspace(0.5, 4, count)
     speech = windows_of(times_s, spec, lambda at: cut_windows(mel, at, SPEC))
 
@@ -76,7 +76,7 @@ def test_what_is_recalled_is_the_mean_over_the_taps_in_their_voices(count: int, 
 @pytest.mark.parametrize("voice_bands", [0, 2, 8])
 def test_a_pause_is_one_in_every_voice(voice_bands: int) -> None:
     """Whether it is silent is read from the sound as it is, not from what moving its bands left."""
-    spec = replace(fake_spec(), smoothing_s=0.03, voice_bands=voice_bands)
+    spec = replace(fake_spec(), tap_distance_s=0.03, voice_bands=voice_bands)
     level = np.full((SPEC.bands, 400), -3.1, np.float32)
     speech = windows_of(np.array([2.0]), spec, lambda at: cut_windows(level, at, SPEC))
     plain = windows_of(np.array([2.0]), replace(spec, voice_bands=0), lambda at: cut_windows(level, at, SPEC))

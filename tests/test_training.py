@@ -22,14 +22,15 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from toys import COMPACT, SIZE, STORED, TOYS, rest_lips, toy_settings, write_clip, write_clips
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import CheckpointInvalid, MemoryCollapsed, OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.faces.landmarks import LIPS
 from lipdub.train import checkpoints, data, memory_stage
 from lipdub.train.data import Clip, Samples, load_clips, loader, split_speakers, to_network
 from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights, _GeneratorStep
-from lipdub.train.loop import LoopSettings, Progress, Validation, learning_rate_factor, new_fabric, run
+from lipdub.train.loop import LoopSettings, StepReport, Validation, learning_rate_factor, new_fabric, run
 from lipdub.train.memory_stage import MemoryStage, _MemoryStep
-from lipdub.train.networks import DrawnFace, FaceFeatures, LipMemory, NetworkConfig
+from lipdub.train.networks import DrawnFace, FaceFeatures, LipMemory
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +43,12 @@ def clips(prepared: Path) -> list[Clip]:
     return load_clips(prepared)
 
 
-def quiet(_: Progress) -> None:
+def quiet(_: StepReport) -> None:
     """Watches nothing."""
 
 
-def stop_at(step: int) -> Callable[[Progress], None]:
-    def watch(progress: Progress) -> None:
+def stop_at(step: int) -> Callable[[StepReport], None]:
+    def watch(progress: StepReport) -> None:
         if progress.step == step:
             raise KeyboardInterrupt
 
@@ -374,7 +375,7 @@ def rows_by_source(stage: GeneratorStage, batch: dict[str, Tensor]) -> tuple[lis
     fused: list[Tensor] = []
     calls: list[str] = []
     memory = stage.memory
-    recalls = {name: getattr(memory.memory, name) for name in ("by_lips", "heard")}
+    recalls = {name: getattr(memory.memory, name) for name in ("by_lips", "by_audio_sharpened")}
     fuse = memory.fuse
 
     def spied(name: str) -> Callable[[Tensor], Any]:
@@ -388,7 +389,7 @@ def rows_by_source(stage: GeneratorStage, batch: dict[str, Tensor]) -> tuple[lis
         fused.append(fuse(audio_feature, recalled))
         return fused[-1]
 
-    memory.memory.by_lips, memory.memory.heard, memory.fuse = spied("by_lips"), spied("heard"), spied_fuse  # type: ignore[method-assign]
+    memory.memory.by_lips, memory.memory.by_audio_sharpened, memory.fuse = spied("by_lips"), spied("by_audio_sharpened"), spied_fuse  # type: ignore[method-assign]
     decoder = stage.generator.decoder
     draw = decoder.drawn
 
@@ -401,8 +402,8 @@ def rows_by_source(stage: GeneratorStage, batch: dict[str, Tensor]) -> tuple[lis
         _GeneratorStep(stage)(batch)
     finally:
         del decoder.drawn
-        del memory.memory.by_lips, memory.memory.heard, memory.fuse
-    assert sorted(calls) == ["by_lips", "heard"]
+        del memory.memory.by_lips, memory.memory.by_audio_sharpened, memory.fuse
+    assert sorted(calls) == ["by_audio_sharpened", "by_lips"]
     assert len(drawn) == 1, "one pass through the decoder for both recalls"
     table = torch.cat(fused)
     rows = len(table) // 2
@@ -522,7 +523,7 @@ def test_an_audio_share_of_nothing_or_all_is_refused(clips: list[Clip]) -> None:
 
 
 def test_a_few_steps_teach_the_memory(clips: list[Clip], tmp_path: Path) -> None:
-    told: list[Progress] = []
+    told: list[StepReport] = []
     plan = toy_settings(steps=60, batch=16, rate=4e-3, warmup_steps=5, validate_every=60, checkpoint_every=60)
     fabric = new_fabric(plan)
     figures = run(memory_stage_of(clips, rate=4e-3), fabric, tmp_path / "run", plan, resume=False, on_progress=told.append)
@@ -564,7 +565,7 @@ def test_what_is_painted_costs_where_the_generator_may_copy(clips: list[Clip]) -
 
 
 def test_a_generator_run_shows_what_it_draws(clips: list[Clip], tmp_path: Path) -> None:
-    told: list[Progress] = []
+    told: list[StepReport] = []
     plan = toy_settings(steps=1, batch=2)
     run(generator_stage_of(clips), new_fabric(plan), tmp_path / "run", plan, resume=False, on_progress=told.append)
     assert told[-1].validation is not None

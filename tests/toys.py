@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.speech.mel import SILENCE
 from lipdub.train.loop import LoopSettings
-from lipdub.train.networks import PRESETS, NetworkConfig
+from lipdub.train.networks import PRESETS
 from lipdub.train.prepare import FORMAT, GRID_HZ, MARGIN
 
 SIZE = 64

@@ -24,15 +24,21 @@ from pathlib import Path
 from typing import Final, TypeVar, get_args, get_origin, get_type_hints
 
 from lipdub.atomic import write_whole
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import BundleInvalid, BundleNotFound
 from lipdub.records import CropSpec, MelSpec
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Version of ``bundle.json`` and of the tensors below; a bundle of another version is refused, but for those of `_EARLIER`."""
 _EARLIER: Final[Mapping[int, Mapping[str, object]]] = types.MappingProxyType(
-    {1: types.MappingProxyType({"copies": False, "voice_bands": 0})}
+    {
+        1: types.MappingProxyType({"copies": False, "voice_bands": 0, "network": None}),
+        2: types.MappingProxyType({"network": None}),
+    }
 )
 """Versions that are read, too, as if they were of this one: the keys that they do not have, and what those bundles mean by it."""
+_RENAMED: Final[Mapping[str, str]] = types.MappingProxyType({"smoothing_s": "tap_distance_s"})
+"""Keys of those versions that are called otherwise now."""
 
 SPEC_FILE: Final = "bundle.json"
 MEMORY_GRAPH: Final = "memory.onnx"
@@ -95,34 +101,38 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True, slots=True)
 class BundleSpec:
-    """What a bundle says of itself.
-
-    name: lower-case letters, digits, dot, dash, underscore. backend: key of ``lipdub.generators.GENERATORS``. slots: of the
-    memory. lip_channels: length of a lip feature. rest_feature: the lip feature of a resting, closed mouth, `lip_channels`
-    finite numbers. license, training_data: one line each, shown to users. graphs: file name to sha256 (64 hex digits);
-    empty until `finish`. created_with: lipdub version. smoothing_s: sigma in seconds of the zero-phase gaussian that
-    smooths the lip features over time; 0 for none. copies: generator.onnx also tells what of the face was copied from the
-    reference, and from where. voice_bands: the outer windows of the smoothing are heard with their mel bands moved down and
-    up by this many (``lipdub.speech.windows``).
-
-    Raises ``ValueError`` when built with values that do not fit together.
-    """
+    """What a bundle says of itself. Raises ``ValueError`` when built with values that do not fit together."""
 
     name: str
+    """Lower-case letters, digits, dot, dash, underscore."""
     backend: str
+    """Key of ``lipdub.generators.GENERATORS``."""
     format_version: int
     crop: CropSpec
     mel: MelSpec
     slots: int
+    """Of the memory."""
     lip_channels: int
+    """Length of a lip feature."""
     rest_feature: tuple[float, ...]
+    """The lip feature of a resting, closed mouth: `lip_channels` finite numbers."""
     license: str
+    """One line, shown to users."""
     training_data: str
+    """One line, shown to users."""
     graphs: dict[str, str] = field(hash=False)
+    """File name to sha256 (64 hex digits); empty until `finish`."""
     created_with: str
-    smoothing_s: float = 0.0
+    """Version of lipdub."""
+    tap_distance_s: float = 0.0
+    """Seconds between the three windows of sound (``lipdub.speech.windows``) whose lip features are averaged, weighted
+    1/4, 1/2, 1/4; 0 for one window alone."""
     copies: bool = False
+    """generator.onnx also tells what of the face was copied from the reference, and from where."""
     voice_bands: int = 0
+    """The outer two windows are heard with their mel bands moved down and up by this many."""
+    network: NetworkConfig | None = None
+    """What fixes the shapes of the networks in weights.safetensors. None in bundles of format versions 1 and 2, and of other backends."""
 
     def __post_init__(self) -> None:
         for holds, message in (
@@ -142,15 +152,23 @@ class BundleSpec:
                 f"graphs must name {_listed(TENSORS)}, got {_listed(self.graphs)}",
             ),
             (all(SHA256_DIGITS.fullmatch(digest) for digest in self.graphs.values()), "graphs must map to sha256 hex digests"),
-            (0.0 <= self.smoothing_s < math.inf, f"smoothing_s must be 0 or more seconds, got {self.smoothing_s}"),
+            (0.0 <= self.tap_distance_s < math.inf, f"tap_distance_s must be 0 or more seconds, got {self.tap_distance_s}"),
             (0 <= self.voice_bands < self.mel.bands, f"voice_bands must be less than the mel's {self.mel.bands}, got {self.voice_bands}"),
             (
                 not self.copies or not any(edge % FLOW_STRIDE for edge in self.crop.drawn),
                 f"drawn must lie on cells of {FLOW_STRIDE} px where pixels are copied, got {self.crop.drawn}",
             ),
+            (
+                self.network is None or self._is_of(self.network),
+                "network must have the bundle's crop, mel, slots, lip_channels and copies",
+            ),
         ):
             if not holds:
                 raise ValueError(message)
+
+    def _is_of(self, network: NetworkConfig) -> bool:
+        told = (network.crop, network.mel, network.slots, network.channels, network.copies)
+        return told == (self.crop, self.mel, self.slots, self.lip_channels, self.copies)
 
     def to_json(self) -> str:
         """The text of ``bundle.json``; `from_json` gives an equal spec back."""
@@ -158,13 +176,13 @@ class BundleSpec:
 
     @classmethod
     def from_json(cls, text: str, *, where: str = SPEC_FILE) -> BundleSpec:
-        """The spec that `text` holds. Every key must be there and no other may be. One of format version 1 is read as it would be
-        written today, with `copies` False and no `voice_bands`.
+        """The spec that `text` holds. Every key must be there and no other may be. One of format version 1 or 2 is read as it would
+        be written today, without a `network`; one of version 1 also with `copies` False and no `voice_bands`.
 
         `where` names the text in messages. Raises BundleInvalid: no JSON, another format version, a missing, unknown or
         wrongly typed key (named), or values that do not fit together.
         """
-        return read_record(text, cls, where=where, version=FORMAT_VERSION, earlier=_EARLIER)
+        return read_record(text, cls, where=where, version=FORMAT_VERSION, earlier=_EARLIER, renamed=_RENAMED)
 
 
 def tensors(graph: str, spec: BundleSpec) -> GraphTensors:
@@ -270,9 +288,10 @@ def read_record(
     where: str,
     version: int,
     earlier: Mapping[int, Mapping[str, object]] = types.MappingProxyType({}),
+    renamed: Mapping[str, str] = types.MappingProxyType({}),
 ) -> _Record:
     """The record that the JSON `text` holds. Every key must be there and no other may be; ``format_version`` must be `version`, or one of
-    `earlier`: each with the keys that it does not have yet, and their values. Such a text is read as one of `version`.
+    `earlier`: each with the keys that it does not have yet, and their values. Such a text is read as one of `version`, its keys `renamed`.
 
     `where` names the text in messages. Raises BundleInvalid: no JSON, another format version, a missing, unknown or
     wrongly typed key (named), or values that do not fit together.
@@ -290,10 +309,10 @@ def read_record(
         )
     try:
         if added is not None:
-            for name in added:
+            for name in (*added, *renamed.values()):
                 if name in data:
                     raise ValueError(f"key {name!r} is unknown")
-            data |= {**added, "format_version": version}
+            data = {renamed.get(name, name): value for name, value in data.items()} | {**added, "format_version": version}
         return _typed_record(data, record, "")
     except ValueError as error:
         raise BundleInvalid(f"{where}: {error}; export or copy the bundle again") from error
@@ -325,6 +344,8 @@ def _typed(value: object, hint: object, key: str) -> object:
 
     `key` is where in the file the value stands. Raises ``ValueError`` that names it.
     """
+    if get_origin(hint) is types.UnionType:  # of a record and None
+        return None if value is None else _typed(value, get_args(hint)[0], key)
     if is_dataclass(hint) and isinstance(hint, type):
         return _typed_record(value, hint, key)
     if get_origin(hint) is tuple and isinstance(value, list):

@@ -45,7 +45,12 @@ def export_onnx(
     ] = None,
     smoothing_s: Annotated[
         float | None,
-        typer.Option(min=0.0, max=0.2, help=f"Smoothing of the lip-feature track, seconds. Default: {SMOOTHING_S:g}, or the bundle's."),
+        typer.Option(
+            min=0.0,
+            max=0.2,
+            help="Smoothing of the lip features over time: seconds between the three windows that are averaged. "
+            f"Default: {SMOOTHING_S:g}, or the bundle's.",
+        ),
     ] = None,
     voice_bands: Annotated[
         int | None,
@@ -89,7 +94,7 @@ def export_onnx(
     if voice_bands is None and not checkpoint.is_dir():
         voice_bands = VOICE_BANDS
     done = export(
-        checkpoint, output, half=half, name=name, rest_from=rest_from, smoothing_s=smoothing_s, voice_bands=voice_bands,
+        checkpoint, output, half=half, name=name, rest_from=rest_from, tap_distance_s=smoothing_s, voice_bands=voice_bands,
         drawn_kappa=drawn_kappa, license_text=license_text, training_data=training_data, force=force,
     )  # fmt: skip
     _print_differences(done.differences, done.tolerance)

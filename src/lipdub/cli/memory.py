@@ -59,7 +59,8 @@ def memory(
     try:
         from lipdub.memory_view import look
         from lipdub.memory_view.look import check_folder
-        from lipdub.phonetics.phonemes import read_alignment, synthesise
+        from lipdub.phonetics.alignment_files import read_alignment
+        from lipdub.phonetics.espeak import synthesise
 
         check_folder(output, force=force)
         face = face or _example("portrait.mp4", "--face with a photo or video of a face")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lipdub.train.expert_stage import ExpertWeights
     from lipdub.train.generator_stage import GeneratorWeights
-    from lipdub.train.loop import LoopSettings, Progress, Stage
+    from lipdub.train.loop import LoopSettings, Stage, StepReport
 
     WeightsRecord = TypeVar("WeightsRecord", GeneratorWeights, ExpertWeights)
 
@@ -129,7 +129,8 @@ def memory(
 
     from lipdub.train.labelled_speech import LabelledSpeech
     from lipdub.train.memory_stage import MemoryStage
-    from lipdub.train.networks import PRESETS, load_any_memory, load_lip_side
+    from lipdub.train.networks import PRESETS
+    from lipdub.train.weights import load_any_memory, load_lip_side
 
     settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
     begun = load_any_memory(start) if start is not None else None
@@ -218,7 +219,7 @@ def offsets(
     """
     from rich.table import Table
 
-    from lipdub.train import expert_network, networks
+    from lipdub.train import expert_network, weights
     from lipdub.train import offsets as shifts
 
     clips = load(prepared, with_offsets=False)
@@ -226,7 +227,7 @@ def offsets(
         found = shifts.estimate_by_expert(expert_network.load_expert(checkpoint), clips)
         figure = "cosine"
     else:
-        config, model = networks.load_any_memory(checkpoint)
+        config, model = weights.load_any_memory(checkpoint)
         found = shifts.estimate(model, clips, config)
         figure = "r"
     shifts.store(prepared, found)
@@ -282,15 +283,15 @@ def generator(
     from functools import partial
 
     from lipdub.faces.detector import MediapipeDetector
-    from lipdub.train import networks
     from lipdub.train.expert_network import load_expert
     from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights
     from lipdub.train.reader import load_reader
+    from lipdub.train.weights import load_any_memory, load_weights
 
     settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
-    config, model = networks.load_any_memory(memory)
+    config, model = load_any_memory(memory)
     clips, held_out = load_split(prepared, val, size=config.size)
-    weights = networks.load_weights(start, config) if start is not None else None
+    weights = load_weights(start, config) if start is not None else None
     lip_reader = load_reader(reader, config) if reader is not None else None
     judge = load_expert(expert) if expert is not None else None
     weighing = _weighed(GeneratorWeights(adversarial=adversarial, adversarial_from=adversarial_from), weight)
@@ -352,7 +353,7 @@ def _train(stage: Callable[[], Stage], output: Path, settings: LoopSettings, res
     made = stage()
     with progress(quiet=not fabric.is_global_zero) as tell:
 
-        def on_progress(step: Progress) -> None:
+        def on_progress(step: StepReport) -> None:
             tell("training", step.step, step.steps)
             if step.validation is not None and fabric.is_global_zero:
                 figures = "  ".join(f"{key} {value:.3f}" for key, value in step.validation.figures.items())

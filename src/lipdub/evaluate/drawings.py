@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -45,11 +44,6 @@ def encoded(picture: NDArray[np.uint8], suffix: str) -> bytes:
     if not done:
         raise EncodingFailed(f"a picture of {picture.shape[1]} x {picture.shape[0]} px could not be encoded as {suffix}; run again")
     return data.tobytes()
-
-
-def media_type(picture: Path) -> str:
-    """``image/jpeg`` or ``image/png``."""
-    return "image/jpeg" if picture.suffix == ".jpg" else "image/png"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.records import CropSpec, MelSpec
+from lipdub.bundles.expert import ExpertSpec
 
 GRID_HZ = 25
 REACH = 15
@@ -23,25 +23,6 @@ FEWEST = 10
 """An offset at which fewer frames than this overlap is not counted."""
 PIECE = 64
 """Frames that are embedded together."""
-
-
-class ExpertSpec(Protocol):
-    """What an expert says of its inputs."""
-
-    @property
-    def crop(self) -> CropSpec:
-        """The aligned crop."""
-        ...
-
-    @property
-    def mel(self) -> MelSpec:
-        """The mel windows."""
-        ...
-
-    @property
-    def frames(self) -> int:
-        """Pictures that one row looks at, an odd number."""
-        ...
 
 
 class SyncExpert(Protocol):

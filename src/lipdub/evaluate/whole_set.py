@@ -51,7 +51,6 @@ from lipdub.stages import cores
 
 FIGURES_VERSION = 3
 """Goes up whenever a figure is measured otherwise than before: kept results are measured again then."""
-SECONDS_MIN = 8.0
 SILENCE_S = 4.0
 """So long is the sound of digital silence that each clip is dubbed with for the silent leak."""
 FEWEST_FRAMES = 50
@@ -79,7 +78,7 @@ class SetOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ClipTask:
     """A clip to measure, and the clip whose sound is the wrong one for it; None where there is no other."""
 
     clip: Path
@@ -122,7 +121,7 @@ def find_clips(sources: Sequence[Path], *, seconds_min: float) -> tuple[list[Lis
     return sorted(found.values(), key=lambda clip: str(clip.path)), left_out
 
 
-def tasks_of(clips: Sequence[ListedClip], only: str = "") -> list[Task]:
+def tasks_of(clips: Sequence[ListedClip], only: str = "") -> list[ClipTask]:
     """A task per clip whose name holds `only`. Whose sound is the wrong one is chosen among all clips, so `only` changes no figure:
     the clip half the list further on, or the first after it by another speaker where speakers are known. Raises UnreadableMedia: no
     clip's name holds `only`."""
@@ -135,7 +134,7 @@ def tasks_of(clips: Sequence[ListedClip], only: str = "") -> list[Task]:
         others = [other for other in others if other.path != clip.path and _is_heard(other.path)]
         strangers = [other for other in others if not clip.speaker or other.speaker != clip.speaker]
         chosen = next(iter(strangers or others), None)
-        tasks.append(Task(clip.path, names[number], None if chosen is None else chosen.path))
+        tasks.append(ClipTask(clip.path, names[number], None if chosen is None else chosen.path))
     if not tasks:
         raise UnreadableMedia(f"no clip's name holds '{only}' (--only); there are {', '.join(clip.path.name for clip in clips[:8])}")
     return tasks
@@ -212,7 +211,7 @@ def begin(options: SetOptions, *, force: bool) -> dict[str, str]:
 
 
 def run_set(
-    tasks: Sequence[Task], options: SetOptions, settings: dict[str, str], *, jobs: int, on_clip: Callable[[ClipResult], None]
+    tasks: Sequence[ClipTask], options: SetOptions, settings: dict[str, str], *, jobs: int, on_clip: Callable[[ClipResult], None]
 ) -> list[ClipResult]:
     """Measure all clips, `jobs` at a time, and tell `on_clip` of each; in the order of `tasks`.
 
@@ -244,11 +243,13 @@ def run_set(
     return [done[task.name] for task in tasks]
 
 
-def _in_pool(tasks: Sequence[Task], work: Callable[[Task], ClipResult], jobs: int, book: Callable[[ClipResult], None]) -> list[Task]:
+def _in_pool(
+    tasks: Sequence[ClipTask], work: Callable[[ClipTask], ClipResult], jobs: int, book: Callable[[ClipResult], None]
+) -> list[ClipTask]:
     """Do `tasks` in fresh processes; those that a dead worker left undone."""
     if not tasks:
         return []
-    undone: list[Task] = []
+    undone: list[ClipTask] = []
     pool = ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn"), initializer=_quiet_worker)
     try:
         waiting = {pool.submit(work, task): task for task in tasks}
@@ -279,7 +280,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def measure(options: SetOptions, settings: dict[str, str], task: Task) -> ClipResult:
+def measure(options: SetOptions, settings: dict[str, str], task: ClipTask) -> ClipResult:
     """Measure one clip and keep the result in ``OUT/clips``; what goes wrong is a reason, never an exception."""
     cv2.setNumThreads(options.threads)
     try:
@@ -297,16 +298,16 @@ def measure(options: SetOptions, settings: dict[str, str], task: Task) -> ClipRe
     return ClipResult(task.name, record)
 
 
-def _record_file(task: Task, options: SetOptions) -> Path:
+def _record_file(task: ClipTask, options: SetOptions) -> Path:
     return options.out / "clips" / f"{task.name}.json"
 
 
-def _key(task: Task, settings: dict[str, str]) -> str:
+def _key(task: ClipTask, settings: dict[str, str]) -> str:
     others = "" if task.other is None else content_digest(task.other)
     return hashlib.sha256(f"{content_digest(task.clip)} {others} {sorted(settings.items())}".encode()).hexdigest()[:16]
 
 
-def _kept(task: Task, options: SetOptions, settings: dict[str, str]) -> dict[str, Any] | None:
+def _kept(task: ClipTask, options: SetOptions, settings: dict[str, str]) -> dict[str, Any] | None:
     """The record of an earlier run with the same clips and settings."""
     try:
         record: dict[str, Any] = json.loads(_record_file(task, options).read_text(encoding="utf-8"))
@@ -337,7 +338,7 @@ class Pieces:
     silence: Path
 
 
-def measure_clip(options: SetOptions, task: Task) -> tuple[dict[str, Any], dict[str, bytes]]:
+def measure_clip(options: SetOptions, task: ClipTask) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The record of one clip, ready for JSON, and its pictures by file name ending.
 
     Raises LipdubError where the clip cannot be measured.
@@ -382,7 +383,7 @@ def measure_clip(options: SetOptions, task: Task) -> tuple[dict[str, Any], dict[
     return {**_record(task, scores, own, true), "address_max": float(address.max(initial=0))}, pictures
 
 
-def _record(task: Task, scores: dict[str, Score], own: Openings, true: Openings) -> dict[str, Any]:
+def _record(task: ClipTask, scores: dict[str, Score], own: Openings, true: Openings) -> dict[str, Any]:
     drawn = scores["cross"].drawn
     record = {
         "clip": task.clip.name,
@@ -423,7 +424,7 @@ def address_of(model: Model, sound: Path, times_s: NDArray[np.float64]) -> NDArr
         return np.concatenate([np.empty((0, model.spec.slots), np.float32), *(lips.address for lips in pieces)])
 
 
-def cut_clip(task: Task, folder: Path) -> Pieces:
+def cut_clip(task: ClipTask, folder: Path) -> Pieces:
     """Cut a clip into `folder`; pieces that are there already are left alone (their folder changes with the clip).
 
     Raises NoAudioStream, NoVideoStream, UnreadableMedia (also for fewer than ``FEWEST_FRAMES`` frames), EncodingFailed, WriteFailed.

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import entropy
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 
-from lipdub.memory_view.usage import ridge
-from lipdub.phonetics.phonemes import CLASSES, SILENCE, Alignment
+from lipdub.memory_view.usage import held_out_prediction
+from lipdub.phonetics.alignment import Alignment
+from lipdub.phonetics.classes import CLASSES, SILENCE
 
 SHUFFLES = 50
 FOLDS = 5
@@ -27,20 +30,20 @@ FEWEST_WINDOWS = 200
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """How well one way to sort windows into groups agrees with the phoneme classes; fewer groups in use find less.
-
-    information_bits: mutual information of group and class. shuffled_bits: the same when the phonemes of the speech change places at
-    random (mean), which is what so many groups reach by chance. purity: share of windows whose class is the commonest of their
-    group; shuffled_purity likewise. accuracy: of naming the class by the group, on stretches of time that were held out.
-    groups: how many occur.
-    """
+    """How well one way to sort windows into groups agrees with the phoneme classes; fewer groups in use find less."""
 
     information_bits: float
+    """Mutual information of group and class."""
     shuffled_bits: float
+    """The same when the phonemes of the speech change places at random (mean): what so many groups reach by chance."""
     purity: float
+    """Share of windows whose class is the commonest of their group."""
     shuffled_purity: float
+    """The same with shuffled phonemes."""
     accuracy: float
+    """Of naming the class by the group, on stretches of time that were held out."""
     groups: int
+    """How many occur."""
 
 
 NAN = float("nan")
@@ -49,28 +52,30 @@ NOTHING = Partition(NAN, NAN, NAN, NAN, NAN, 0)
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Phonemes against slots over the windows in which something is spoken (N of them).
-
-    matrix: float64 (classes, S), mean address of the windows of each class, rows sum to 1, NaN where a class does not occur.
-    windows: int64 (classes,), how many there are, silence included. class_bits: entropy of the classes, the most that could be told.
-    address_bits: mutual information of class and slot when every window counts for all slots by its address; address_shuffled_bits.
-    top_slot: windows sorted by their strongest slot. mel_clusters: by k-means of the mel windows, as many clusters as slots;
-    mel_clusters_few: as many clusters as there are strongest slots, the fair comparison for `top_slot`.
-    commonest: share of the commonest class, the accuracy of a guess. accuracy_address, accuracy_mel: of a linear classifier that sees
-    the whole address, and the mel window, on held-out stretches.
-    """
+    """Phonemes against slots over the windows in which something is spoken."""
 
     matrix: NDArray[np.float64]
+    """float64 (classes, S): mean address of the windows of each class. Rows sum to 1, or are NaN where a class does not occur."""
     windows: NDArray[np.int64]
+    """int64 (classes,): how many there are, silence included."""
     class_bits: float
+    """Entropy of the classes: the most that could be told."""
     address_bits: float
+    """Mutual information of class and slot when every window counts for all slots by its address."""
     address_shuffled_bits: float
+    """The same with shuffled phonemes."""
     top_slot: Partition
+    """Windows sorted by their strongest slot."""
     mel_clusters: Partition
+    """By k-means of the mel windows, as many clusters as slots."""
     mel_clusters_few: Partition
+    """As many clusters as there are strongest slots: the fair comparison for `top_slot`."""
     commonest: float
+    """Share of the commonest class: the accuracy of a guess."""
     accuracy_address: float
+    """Of a linear classifier that sees the whole address, on held-out stretches."""
     accuracy_mel: float
+    """Of one that sees the mel window."""
 
 
 def agreement(
@@ -97,7 +102,7 @@ def agreement(
     return Agreement(
         matrix=matrix,
         windows=counts,
-        class_bits=_entropy_bits(np.bincount(labels) / len(labels)),
+        class_bits=float(entropy(np.bincount(labels), base=2)),
         address_bits=information_bits(_joint(labels, weights)),
         address_shuffled_bits=float(np.mean([information_bits(_joint(other, weights)) for other in shuffled])),
         top_slot=_partition(top, labels, shuffled),
@@ -130,11 +135,6 @@ def _joint(labels: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[n
     return joint / joint.sum()
 
 
-def _entropy_bits(share: NDArray[np.float64]) -> float:
-    known = share[share > 0]
-    return float(-(known * np.log2(known)).sum())
-
-
 def _partition(groups: NDArray[np.int64], labels: NDArray[np.int64], shuffled: list[NDArray[np.int64]]) -> Partition:
     member = np.eye(int(groups.max()) + 1)[groups]
     joint, others = _joint(labels, member), [_joint(other, member) for other in shuffled]
@@ -156,27 +156,18 @@ def _partition(groups: NDArray[np.int64], labels: NDArray[np.int64], shuffled: l
 
 
 def _linear_accuracy(given: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """Held-out accuracy of ridge regression onto one-hot classes."""
-    right = 0
-    wanted = np.eye(len(CLASSES), dtype=np.float32)[labels]
-    for fold in np.array_split(np.arange(len(labels)), FOLDS):
-        rest = np.setdiff1d(np.arange(len(labels)), fold)
-        strength = 0.01 * len(rest) * float(given[rest].var(axis=0).mean())
-        right += int((ridge(given[rest], wanted[rest], given[fold], strength).argmax(axis=1) == labels[fold]).sum())
-    return right / len(labels)
+    """Accuracy on held-out stretches of ridge regression onto one-hot classes."""
+    strength = 0.01 * len(given) * (1 - 1 / FOLDS) * float(given.var(axis=0).mean())
+    named = held_out_prediction(given, np.eye(len(CLASSES))[labels], strength, FOLDS).argmax(axis=1)
+    return float((named == labels).mean())
 
 
 def components(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """The first principal components of `rows` (N, D): float32 (N, min(count, D))."""
-    centred = rows - rows.mean(axis=0)
-    _, vectors = np.linalg.eigh(centred.T @ centred)
-    return np.ascontiguousarray(centred @ vectors[:, ::-1][:, :count], np.float32)
+    """The first principal components of `rows` (N, D): float32 (N, at most `count`)."""
+    return np.asarray(PCA(min(count, *rows.shape), svd_solver="covariance_eigh").fit_transform(rows), np.float32)
 
 
 def clusters(rows: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
     """k-means: the number of the cluster of each row of `rows` (N, D), at most `count` clusters. The same seed, the same clusters."""
-    cv2.setRNGSeed(seed)
-    stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 40, 1e-3)
-    empty = np.empty((len(rows), 1), np.int32)
-    _, labels, _ = cv2.kmeans(np.ascontiguousarray(rows, np.float32), min(count, len(rows)), empty, stop, 3, cv2.KMEANS_PP_CENTERS)
-    return np.asarray(labels, np.int64).reshape(-1)
+    count = min(count, len(np.unique(rows, axis=0)))
+    return KMeans(count, n_init=3, max_iter=40, random_state=seed).fit_predict(rows).astype(np.int64)

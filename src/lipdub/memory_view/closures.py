@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.phonetics.phonemes import BILABIAL, SILENCE, Alignment
+from lipdub.phonetics.alignment import Alignment
+from lipdub.phonetics.classes import BILABIAL, SILENCE
 
 CLOSED_BELOW = 0.5
 """A bilabial closes where the lowest opening within it is below this share of the utterance's mean."""

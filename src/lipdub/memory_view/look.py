@@ -24,7 +24,9 @@ from lipdub.memory_view.mouths import Sitter, draw, find_sitter, measure_opening
 from lipdub.memory_view.usage import Usage, explained_by_address, slot_features, usage_of
 from lipdub.model import Model, open_model
 from lipdub.options import Device
-from lipdub.phonetics.phonemes import CLASSES, Alignment, write_alignment
+from lipdub.phonetics.alignment import Alignment
+from lipdub.phonetics.alignment_files import write_alignment
+from lipdub.phonetics.classes import CLASSES
 from lipdub.records import MelSpec
 from lipdub.speech.lip_track import lips_at
 from lipdub.speech.mel import cut_windows, log_mel

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import entropy
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import KFold, cross_val_predict
 
 USED_TIMES_EVEN = 2.0
 """A slot counts as used where it holds at some moment at least this many times an even share (1 / slots)."""
 MASS = 0.9
+FOLDS = 4
+"""Stretches of time, each explained by what the others taught."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """How N windows of speech use S slots.
-
-    share: float64 (S,), mean address; it sums to 1. peak: float64 (S,), highest address of each slot. used: bool (S,).
-    perplexity: exp of the entropy of `share`, 1 (one slot for everything) to S (all alike). per_moment: the same of each single
-    address, on average: how many slots answer together. slots_for_90: fewest slots that hold 90 % of the share.
-    top_slots: how many different slots are the strongest of some window.
-    """
+    """How N windows of speech use S slots."""
 
     share: NDArray[np.float64]
+    """float64 (S,), mean address; it sums to 1."""
     peak: NDArray[np.float64]
+    """float64 (S,), highest address of each slot."""
     used: NDArray[np.bool_]
+    """bool (S,)"""
     perplexity: float
+    """exp of the entropy of `share`: 1 (one slot for everything) to S (all alike)."""
     per_moment: float
+    """The same of each single address, on average: how many slots answer together."""
     slots_for_90: int
+    """Fewest slots that hold 90 % of the share."""
     top_slots: int
+    """How many different slots are the strongest of some window."""
 
 
 def usage_of(address: NDArray[np.float32]) -> Usage:
@@ -44,16 +51,10 @@ def usage_of(address: NDArray[np.float32]) -> Usage:
         peak=peak,
         used=peak >= USED_TIMES_EVEN / rows.shape[1],
         perplexity=float(np.exp(entropy(share))),
-        per_moment=float(np.exp([entropy(row) for row in rows]).mean()),
+        per_moment=float(np.exp(entropy(rows, axis=1)).mean()),
         slots_for_90=int(np.searchsorted(np.cumsum(falling), MASS - 1e-9) + 1),
         top_slots=len(np.unique(rows.argmax(axis=1))),
     )
-
-
-def entropy(share: NDArray[np.float64]) -> float:
-    """Entropy in nats of shares that sum to 1."""
-    known = share[share > 0]
-    return float(-(known * np.log(known)).sum())
 
 
 def slot_features(address: NDArray[np.float32], lip_feature: NDArray[np.float32], *, top_share: float = 0.05) -> NDArray[np.float32]:
@@ -78,21 +79,14 @@ def explained_by_address(address: NDArray[np.float32], lip_feature: NDArray[np.f
     Near 1, the slots alone decide what is drawn; what is missing came past them, straight from the sound. NaN for fewer windows
     than four times the slots, and for lip features that do not change.
     """
-    folds = np.array_split(np.arange(len(address)), 4)
     if len(address) < 4 * address.shape[1] or float(lip_feature.std()) < 1e-9:
         return float("nan")
-    left = total = 0.0
-    for fold in folds:
-        rest = np.setdiff1d(np.arange(len(address)), fold)
-        predicted = ridge(address[rest], lip_feature[rest], address[fold], 1e-4)
-        left += float(((lip_feature[fold] - predicted) ** 2).sum())
-        total += float(((lip_feature[fold] - lip_feature.mean(axis=0)) ** 2).sum())
-    return 1 - left / total
+    left = (lip_feature - held_out_prediction(address, lip_feature, 1e-4, FOLDS)) ** 2
+    total = (lip_feature - lip_feature.mean(axis=0)) ** 2
+    return 1 - float(left.sum()) / float(total.sum())
 
 
-def ridge(given: NDArray[np.float32], wanted: NDArray[np.float32], asked: NDArray[np.float32], strength: float) -> NDArray[np.float64]:
-    """Linear prediction of `wanted` (N, K) from `given` (N, D), for `asked` (M, D): float64 (M, K). strength: of the ridge."""
-    mean, target_mean = given.mean(axis=0, dtype=np.float64), wanted.mean(axis=0, dtype=np.float64)
-    centred = given - mean
-    weights = np.linalg.solve(centred.T @ centred + strength * np.eye(given.shape[1]), centred.T @ (wanted - target_mean))
-    return np.asarray((asked - mean) @ weights + target_mean, np.float64)
+def held_out_prediction(given: NDArray[np.float32], wanted: NDArray[Any], strength: float, folds: int) -> NDArray[np.float64]:
+    """Linear prediction of `wanted` (N, K) from `given` (N, D), float64 (N, K): each of `folds` stretches of rows by ridge regression (of
+    this strength) on the others."""
+    return cross_val_predict(Ridge(alpha=strength), given.astype(np.float64), wanted, cv=KFold(folds))

@@ -46,9 +46,9 @@ class SpeechWindows:
 
 def taps_of(spec: BundleSpec) -> tuple[Tap, ...]:
     """The taps that a bundle asks for: a binomial kernel of three where it smooths, the outer two in other voices; else one."""
-    if spec.smoothing_s <= 0:
+    if spec.tap_distance_s <= 0:
         return (Tap(0.0, 0, 1.0),)
-    reach, bands = spec.smoothing_s, spec.voice_bands
+    reach, bands = spec.tap_distance_s, spec.voice_bands
     return Tap(-reach, -bands, 0.25), Tap(0.0, 0, 0.5), Tap(reach, bands, 0.25)
 
 

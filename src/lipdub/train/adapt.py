@@ -1,7 +1,7 @@
-"""One person's own video to a bundle of that person: generator and fusion of a bundle go on learning for a few minutes; the memory stays.
+"""Adapt a bundle to one person: generator and fusion learn from that person's own video for a few minutes; the memory stays as it is.
 
-The last part of the video is held out (``held_out.py``). It says when to stop, and whether it was worth it: what is no better than the
-bundle it began with is thrown away, and the new bundle holds the old weights.
+The last part of the video is held out (``held_out.py``). It says when to stop. Where no new weights are better on it than
+those of the bundle at the beginning, the new bundle holds the old weights.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from lipdub import __version__, media
 from lipdub.atomic import write_whole
 from lipdub.bundles import bundle
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import EncodingFailed, OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.faces.detector import DetectorFactory, FaceDetector, MediapipeDetector
 from lipdub.options import Device
@@ -37,8 +38,9 @@ from lipdub.train.data import Clip, load_clip, loader
 from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights
 from lipdub.train.held_out import HeldOut, Judged, split
 from lipdub.train.loop import LoopSettings, new_fabric
-from lipdub.train.networks import FaceGenerator, LipMemory, NetworkConfig, load_bundle_memory, load_weights
+from lipdub.train.networks import FaceGenerator, LipMemory
 from lipdub.train.prepare import GRID_HZ, PrepareSettings, prepare_clip
+from lipdub.train.weights import load_bundle_memory, load_weights, require_same_network
 
 FEWEST_S = 10.0
 """Of usable face. With less, two seconds are left to judge on and seven to learn from: too few of a person's mouths."""
@@ -66,13 +68,16 @@ Stopped = Literal["no more gain", "time is up", "all steps done", "a loss was no
 
 @dataclass(frozen=True, slots=True)
 class AdaptSettings:
-    """How long and how fast. minutes: of training; following the face comes on top. steps: at most, None for no limit."""
+    """How long and how fast. Raises ``ValueError`` for values out of range."""
 
     minutes: float = 5.0
+    """Of training; following the face comes on top."""
     steps: int | None = None
+    """At most so many; None for no limit."""
     batch: int = 8
     rate: float = 2e-4
     ema: float = 0.98
+    """Share of the moving average of the weights that a step keeps."""
     audio_share: float = 0.25
     """Share of the faces that are drawn from what the sound recalls; the others are drawn from what the lips recall."""
     audio_picture: float = 0.3
@@ -95,25 +100,29 @@ class AdaptSettings:
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """What was written.
-
-    kept_base: the bundle holds the weights it began with, since none were better. before, after: figures of the held-out part. best_step:
-    when the weights that were kept were taken, 0 for the ones it began with. learned_s, held_out_s: seconds of usable face. wall_s: in
-    all. differences: graph to largest difference to torch, empty where graphs were copied.
-    """
+    """What was written."""
 
     spec: bundle.BundleSpec
     adapted_from: str
+    """Name of the bundle that it began with."""
     kept_base: bool
+    """The bundle holds the weights it began with, since none were better."""
     before: Judged
+    """Figures of the held-out part at the beginning."""
     after: Judged
+    """Figures of what was written."""
     steps: int
     best_step: int
+    """When the weights that were kept were taken; 0 for the ones it began with."""
     stopped: Stopped
     learned_s: float
+    """Seconds of usable face that were learned from."""
     held_out_s: float
+    """Seconds of usable face that were held out."""
     wall_s: float
+    """Of the whole command."""
     differences: dict[str, float]
+    """Graph to largest difference to torch; empty where graphs were copied."""
     bytes: int
 
     @property
@@ -136,11 +145,12 @@ class _Weights:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Course:
-    """How the training went. best: None where nothing was better than `before`."""
+    """How the training went."""
 
     before: Judged
     drawn_before: NDArray[np.uint8]
     best: _Weights | None
+    """None where nothing was better than `before`."""
     steps: int
     stopped: Stopped
 
@@ -177,7 +187,7 @@ def adapt(
     spec = bundle.load_spec(source)
     _check_outputs(out, sheet, [video, source], force)
     config, memory = load_bundle_memory(source)
-    memory.memory.drawn_kappa = export.heard_kappa(source, spec, memory)
+    require_same_network(source, spec, config, memory)
     weights = load_weights(source, config)
     fabric = _fabric(settings, device)
     with _frames_folder() as folder, closing(detectors(max_faces=1)) as detector:

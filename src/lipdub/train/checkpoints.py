@@ -5,15 +5,21 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from lipdub.atomic import whole_file
-from lipdub.errors import CheckpointInvalid
+from lipdub.errors import CheckpointInvalid, TrainingError
+from lipdub.records import MelSpec
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT = 1
+_Settings = TypeVar("_Settings", bound="DataclassInstance")
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -61,6 +67,28 @@ def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> N
         raise CheckpointInvalid(
             f"'{path}' was trained with other settings ({'; '.join(differences)}); repeat those, or start a new run folder"
         )
+
+
+def settings_of(record: type[_Settings], values: dict[str, Any], where: str) -> _Settings:
+    """The frozen record of settings whose plain values (``dataclasses.asdict``, also by way of JSON) are `values`. Settings that were
+    not there yet when they were written have their defaults.
+
+    where: the file, for messages. Raises TrainingError on unknown, missing or unusable values.
+    """
+    unknown = set(values) - {known.name for known in fields(record)}
+    if unknown:
+        raise TrainingError(f"the network of '{where}' has unknown settings {sorted(unknown)}; use the lipdub that wrote it")
+    plain = {key: _tupled(value) for key, value in values.items()}
+    try:
+        if isinstance(plain.get("mel"), dict):
+            plain["mel"] = MelSpec(**plain["mel"])
+        return record(**plain)
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"the network of '{where}' has unusable settings ({error}); use the lipdub that wrote it") from error
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import TrainingDataError
 from lipdub.records import MelSpec
 from lipdub.speech.mel import cut_windows
-from lipdub.train.networks import LIP_POINTS, NetworkConfig
+from lipdub.train.networks import LIP_POINTS
 from lipdub.train.prepare import FORMAT, GRID_HZ, MARGIN
 
 REST_SHARE = 0.2
@@ -43,25 +44,38 @@ EYE_DISTANCE = 0.38
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Clip:
-    """One prepared clip; N frames near 25 Hz. crops: uint8 (N, P, P, 3) memory-mapped. lips: float32 (N, 40, 2) relative to the clip's
-    resting mouth, unit crop. rest: float32 (40, 2), that mouth. mel: float16 (80, columns). times_s, opening (N,), pose (N, 2)."""
+    """One prepared clip of N frames near 25 Hz."""
 
     source: str
     clip_id: str
     speaker: str
     crops: NDArray[np.uint8]
+    """uint8 (N, P, P, 3), memory-mapped."""
     mel: NDArray[np.float16]
+    """(80, columns) of the whole sound."""
     times_s: NDArray[np.float64]
+    """(N,)"""
     lips: NDArray[np.float32]
+    """(N, 40, 2) relative to the resting mouth, unit crop."""
     rest: NDArray[np.float32]
+    """(40, 2), the resting mouth."""
     opening: NDArray[np.float32]
+    """(N,), over eye distance."""
     pose: NDArray[np.float32]
+    """(N, 2), degrees."""
     shot: NDArray[np.int32]
+    """(N,), number of the shot that each frame is in."""
     offset_s: float = 0.0
     """The sound that belongs to a frame at time t lies at t + offset_s."""
 
     def __len__(self) -> int:
         return len(self.times_s)
+
+    def around(self, frames: NDArray[np.int64], offsets: NDArray[np.int64], *, end: int | None = None) -> NDArray[np.int64]:
+        """Numbers (n, k) of the frames that lie `offsets` (k,) from `frames` (n,), ends repeated. Never across a cut: what lies in another
+        shot is replaced by the frame itself. end: only frames before this one are there."""
+        found = np.clip(frames[:, None] + offsets, 0, (len(self) if end is None else end) - 1)
+        return np.where(self.shot[found] == self.shot[frames][:, None], found, frames[:, None])
 
     def __reduce__(self) -> tuple[Callable[..., Clip], tuple[object, ...]]:
         # To a loader's process goes the name of the crops' file, not the gigabytes in it.
@@ -203,7 +217,27 @@ def clip_shares(clips: list[Clip], balance: float) -> NDArray[np.float64]:
     return weights / weights.sum()
 
 
-class Samples(Dataset[dict[str, Tensor]]):
+class ClipSamples(Dataset[dict[str, Tensor]]):
+    """Samples of clips that are drawn at random, speakers balanced. Sample i depends on (seed, i) alone."""
+
+    def __init__(self, clips: list[Clip], *, seed: int, balance: float = SPEAKER_BALANCE) -> None:
+        self._clips, self._seed = clips, seed
+        self._cumulative = np.cumsum(clip_shares(clips, balance))
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        random = np.random.default_rng((self._seed, index))
+        clip = self._clips[min(int(np.searchsorted(self._cumulative, random.random())), len(self._clips) - 1)]
+        return self.sample_of(clip, random)
+
+    def sample_of(self, clip: Clip, random: np.random.Generator) -> dict[str, Tensor]:
+        """One sample of that clip."""
+        raise NotImplementedError
+
+
+class Samples(ClipSamples):
     """Random samples of `frames` consecutive pictures (T of a window, or more) with everything that both stages need.
 
     A sample: ``pictures`` uint8 (T + 2R, S, S, 3) with R further frames on both sides for lip windows; ``reference`` uint8 (S, S, 3);
@@ -213,22 +247,15 @@ class Samples(Dataset[dict[str, Tensor]]):
     def __init__(
         self, clips: list[Clip], config: NetworkConfig, *, seed: int, frames: int, with_reference: bool, balance: float = SPEAKER_BALANCE
     ) -> None:
-        self._clips, self._config, self._seed = clips, config, seed
-        self._frames, self._with_reference = frames, with_reference
-        self._cumulative = np.cumsum(clip_shares(clips, balance))
+        super().__init__(clips, seed=seed, balance=balance)
+        self._config, self._frames, self._with_reference = config, frames, with_reference
 
-    def __len__(self) -> int:
-        return 2**62
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        random = np.random.default_rng((self._seed, index))
-        clip = self._clips[min(int(np.searchsorted(self._cumulative, random.random())), len(self._clips) - 1)]
+    def sample_of(self, clip: Clip, random: np.random.Generator) -> dict[str, Tensor]:
+        """Around a random frame of the clip."""
         reach = self._config.frames // 2
         middle = int(random.integers(len(clip)))
-        wanted = middle + np.arange(-(self._frames // 2) - reach, self._frames - self._frames // 2 + reach)
-        indices = np.clip(wanted, 0, len(clip) - 1)
-        # Never across a cut: the neighbours of a frame come from its own shot.
-        indices = np.where(clip.shot[indices] == clip.shot[middle], indices, middle)
+        offsets = np.arange(-(self._frames // 2) - reach, self._frames - self._frames // 2 + reach)
+        indices = clip.around(np.array([middle]), offsets)[0]
         inner = indices[reach : reach + self._frames]
         flip = bool(random.random() < 0.5)
         tone = toned(random)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from lipdub import __version__
@@ -14,41 +14,32 @@ from lipdub.atomic import whole_folder
 from lipdub.bundles import expert
 from lipdub.errors import ExportFailed
 from lipdub.records import CropSpec
-from lipdub.train.expert_network import Expert, load_expert
+from lipdub.train.expert_network import SyncNet, load_expert
 from lipdub.train.export import HALF_TOLERANCE, MODEL_CARD, TOLERANCE, check_folder, export_graph
-from lipdub.train.networks import WEIGHTS_FILE
+from lipdub.train.weights import WEIGHTS_FILE, write_weights
 
 
 @dataclass(frozen=True, slots=True)
 class ExportedExpert:
-    """What was written. differences: graph file to largest absolute difference to torch."""
+    """What was written."""
 
     spec: expert.ExpertSpec
     differences: dict[str, float]
+    """Graph file to largest absolute difference to torch."""
     tolerance: float
+    """The largest that was allowed."""
     bytes: int
 
 
-class _Lips(nn.Module):
-    """The lip side with the contract of its graph."""
+class _Side(nn.Module):
+    """One side of the expert with the contract of its graph. embed: the method of `model` that this side is."""
 
-    def __init__(self, model: Expert) -> None:
+    def __init__(self, model: SyncNet, embed: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.embed = model, embed
 
-    def forward(self, frames: Tensor) -> Tensor:
-        return self.model.embed_lips(frames)
-
-
-class _Sound(nn.Module):
-    """The sound side with the contract of its graph."""
-
-    def __init__(self, model: Expert) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, mel: Tensor) -> Tensor:
-        return self.model.embed_sound(mel)
+    def forward(self, windows: Tensor) -> Tensor:
+        return self.embed(windows)
 
 
 def export_expert(
@@ -89,10 +80,12 @@ def export_expert(
     with whole_folder(out) as folder:
         differences = {
             graph: export_graph(side, example, names[graph], folder / graph, half=half)
-            for graph, side, example in ((expert.LIPS_GRAPH, _Lips(model), pictures), (expert.SOUND_GRAPH, _Sound(model), mel))
+            for graph, side, example in (
+                (expert.LIPS_GRAPH, _Side(model, model.embed_lips), pictures),
+                (expert.SOUND_GRAPH, _Side(model, model.embed_sound), mel),
+            )
         }
-        weights = {key: value.half().contiguous() for key, value in model.state_dict().items()}
-        (folder / WEIGHTS_FILE).write_bytes(serialised(weights))
+        write_weights(folder / WEIGHTS_FILE, model.state_dict())
         spec = expert.finish(folder, spec)
         if (out / MODEL_CARD).exists():
             (folder / MODEL_CARD).write_bytes((out / MODEL_CARD).read_bytes())

@@ -7,22 +7,21 @@ T frames of a lip window, E embedding channels, h, w of the lip box. Pictures ar
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipdub.bundles import bundle
 from lipdub.bundles.expert import SPEC_FILE, ExpertSpec
-from lipdub.errors import CheckpointInvalid, ModelError, TrainingError
+from lipdub.errors import CheckpointInvalid, LipdubError
 from lipdub.records import MelSpec
 from lipdub.train import checkpoints
-from lipdub.train.networks import LIP_POINTS, WEIGHTS_FILE, ConvBlock, ResidualBlock
+from lipdub.train.networks import LIP_POINTS, ConvBlock, ResidualBlock
+from lipdub.train.weights import read_weights
 
 STAGE = "expert"
 """What a checkpoint of the expert says that it is."""
@@ -61,20 +60,6 @@ class ExpertConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for checkpoints."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ExpertConfig:
-        """The config that ``to_dict`` described. Raises TrainingError on unknown or unusable values."""
-        unknown = set(values) - {known.name for known in fields(cls)}
-        if unknown:
-            raise TrainingError(f"the expert has unknown settings {sorted(unknown)}; use the lipdub that wrote it")
-        plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        try:
-            if isinstance(plain.get("mel"), dict):
-                plain["mel"] = MelSpec(**plain["mel"])
-            return cls(**plain)
-        except (TypeError, ValueError) as error:
-            raise TrainingError(f"the expert has unusable settings ({error}); use the lipdub that wrote it") from error
 
 
 SHIPPED = ExpertConfig()
@@ -137,7 +122,7 @@ class SoundTower(nn.Module):
         return self.head(self.body(mel / 4.0)).flatten(1)
 
 
-class Expert(nn.Module):
+class SyncNet(nn.Module):
     """Both towers, and the scale and bias that make a logit of their cosine."""
 
     def __init__(self, config: ExpertConfig) -> None:
@@ -194,7 +179,7 @@ def _is_expert(content: dict[str, Any]) -> bool:
     return isinstance(settings, dict) and settings.get("stage") == STAGE
 
 
-def load_expert(path: Path) -> Expert:
+def load_expert(path: Path) -> SyncNet:
     """The expert of a checkpoint (its averaged weights) or of an exported folder, frozen, in inference mode. Raises CheckpointInvalid."""
     if path.is_dir():
         return _from_folder(path)
@@ -202,25 +187,25 @@ def load_expert(path: Path) -> Expert:
     if not _is_expert(content):
         raise CheckpointInvalid(f"'{path}' holds no sync expert; give a checkpoint of lipdub train expert")
     try:
-        expert = Expert(ExpertConfig.from_dict(content["settings"]["network"]))
+        expert = SyncNet(checkpoints.settings_of(ExpertConfig, content["settings"]["network"], str(path)))
         expert.load_state_dict(content["modules"]["averaged"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise CheckpointInvalid(f"'{path}' holds no expert of this lipdub: {' '.join(str(error).split())[:200]}") from error
     return expert.requires_grad_(False).eval()
 
 
-def _from_folder(folder: Path) -> Expert:
+def _from_folder(folder: Path) -> SyncNet:
     """The expert that ``lipdub export-onnx`` wrote to `folder`; its weights are float16 there."""
     try:
         spec = ExpertSpec.from_json(bundle.read_spec(folder, SPEC_FILE), where=str(folder / SPEC_FILE))
-        expert = Expert(
+        expert = SyncNet(
             ExpertConfig(
                 size=spec.crop.size, box=spec.crop.drawn, pool=spec.pool, frames=spec.frames, lip_widths=spec.lip_widths,
                 sound_widths=spec.sound_widths, embedding=spec.embedding, mel=spec.mel,
             )
         )  # fmt: skip
-        expert.load_state_dict({key: value.float() for key, value in load_file(folder / WEIGHTS_FILE).items()})
-    except (ModelError, OSError, ValueError, SafetensorError, RuntimeError) as error:
+        expert.load_state_dict(read_weights(folder)[0])
+    except (LipdubError, ValueError, RuntimeError) as error:
         raise CheckpointInvalid(
             f"'{folder}' holds no sync expert: {' '.join(str(error).split())[:200]}; give a checkpoint of lipdub train expert"
         ) from error

@@ -23,12 +23,12 @@ from torch.optim import Optimizer
 from lipdub.errors import TrainingDataError, TrainingError
 from lipdub.train import losses
 from lipdub.train.data import Clip, to_network
-from lipdub.train.expert_network import STAGE, Expert, ExpertConfig
+from lipdub.train.expert_network import STAGE, ExpertConfig, SyncNet
 from lipdub.train.loop import Validation
 from lipdub.train.memory_stage import average
 from lipdub.train.pairs import Pairs
 from lipdub.train.prepare import GRID_HZ
-from lipdub.train.shifts import FURTHEST, SECOND_FRAMES, Agreement, agreement, score
+from lipdub.train.shifts import FURTHEST, SECOND_FRAMES, ShiftCosines, accuracies, shift_cosines
 from lipdub.train.voices import vary_voice
 
 FEWEST_JUDGED = SECOND_FRAMES + 2
@@ -59,7 +59,7 @@ class ExpertWeights:
 
 
 def expert_losses(
-    expert: Expert, lips: Tensor, sounds: Tensor, starts: Tensor, sounding: Tensor, points: Tensor, weights: ExpertWeights
+    expert: SyncNet, lips: Tensor, sounds: Tensor, starts: Tensor, sounding: Tensor, points: Tensor, weights: ExpertWeights
 ) -> dict[str, Tensor]:
     """Losses of a batch of stretches. lips (B, n, E) and sounds (B, m, E), unit rows, the first n sounds those of the lips; starts (B, m)
     first columns of the sounds; sounding (B, n) bool; points (B, n, 40, 2) lip points relative to rest."""
@@ -93,7 +93,7 @@ def expert_losses(
         number = torch.arange(len(every), device=lips.device)
         there, back = (F.cross_entropy(table, number, reduction="none") for table in (every, every.t()))
         found["across"] = 0.5 * (_mean(there, rows) + _mean(back, rows))
-    total = sum((getattr(weights, name) * value for name, value in found.items()), torch.zeros((), device=lips.device))
+    total = losses.weighted(found, weights)
     with torch.no_grad():
         right = _mean((scaled.argmax(dim=2).flatten() == target).float(), rows)
     return {**found, "expert": total, "right_within": right}
@@ -106,7 +106,7 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(slots=True)
 class ExpertStage:
-    """Trains ``Expert`` on stretches of clips; what is judged and exported are moving averages of its weights."""
+    """Trains ``SyncNet`` on stretches of clips; what is judged and exported are moving averages of its weights."""
 
     config: ExpertConfig
     clips: list[Clip]
@@ -117,8 +117,8 @@ class ExpertStage:
     name: str = STAGE
 
     samples: Pairs = field(init=False)
-    expert: Expert = field(init=False)
-    averaged: Expert = field(init=False)
+    expert: SyncNet = field(init=False)
+    averaged: SyncNet = field(init=False)
     judged: list[Clip] = field(init=False)
     """Held-out clips of speakers who are not trained on, too; all held-out clips where there are none such."""
     _wrapped: nn.Module = field(init=False)
@@ -131,7 +131,7 @@ class ExpertStage:
         known = {clip.speaker for clip in self.clips}
         unknown = [clip for clip in self.held_out if clip.speaker not in known]
         self.judged = unknown if any(len(clip) >= FEWEST_JUDGED for clip in unknown) else self.held_out
-        self.expert = Expert(self.config)
+        self.expert = SyncNet(self.config)
         self.averaged = copy.deepcopy(self.expert).requires_grad_(False).eval()
         decayed = [parameter for parameter in self.expert.parameters() if parameter.dim() > 1]
         plain = [parameter for parameter in self.expert.parameters() if parameter.dim() <= 1]
@@ -180,7 +180,7 @@ class ExpertStage:
 class _ExpertStep(nn.Module):
     """The forward pass of one step as a module, so that Fabric can wrap it."""
 
-    def __init__(self, expert: Expert, weights: ExpertWeights) -> None:
+    def __init__(self, expert: SyncNet, weights: ExpertWeights) -> None:
         super().__init__()
         self.expert, self._weights = expert, weights
 
@@ -198,7 +198,7 @@ class _ExpertStep(nn.Module):
         return expert_losses(self.expert, lips, heard, batch["starts"], batch["sounding"], batch["lips"], self._weights)
 
 
-def judge_expert(expert: Expert, clips: list[Clip]) -> Validation:
+def judge_expert(expert: SyncNet, clips: list[Clip]) -> Validation:
     """Figures on whole clips. ``one_k`` and ``second_k``: share of single windows, and of seconds (25 windows averaged), whose true sound
     fits better than the one k frames earlier or later; ``one_far``, ``second_far``: than one at least 10 frames away. ``offset_right``:
     share of clips of 2 s or more whose best shift is within a frame of none. ``score``: mean of one_2 to one_5. Picture: the offset curve.
@@ -208,8 +208,8 @@ def judge_expert(expert: Expert, clips: list[Clip]) -> Validation:
     if all(len(clip) < FEWEST_JUDGED for clip in clips):
         raise TrainingDataError(f"no held-out clip has {FEWEST_JUDGED} frames, so nothing can be judged; give longer clips with --val")
     expert.eval()
-    found = [agreement(expert, clip) for clip in clips]
-    result = score(found)
+    found = [shift_cosines(expert, clip) for clip in clips]
+    result = accuracies(found)
     long = [one.best()[0] for one in found if len(one) >= 2 * GRID_HZ and one.sounding.any()]
     curve = mean_curve(found)
     figures = {f"one_{shift}": share for shift, share in result.single.items()}
@@ -223,7 +223,7 @@ def judge_expert(expert: Expert, clips: list[Clip]) -> Validation:
     return Validation(figures, draw_curve(curve))
 
 
-def mean_curve(found: list[Agreement]) -> NDArray[np.float64]:
+def mean_curve(found: list[ShiftCosines]) -> NDArray[np.float64]:
     """Mean cosine of all clips of 2 s or more at the shifts -15..15, each clip weighted by its sounding frames: (31,); 0 where none is."""
     found = [one for one in found if len(one) >= 2 * GRID_HZ]
     if not found:

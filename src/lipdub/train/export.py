@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,19 +13,19 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, numpy_helper
-from safetensors.torch import save as serialised
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lipdub import __version__, runtime
 from lipdub.atomic import whole_folder
 from lipdub.bundles import bundle
-from lipdub.errors import CheckpointInvalid, ExportFailed, OutputRefused
+from lipdub.bundles.network import NetworkConfig
+from lipdub.errors import ExportFailed, OutputRefused
 from lipdub.speech.mel import SILENCE
-from lipdub.train import checkpoints
-from lipdub.train.data import Clip, load_clips, to_network
-from lipdub.train.memory_stage import central, lip_windows
-from lipdub.train.networks import WEIGHTS_FILE, FaceGenerator, LipMemory, NetworkConfig, load_bundle_memory, load_weights
+from lipdub.train.data import Clip, load_clips
+from lipdub.train.memory_stage import drawn_boxes, lip_windows
+from lipdub.train.networks import FaceGenerator, LipMemory
+from lipdub.train.weights import WEIGHTS_FILE, load_bundle_networks, load_networks, write_weights
 
 OPSET = 17
 TOLERANCE = 1e-4
@@ -38,18 +37,17 @@ UNITS = {bundle.FLOW: 1 / 128}
 MODEL_CARD = "MODEL_CARD.md"
 ADAPTED_NOTE = "adapted.json"
 """What a bundle was adapted from and to; see ``adapt.py``."""
-_KAPPA_WINDOWS = 64
-SAME_WEIGHTS = 0.99
-"""Correlation, at least, of what graph and weights of one bundle hear: they differ by float16 alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written. differences: graph file to largest absolute difference to torch."""
+    """What was written."""
 
     spec: bundle.BundleSpec
     differences: dict[str, float]
+    """Graph file to largest absolute difference to torch."""
     tolerance: float
+    """The largest that was allowed."""
     bytes: int
     gflop_per_frame: float
 
@@ -75,7 +73,7 @@ def export(
     half: bool = False,
     name: str | None = None,
     rest_from: Path | None = None,
-    smoothing_s: float | None = None,
+    tap_distance_s: float | None = None,
     voice_bands: int | None = None,
     drawn_kappa: float | None = None,
     license_text: str | None = None,
@@ -85,7 +83,7 @@ def export(
     """Write the bundle folder `out` from a generator checkpoint, or anew from the weights in the folder of another bundle.
 
     rest_from: prepared clips whose closed mouths give the resting lip feature; else the recall of silence does, or it is the other
-    bundle's. drawn_kappa: sharpness of the audio addresses in place of the checkpoint's or the other bundle's. smoothing_s, voice_bands,
+    bundle's. drawn_kappa: sharpness of the audio addresses in place of the checkpoint's or the other bundle's. tap_distance_s, voice_bands,
     license_text, training_data: None for what the other bundle says; of a checkpoint, for no smoothing, no other voices and "unstated".
 
     Raises CheckpointInvalid, BundleInvalid, OutputRefused, ExportFailed, WriteFailed; whatever fails, nothing is left behind and a bundle
@@ -99,13 +97,14 @@ def export(
     else:
         config, memory, generator = load_networks(checkpoint)
     if drawn_kappa is not None:
+        config = replace(config, drawn_kappa=drawn_kappa)
         memory.memory.drawn_kappa = drawn_kappa
     if old is not None and rest_from is None:
         rest = old.rest_feature
     else:
         rest = rest_feature(config, memory, load_clips(rest_from)[:400] if rest_from is not None else [])
-    if smoothing_s is None:
-        smoothing_s = old.smoothing_s if old is not None else 0.0
+    if tap_distance_s is None:
+        tap_distance_s = old.tap_distance_s if old is not None else 0.0
     if voice_bands is None:
         voice_bands = old.voice_bands if old is not None else 0
     if license_text is None:
@@ -116,8 +115,8 @@ def export(
         spec = bundle.BundleSpec(
             name=name or out.resolve().name, backend="memory", format_version=bundle.FORMAT_VERSION, crop=config.crop, mel=config.mel,
             slots=config.slots, lip_channels=config.channels, rest_feature=rest, license=license_text,
-            training_data=training_data, graphs={}, created_with=__version__, smoothing_s=smoothing_s, copies=config.copies,
-            voice_bands=voice_bands,
+            training_data=training_data, graphs={}, created_with=__version__, tap_distance_s=tap_distance_s, copies=config.copies,
+            voice_bands=voice_bands, network=config,
         )  # fmt: skip
     except ValueError as error:
         raise ExportFailed(
@@ -145,13 +144,13 @@ def write_bundle(
     force: bool,
 ) -> Exported:
     """Write the bundle folder `out` from networks in inference mode: graphs that agree with torch, weights, the description `spec` (its
-    hashes and `copies` are filled in), and the files `beside` them by name.
+    hashes, `copies` and `network` are filled in), and the files `beside` them by name.
 
     Raises OutputRefused, ExportFailed, WriteFailed; all of it is written, or nothing.
     """
     check_folder(out, force=force)
     # The bundle that was adapted may be of an older format, which did not tell.
-    spec = replace(spec, copies=config.copies)
+    spec = replace(spec, copies=config.copies, network=config)
     networks: dict[str, tuple[nn.Module, Callable[[int], tuple[Tensor, ...]]]] = {
         bundle.MEMORY_GRAPH: (memory, partial(_memory_example, config)),
         bundle.GENERATOR_GRAPH: (_Drawing(generator), partial(_generator_example, config)),
@@ -161,7 +160,9 @@ def write_bundle(
             graph: export_graph(network, example, bundle.tensors(graph, spec), folder / graph, half=half)
             for graph, (network, example) in networks.items()
         }
-        save_weights(folder / WEIGHTS_FILE, memory, generator)
+        weights = {f"memory.{key}": value for key, value in memory.state_dict().items()}
+        weights |= {f"generator.{key}": value for key, value in generator.state_dict().items()}
+        write_weights(folder / WEIGHTS_FILE, weights, config)
         spec, size = _finish(folder, spec, beside)
     return Exported(spec, differences, HALF_TOLERANCE if half else TOLERANCE, size, gflop_per_frame(config, memory, generator))
 
@@ -187,74 +188,6 @@ def _finish(folder: Path, spec: bundle.BundleSpec, beside: Mapping[str, bytes]) 
     for name, content in beside.items():
         (folder / name).write_bytes(content)
     return whole, sum(path.stat().st_size for path in folder.iterdir())
-
-
-def load_networks(checkpoint: Path) -> tuple[NetworkConfig, LipMemory, FaceGenerator]:
-    """Config and averaged networks of a generator checkpoint, in inference mode. Raises CheckpointInvalid."""
-    content = checkpoints.load(checkpoint)
-    try:
-        stage = content["settings"]["stage"]
-        if stage != "generator":
-            raise CheckpointInvalid(f"'{checkpoint}' is of the {stage} stage; give one of lipdub train generator")
-        config = NetworkConfig.from_dict(content["settings"]["network"])
-        memory, generator = LipMemory(config), FaceGenerator(config)
-        averaged = content["modules"]["averaged"]
-        for prefix, module in (("memory.", memory), ("generator.", generator)):
-            module.load_state_dict({key.removeprefix(prefix): value for key, value in averaged.items() if key.startswith(prefix)})
-            module.eval()
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise CheckpointInvalid(
-            f"'{checkpoint}' holds no generator of this lipdub: {' '.join(str(error).split())[:200]}; give one of lipdub train generator"
-        ) from error
-    return config, memory, generator
-
-
-def load_bundle_networks(folder: Path, spec: bundle.BundleSpec) -> tuple[NetworkConfig, LipMemory, FaceGenerator]:
-    """Config and networks of the exported bundle in `folder`, in inference mode, with the sharpness that its graph draws with.
-    Raises CheckpointInvalid, ModelError."""
-    config, memory = load_bundle_memory(folder)
-    if (config.crop, config.mel, config.channels) != (spec.crop, spec.mel, spec.lip_channels):
-        raise CheckpointInvalid(
-            f"'{folder}' draws another crop or hears another mel than its weights' preset {config.preset}; export it from its checkpoint"
-        )
-    generator = FaceGenerator(config)
-    weights = load_weights(folder, config)
-    generator.load_state_dict({key.removeprefix("generator."): value for key, value in weights.items() if key.startswith("generator.")})
-    memory.memory.drawn_kappa = heard_kappa(folder, spec, memory)
-    return replace(config, drawn_kappa=memory.memory.drawn_kappa), memory.eval(), generator.eval()
-
-
-@torch.no_grad()
-def heard_kappa(folder: Path, spec: bundle.BundleSpec, memory: LipMemory) -> float:
-    """Sharpness of the audio addresses that the memory's graph in `folder` draws with, to a hundredth. It is no weight, and only the graph
-    knows it: the logarithm of its addresses, over that of `memory`, its weights, at a sharpness that is known.
-
-    Raises ModelError; CheckpointInvalid where graph and weights do not hear alike.
-    """
-    graph = bundle.tensors(bundle.MEMORY_GRAPH, spec)
-    session = runtime.open_session(folder / bundle.MEMORY_GRAPH, device="cpu", inputs=graph.inputs, outputs=graph.outputs)
-    windows = 4 * np.random.default_rng(0).uniform(-1, 1, (_KAPPA_WINDOWS, 1, spec.mel.bands, spec.mel.window)).astype(np.float32)
-    address = session.run({bundle.MEL: windows})[bundle.ADDRESS]
-    known = memory.memory.by_audio(memory.audio_encoder(torch.from_numpy(windows))).address.numpy()
-    # Slots that are so far off that float32 hardly knows them say nothing.
-    heard = np.minimum(address, known) > 1e-30
-    best = address.argmax(axis=1)[:, None]
-    drawn_log, known_log = (np.log(np.maximum(part, 1e-30).astype(np.float64)) for part in (address, known))
-    drawn_log -= np.take_along_axis(drawn_log, best, axis=1)
-    known_log -= np.take_along_axis(known_log, best, axis=1)
-    drawn_log, known_log = drawn_log[heard], known_log[heard]
-    both = float(drawn_log @ known_log)
-    if not both > SAME_WEIGHTS * math.sqrt(float(drawn_log @ drawn_log) * float(known_log @ known_log)):
-        raise CheckpointInvalid(f"{bundle.MEMORY_GRAPH} and {WEIGHTS_FILE} in '{folder}' are not of one network; copy the bundle again")
-    return round(memory.memory.kappa * both / float(known_log @ known_log), 2)
-
-
-def save_weights(path: Path, memory: LipMemory, generator: FaceGenerator) -> None:
-    """Both networks' weights as float16, to adapt or to go on training from."""
-    tensors = {f"memory.{key}": value.half().contiguous() for key, value in memory.state_dict().items()}
-    tensors |= {f"generator.{key}": value.half().contiguous() for key, value in generator.state_dict().items()}
-    # Not save_file: it makes the file readable for its owner alone, and a full disk raises an error of its own kind.
-    path.write_bytes(serialised(tensors))
 
 
 @torch.no_grad()
@@ -360,15 +293,14 @@ def rest_feature(config: NetworkConfig, memory: LipMemory, clips: Sequence[Clip]
     mouth of each of the `clips` where it is closed."""
     silent = torch.full((1, 1, config.mel.bands, config.mel.window), SILENCE)
     audio_feature = memory.audio_encoder(silent)
-    recalled = memory.memory.heard(audio_feature).recalled
-    y0, y1, x0, x1 = config.drawn
+    recalled = memory.memory.by_audio_sharpened(audio_feature).recalled
     found = []
     for clip in clips:
         at = int(np.argmin(clip.opening))
         if clip.opening[at] > 0.02:
             continue
         low, high = max(0, at - 2), min(len(clip), at + 3)
-        pictures = to_network(torch.from_numpy(central(clip, low, high, config)[:, y0:y1, x0:x1]))
+        pictures = drawn_boxes(clip, low, high, config)
         found.append(memory.memory.by_lips(memory.lip_encoder(lip_windows(pictures, config.frames)[at - low][None])).recalled)
     if found:
         recalled = torch.cat(found).mean(dim=0, keepdim=True)

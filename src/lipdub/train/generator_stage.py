@@ -15,20 +15,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import TrainingError
 from lipdub.faces.detector import MediapipeDetector
 from lipdub.speech.silence import silence_weight
 from lipdub.train import losses
 from lipdub.train.data import Clip, Samples, to_network
-from lipdub.train.expert_network import Expert
+from lipdub.train.expert_network import SyncNet
 from lipdub.train.loop import Validation
 from lipdub.train.measure import measured
-from lipdub.train.memory_stage import MemoryWeights, central, correlation, judge_memory, lip_windows, memory_losses
-from lipdub.train.networks import Discriminator, FaceGenerator, LipMemory, NetworkConfig
+from lipdub.train.memory_stage import MemoryWeights, average, central, correlation, judge_memory, lip_windows, memory_losses
+from lipdub.train.networks import Discriminator, FaceGenerator, LipMemory
 from lipdub.train.pairs import SILENT
 from lipdub.train.prepare import GRID_HZ
 from lipdub.train.reader import LipReader, centred
 from lipdub.train.voices import vary_voice
+from lipdub.train.weights import part_of
 
 AUDIO_VISUAL_RAMP = 1000
 """Steps over which the expert's loss comes to its full weight."""
@@ -96,7 +98,7 @@ class GeneratorStage:
     joint: bool = False
     lip_reader: LipReader | None = None
     """Frozen; the lips that it sees in a drawn picture are pulled to the recalled ones. Without it the frozen memory's encoder looks."""
-    expert: Expert | None = None
+    expert: SyncNet | None = None
     """Frozen; judges windows of drawn frames against the true sound. Needs `draw_frames` of a whole window."""
     open_detector: Callable[[], MediapipeDetector] | None = None
     """Measures the mouths that validation draws; without it they are not measured."""
@@ -138,12 +140,9 @@ class GeneratorStage:
         )
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Begin with the generator and the fusion that ``networks.load_weights`` gives instead of random ones."""
-        self.generator.load_state_dict(
-            {key.removeprefix("generator."): value for key, value in weights.items() if key.startswith("generator.")}
-        )
-        fusion = {key.removeprefix("memory.fusion."): value for key, value in weights.items() if key.startswith("memory.fusion.")}
-        self.memory.fusion.load_state_dict(fusion)
+        """Begin with the generator and the fusion that ``weights.load_weights`` gives instead of random ones."""
+        self.generator.load_state_dict(part_of(weights, "generator."))
+        self.memory.fusion.load_state_dict(part_of(weights, "memory.fusion."))
         self.averaged.generator.load_state_dict(self.generator.state_dict())
         self.averaged.memory.load_state_dict(self.memory.state_dict())
 
@@ -202,16 +201,9 @@ class GeneratorStage:
             fabric.backward(judged)
             self._judge_optimizer.step()
             found["discriminator"] = judged
-        self._average(number)
-        return found
-
-    @torch.no_grad()
-    def _average(self, number: int) -> None:
-        """Exponential moving average of the weights; its window grows with the run so that the first steps do not linger."""
-        keep = min(self.ema, (1 + number) / (10 + number))
         for averaged, live in ((self.averaged.generator, self.generator), (self.averaged.memory, self.memory)):
-            for slow, fast in zip(averaged.parameters(), live.parameters(), strict=True):
-                slow.lerp_(fast, 1 - keep)
+            average(averaged, live, keep=self.ema, step=number)
+        return found
 
     def validate(self) -> Validation:
         """Draw held-out people from both recalls: L1 in the drawn box, opening that the detector measures against the truth, and a grid of
@@ -249,7 +241,7 @@ class _GeneratorStep(nn.Module):
             of_memory, by_lips, _ = memory_losses(self.memory, lip_feature, audio_feature, lips, sounding, stage.memory_weights)
         else:
             of_memory, by_lips = {}, self.memory.memory.by_lips(lip_feature)
-        by_audio = self.memory.memory.heard(audio_feature)
+        by_audio = self.memory.memory.by_audio_sharpened(audio_feature)
         fused = self.memory.fuse(audio_feature.repeat(2, 1), torch.cat([by_lips.recalled, by_audio.recalled]))
         target, reference = pictures[:, reach : reach + frames].flatten(0, 1), to_network(batch["reference"])
         features = self.generator.encoder(target, reference.repeat_interleave(frames, dim=0))
@@ -303,7 +295,7 @@ class _GeneratorStep(nn.Module):
             found["painted"] = face.painted.float().mean()
         if stage.lip_reader is not None and weights.perceptual:
             found["perceptual"] = losses.perceptual_loss(stage.lip_reader, drawn[by_lip_rows], true[by_lip_rows])
-        total = sum((getattr(weights, name) * value for name, value in found.items()), torch.zeros((), device=lips.device))
+        total = losses.weighted(found, weights)
         ramp = min(1.0, (stage._number - weights.audio_visual_from) / AUDIO_VISUAL_RAMP)
         if stage.expert is not None and weights.audio_visual and ramp > 0:
             # Against the sound as it is: what was varied is what the memory hears, not what was said.
@@ -333,7 +325,7 @@ def _through_memory(
     return read, torch.where(from_audio[:, None, None], heard, seen)
 
 
-def check_expert(expert: Expert, config: NetworkConfig, draw_frames: int) -> None:
+def check_expert(expert: SyncNet, config: NetworkConfig, draw_frames: int) -> None:
     """Raise TrainingError unless `expert` can judge what a generator of `config` draws, `draw_frames` at a time."""
     (y0, y1, x0, x1), (by0, by1, bx0, bx1) = config.drawn, expert.config.box
     if expert.config.size != config.size or not (y0 <= by0 and by1 <= y1 and x0 <= bx0 and bx1 <= x1):
@@ -346,7 +338,7 @@ def check_expert(expert: Expert, config: NetworkConfig, draw_frames: int) -> Non
         raise TrainingError(f"the expert judges windows of {expert.config.frames} drawn frames; use --draw-frames {expert.config.frames}")
 
 
-def audio_visual(expert: Expert, config: NetworkConfig, drawn: Tensor, true: Tensor, mel: Tensor) -> Tensor:
+def audio_visual(expert: SyncNet, config: NetworkConfig, drawn: Tensor, true: Tensor, mel: Tensor) -> Tensor:
     """The expert's loss of drawn windows. drawn, true (W F, 3, h, w): F successive frames of W windows; mel (W, F, 80, 16), their sounds.
     Silent windows are not judged. The gradient reaches the drawn pictures alone."""
     (y0, _, x0, _), (by0, by1, bx0, bx1) = config.drawn, expert.config.box
@@ -429,7 +421,7 @@ def judge_generator(
             mel = torch.from_numpy(clip.windows(np.arange(end), config.mel))[:, None].to(device)
             audio_feature = memory.audio_encoder(mel)
             by_lips = memory.memory.by_lips(memory.lip_encoder(lip_windows(boxes, config.frames))).recalled
-            by_audio = memory.memory.heard(audio_feature).recalled
+            by_audio = memory.memory.by_audio_sharpened(audio_feature).recalled
             features = generator.encoder(target, reference)
             true_opening = clip.opening[:end]
             shown = [int(np.argmax(true_opening)), int(np.argmin(true_opening))]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdub.bundles.bundle import BundleSpec
+from lipdub.bundles.network import NetworkConfig
 from lipdub.faces.detector import FaceDetector
 from lipdub.references.selection import REFERENCE_BIN_DEG, REFERENCE_OPENING
 from lipdub.speech.lip_track import lips_of
@@ -22,7 +23,7 @@ from lipdub.train.data import Clip, to_network
 from lipdub.train.generator_stage import _around_mouth
 from lipdub.train.measure import measured
 from lipdub.train.memory_stage import JUDGED_FRAMES, central, correlation
-from lipdub.train.networks import FaceGenerator, LipMemory, NetworkConfig
+from lipdub.train.networks import FaceGenerator, LipMemory
 from lipdub.train.prepare import GRID_HZ, SHORTEST_S
 
 HELD_OUT_SHARE = 0.2

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lipdub.errors import TrainingDataError
-from lipdub.phonetics.phonemes import CLASSES
+from lipdub.phonetics.classes import CLASSES
 from lipdub.records import MelSpec
 
 CLOSED_SHARE = 0.6
@@ -27,11 +27,14 @@ _BILABIAL = "bilabial"
 
 
 class PhonemeWindows(NamedTuple):
-    """n windows. mel: float32 (n, 1, 80, 16). kind: int64 (n,), index into ``phonemes.CLASSES``. closed: bool (n,), lips surely shut."""
+    """n windows of labelled speech."""
 
     mel: Tensor
+    """float32 (n, 1, 80, 16)"""
     kind: Tensor
+    """int64 (n,), index into ``CLASSES``"""
     closed: Tensor
+    """bool (n,): the lips are surely shut."""
 
 
 class LabelledSpeech:

@@ -56,7 +56,7 @@ class Validation:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class StepReport:
     """One step's report to whoever watches."""
 
     step: int
@@ -126,7 +126,7 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
 
 
 def run(
-    stage: Stage, fabric: Fabric, folder: Path, settings: LoopSettings, *, resume: bool, on_progress: Callable[[Progress], None]
+    stage: Stage, fabric: Fabric, folder: Path, settings: LoopSettings, *, resume: bool, on_progress: Callable[[StepReport], None]
 ) -> dict[str, float]:
     """Train `stage` into `folder` (``latest.pt``, ``best.pt``, TensorBoard); the figures of the last validation.
 
@@ -216,7 +216,7 @@ def run(
                 checkpoints.save(latest, content)
             if reported or validation is not None:
                 speed = (done - since) * settings.batch * fabric.world_size / max(1e-9, time.monotonic() - clock)
-                on_progress(Progress(done, settings.steps, values if reported else {}, speed, validation))
+                on_progress(StepReport(done, settings.steps, values if reported else {}, speed, validation))
                 clock, since = time.monotonic(), done
     except OSError as error:
         # TensorBoard's thread hands a full disk's error to whatever call comes next; checkpoints have words of their own.

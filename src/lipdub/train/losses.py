@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -35,6 +36,12 @@ def usage_perplexity(address: Tensor) -> float:
     """Number of slots in use, exp of the entropy of the mean address (B, S): 1 is collapse, S is all alike."""
     mean = address.detach().float().mean(dim=0)
     return float(torch.exp(-(mean * torch.log(mean + 1e-12)).sum()))
+
+
+def weighted(found: Mapping[str, Tensor], weights: object) -> Tensor:
+    """The sum of the losses `found`, each times the attribute of `weights` that has its name."""
+    nothing = torch.zeros((), device=next(iter(found.values())).device)
+    return sum((getattr(weights, name) * value for name, value in found.items()), nothing)
 
 
 def landmark_loss(predicted: Tensor, true: Tensor) -> Tensor:

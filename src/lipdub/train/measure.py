@@ -1,4 +1,4 @@
-"""What a face detector sees in drawn crops: the judge that no network of ours has a hand in."""
+"""Mouth openings in drawn crops, measured by a face detector: a judge that none of our networks can learn to please."""
 
 from __future__ import annotations
 

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import TrainingDataError
-from lipdub.phonetics.phonemes import CLASSES
+from lipdub.phonetics.classes import CLASSES
 from lipdub.train import losses
 from lipdub.train.data import SPEAKER_BALANCE, Clip, Samples, opening_from_lips, to_network
 from lipdub.train.labelled_speech import LabelledSpeech
 from lipdub.train.loop import Validation
-from lipdub.train.networks import LipMemory, NetworkConfig, Recall
+from lipdub.train.networks import LipMemory, MemoryRead
 from lipdub.train.prepare import MARGIN
 from lipdub.train.voices import vary_voice
 
@@ -54,7 +55,7 @@ class MemoryWeights:
 
 def memory_losses(
     memory: LipMemory, lip_feature: Tensor, audio_feature: Tensor, lips: Tensor, sounding: Tensor, weights: MemoryWeights
-) -> tuple[dict[str, Tensor], Recall, Recall]:
+) -> tuple[dict[str, Tensor], MemoryRead, MemoryRead]:
     """Losses of a batch and both recalls. lip_feature, audio_feature (B, C); lips (B, 40, 2) relative to rest; sounding (B,) bool,
     False where the sound was replaced by silence (then the audio side is to recall the resting mouth, not these lips)."""
     by_lips, by_audio = memory.memory.by_lips(lip_feature), memory.memory.by_audio(audio_feature)
@@ -68,8 +69,7 @@ def memory_losses(
         "usage": losses.usage_loss(by_lips.address),
         "spread": losses.spread_loss(lips_heard, heard),
     }
-    total = sum((getattr(weights, name) * value for name, value in found.items()), torch.zeros((), device=lips.device))
-    return {**found, "memory": total}, by_lips, by_audio
+    return {**found, "memory": losses.weighted(found, weights)}, by_lips, by_audio
 
 
 def silence_some(mel: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ class MemoryStage:
     speech: LabelledSpeech | None = None
     """Synthetic speech whose windows join every step, to teach phonemes and closures."""
     lip_side: dict[str, Tensor] | None = None
-    """Weights of ``networks.load_lip_side``: these stay as they are, only the audio side is trained."""
+    """Weights of ``weights.load_lip_side``: these stay as they are, only the audio side is trained."""
     balance: float = SPEAKER_BALANCE
     ema: float = 0.995
     name: str = "memory"
@@ -218,7 +218,7 @@ def judge_on_speech(memory: LipMemory, speech: LabelledSpeech, *, count: int = 3
     windows = speech.held_out(count)
     features = torch.cat([memory.audio_encoder(part.to(device)) for part in torch.split(windows.mel, 512)])
     kind = windows.kind.to(device)
-    opening = opening_from_lips(memory.landmarks(memory.memory.heard(features).recalled))
+    opening = opening_from_lips(memory.landmarks(memory.memory.by_audio_sharpened(features).recalled))
     sounding = opening[kind != CLASSES.index("silence")].mean().clamp(min=1e-4)
     return {
         "phonemes_right": float((memory.phonemes(features).argmax(dim=1) == kind).float().mean()),
@@ -231,6 +231,12 @@ def central(clip: Clip, first: int, end: int, config: NetworkConfig) -> np.ndarr
     stored = clip.crops.shape[1]
     margin = round((stored - stored / MARGIN) / 2)
     return np.ascontiguousarray(clip.crops[first:end, margin : margin + config.size, margin : margin + config.size])
+
+
+def drawn_boxes(clip: Clip, first: int, end: int, config: NetworkConfig) -> Tensor:
+    """The drawn box of the same crops as networks take it: float32 (n, 3, h, w) in [-1, 1]."""
+    y0, y1, x0, x1 = config.drawn
+    return to_network(torch.from_numpy(central(clip, first, end, config)[:, y0:y1, x0:x1]))
 
 
 def lip_windows(pictures: Tensor, frames: int) -> Tensor:
@@ -246,16 +252,15 @@ def judge_memory(memory: LipMemory, clips: list[Clip], config: NetworkConfig, *,
     true standard deviation of the opening, median), slots_by_lips and slots_by_audio (usage perplexity)."""
     device = next(memory.parameters()).device
     memory.eval()
-    y0, y1, x0, x1 = config.drawn
     by_lips, by_audio, spreads, lip_addresses, audio_addresses = [], [], [], [], []
     for clip in clips:
         if len(clip) < JUDGED_FRAMES:
             continue
         end = min(longest, len(clip))
-        pictures = to_network(torch.from_numpy(central(clip, 0, end, config)[:, y0:y1, x0:x1])).to(device)
+        pictures = drawn_boxes(clip, 0, end, config).to(device)
         mel = torch.from_numpy(clip.windows(np.arange(end), config.mel))[:, None].to(device)
         lips = memory.memory.by_lips(memory.lip_encoder(lip_windows(pictures, config.frames)))
-        audio = memory.memory.heard(memory.audio_encoder(mel))
+        audio = memory.memory.by_audio_sharpened(memory.audio_encoder(mel))
         true = clip.opening[:end]
         read = opening_from_lips(memory.landmarks(lips.recalled)).float().cpu().numpy()
         heard = opening_from_lips(memory.landmarks(audio.recalled)).float().cpu().numpy()

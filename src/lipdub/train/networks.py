@@ -3,114 +3,29 @@
 One code path, two presets. Letters: B batch, T frames of a lip window, S slots, C feature channels, H, W. Inside networks pictures
 are float32 (B, 3, H, W) in [-1, 1].
 
-Departures from the paper, all measured on our own footage (design, section 6): slots and embeddings are normalised; a linear head
-reads the lip landmarks from every recall (without a task of its own the memory collapses to one slot); the decoder draws only
-the box that the paste mask can show; ``compact`` also feeds the lip feature to every coarse decoder level (``modulated``), and may
-copy the reference's pixels through a drawn flow (``copies``), which keeps skin, beard and collar as sharp as they are.
+Departures from the paper, all measured on our own footage:
+- Slots and embeddings are normalised.
+- A linear head reads the lip landmarks from every recall: without a task of its own the memory collapses to one slot.
+- The decoder draws only the box that the paste mask can show.
+- ``compact`` also feeds the lip feature to every coarse decoder level (``modulated``).
+- ``compact`` may copy the reference's pixels through a drawn flow (``copies``), which keeps skin, beard and collar as sharp as they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipdub.bundles.bundle import FLOW_STRIDE as _FLOW_STRIDE
-from lipdub.errors import CheckpointInvalid, TrainingError
-from lipdub.phonetics.phonemes import CLASSES
-from lipdub.records import CropSpec, MelSpec
-from lipdub.train import checkpoints
+from lipdub.bundles.bundle import FLOW_STRIDE
+from lipdub.bundles.network import NetworkConfig
+from lipdub.phonetics.classes import CLASSES
 
 LIP_POINTS = 40
-WEIGHTS_FILE = "weights.safetensors"
-"""Both networks' weights in a bundle, written by the exporter and read to train on."""
-_LIP_SIDE = ("lip_encoder.", "memory.values", "memory.lip_query.", "landmark_head.")
+LIP_SIDE = ("lip_encoder.", "memory.values", "memory.lip_query.", "landmark_head.")
 """Weights of a ``LipMemory`` that lips alone go through."""
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkConfig:
-    """Everything that fixes the shapes of the networks."""
-
-    preset: str
-    size: int
-    drawn: tuple[int, int, int, int]
-    """Half-open box (y0, y1, x0, x1) of the crop that the decoder draws; multiples of ``crop_stride``."""
-    crop_stride: int
-    """Decoder level (crop px per cell) from which on only the drawn box is computed."""
-    slots: int
-    channels: int
-    """C: channels of audio feature, lip feature and slots."""
-    audio_widths: tuple[int, int, int, int]
-    audio_strides: tuple[tuple[int, int], ...]
-    """Of the audio encoder's four levels, (bands, columns)."""
-    lip_widths: tuple[int, int, int, int]
-    lip_pool: int
-    """Lip pictures are averaged down by this before the lip encoder."""
-    face_widths: tuple[int, ...]
-    """Face encoder, from full resolution down to 1 x 1."""
-    decoder_widths: tuple[int, ...]
-    """Decoder, from 4 x 4 up to full resolution."""
-    residual: bool
-    """One residual block at each coarse level of face encoder and decoder (the paper's has them at all)."""
-    modulated: bool
-    fusion_dropout: float
-    copies: bool = False
-    """The decoder may take pixels of the reference, moved by a smooth flow that it draws, instead of drawing them."""
-    kappa: float = 16.0
-    """Sharpness of the addresses."""
-    drawn_kappa: float = 16.0
-    """Sharpness of the audio addresses that are drawn. Sharper ones than the memory is trained with undo its regression to the mean: on
-    unseen people 24 brings the spread of the opening from 0.81 to 1.05 of the true one, and costs 0.005 of its correlation."""
-    frames: int = 5
-    """T: frames of a lip window, at 25 frames/s."""
-    mel: MelSpec = field(default_factory=MelSpec)
-
-    @property
-    def masked_from(self) -> int:
-        """First row of the lower half: hidden from the face encoder, all that the lip encoder sees."""
-        return self.size // 2
-
-    @property
-    def lower_box(self) -> tuple[int, int, int, int]:
-        """The part of the drawn box that lies in the lower half, in crop px."""
-        y0, y1, x0, x1 = self.drawn
-        return max(y0, self.masked_from), y1, x0, x1
-
-    @property
-    def crop(self) -> CropSpec:
-        """The crop as the runtime knows it."""
-        return CropSpec(self.size, self.drawn, self.masked_from)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for checkpoints."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
-        """The config that ``to_dict`` described. Raises TrainingError on unknown or missing values."""
-        known = {known.name for known in fields(cls)}
-        if set(values) - known:
-            raise TrainingError(
-                f"the checkpoint's network has unknown settings {sorted(set(values) - known)}; use the lipdub that wrote it"
-            )
-        plain: dict[str, Any] = {key: _tupled(value) for key, value in values.items()}
-        try:
-            if isinstance(plain.get("mel"), dict):
-                plain["mel"] = MelSpec(**plain["mel"])
-            return cls(**plain)
-        except (TypeError, ValueError) as error:
-            raise TrainingError(f"the checkpoint's network has unusable settings ({error}); use the lipdub that wrote it") from error
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
 
 
 PRESETS = {
@@ -129,11 +44,13 @@ PRESETS = {
 }  # fmt: skip
 
 
-class Recall(NamedTuple):
-    """What the memory gives for one kind of query. address: (B, S), rows sum to 1. recalled: (B, C) = address x V."""
+class MemoryRead(NamedTuple):
+    """What the memory gives for one kind of query."""
 
     address: Tensor
+    """(B, S), rows sum to 1."""
     recalled: Tensor
+    """(B, C): address x V."""
 
 
 def _norm(channels: int) -> nn.Module:
@@ -239,24 +156,24 @@ class AudioLipMemory(nn.Module):
         """V as it is recalled: (S, C), unit rows."""
         return F.normalize(self.values, dim=1)
 
-    def by_lips(self, lip_feature: Tensor) -> Recall:
+    def by_lips(self, lip_feature: Tensor) -> MemoryRead:
         """Address V by lip features (B, C)."""
-        return self._recall(self.lip_query(lip_feature), self.slots(), self.kappa)
+        return self._read(self.lip_query(lip_feature), self.slots(), self.kappa)
 
-    def by_audio(self, audio_feature: Tensor) -> Recall:
+    def by_audio(self, audio_feature: Tensor) -> MemoryRead:
         """Address K by audio features (B, C), as the memory learns it; V is what is recalled."""
-        return self._recall(self.audio_query(audio_feature), F.normalize(self.keys, dim=1), self.kappa)
+        return self._read(self.audio_query(audio_feature), F.normalize(self.keys, dim=1), self.kappa)
 
-    def heard(self, audio_feature: Tensor) -> Recall:
-        """The same with the sharper addresses that are drawn."""
-        return self._recall(self.audio_query(audio_feature), F.normalize(self.keys, dim=1), self.drawn_kappa)
+    def by_audio_sharpened(self, audio_feature: Tensor) -> MemoryRead:
+        """The same with the sharper addresses that are drawn (``drawn_kappa``)."""
+        return self._read(self.audio_query(audio_feature), F.normalize(self.keys, dim=1), self.drawn_kappa)
 
-    def _recall(self, query: Tensor, slots: Tensor, kappa: float) -> Recall:
+    def _read(self, query: Tensor, slots: Tensor, kappa: float) -> MemoryRead:
         # In float32 also under bfloat16 autocast: 16 * cos has to tell slots apart.
         with torch.autocast(query.device.type, enabled=False):
             cosine = F.normalize(query.float(), dim=1) @ slots.float().t()
             address = torch.softmax(kappa * cosine, dim=1)
-            return Recall(address, address @ self.slots().float())
+            return MemoryRead(address, address @ self.slots().float())
 
 
 class LipMemory(nn.Module):
@@ -278,12 +195,12 @@ class LipMemory(nn.Module):
         return self.landmark_head(recalled * self._scale).unflatten(1, (LIP_POINTS, 2)) * 0.05
 
     def phonemes(self, audio_feature: Tensor) -> Tensor:
-        """Logits (B, classes of ``phonemes.CLASSES``) from an audio feature (B, C). Training only."""
+        """Logits (B, classes of ``CLASSES``) from an audio feature (B, C). Training only."""
         return self.phoneme_head(F.silu(audio_feature))
 
     def lip_side(self) -> list[nn.Parameter]:
         """Parameters of what lips alone go through: lip encoder, value memory and its query, landmark head."""
-        return [value for key, value in self.named_parameters() if key.startswith(_LIP_SIDE)]
+        return [value for key, value in self.named_parameters() if key.startswith(LIP_SIDE)]
 
     def fuse(self, audio_feature: Tensor, recalled: Tensor) -> Tensor:
         """Lip feature for the decoder (B, C) from audio feature and recall, both (B, C)."""
@@ -293,15 +210,17 @@ class LipMemory(nn.Module):
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """Inference: mel (B, 1, 80, 16) to address (B, S) and lip feature (B, C). The lip encoder takes no part."""
         audio_feature = self.audio_encoder(mel)
-        recall = self.memory.heard(audio_feature)
+        recall = self.memory.by_audio_sharpened(audio_feature)
         return recall.address, self.fuse(audio_feature, recall.recalled)
 
 
 class FaceFeatures(NamedTuple):
-    """What the face encoder gives to the decoder. levels: features from full resolution down to 1 x 1. reference: (B, 3, S, S)."""
+    """What the face encoder gives to the decoder."""
 
     levels: list[Tensor]
+    """Features from full resolution down to 1 x 1."""
     reference: Tensor
+    """(B, 3, S, S)"""
 
     def rows(self, index: Tensor) -> FaceFeatures:
         """Those rows of everything, in this order."""
@@ -336,15 +255,14 @@ class FaceEncoder(nn.Module):
 
 
 class DrawnFace(NamedTuple):
-    """What the decoder gives. picture: (B, 3, h, w) in [-1, 1], the drawn box.
-
-    painted: (B, 1, h, w) in [0, 1], how far each pixel was painted; the rest of it was copied from the reference. flow: (B, 2, h / 4,
-    w / 4), (x, y): where it was copied from, relative to its own place, in half crop sides. None both where nothing is ever copied.
-    """
+    """What the decoder gives. Without copying, `painted` and `flow` are None."""
 
     picture: Tensor
+    """(B, 3, h, w) in [-1, 1], the drawn box."""
     painted: Tensor | None
+    """(B, 1, h, w) in [0, 1]: how far each pixel was painted; the rest of it was copied from the reference."""
     flow: Tensor | None
+    """(B, 2, h / 4, w / 4), (x, y): where it was copied from, relative to its own place, in half crop sides."""
 
 
 class DecoderLevel(nn.Module):
@@ -421,7 +339,7 @@ class Decoder(nn.Module):
                 skip = skip[:, :, y0:y1, x0:x1]
                 box, cropped = (None, True) if cropped else ((y0, y1, x0, x1), True)
             x = stage(x, skip, lip_feature, box)
-            if self.flow is not None and stride == _FLOW_STRIDE:
+            if self.flow is not None and stride == FLOW_STRIDE:
                 # Up to a quarter of the crop in either direction; in float32, since half precision cannot tell pixels apart.
                 flow = 0.5 * torch.tanh(self.flow(x).float())
         picture = self.picture(x)
@@ -476,74 +394,3 @@ class Discriminator(nn.Module):
     def forward(self, drawn: Tensor) -> Tensor:
         """The drawn box (B, 3, h, w) to one score per patch (B, 1, h', w')."""
         return self.body(drawn[:, :, self._skip_rows :])
-
-
-def load_memory(content: dict[str, Any], path: Path) -> tuple[NetworkConfig, LipMemory]:
-    """Config and memory of a checkpoint of either stage, as ``checkpoints.load`` gave it. Raises CheckpointInvalid."""
-    try:
-        config = NetworkConfig.from_dict(content["settings"]["network"])
-        memory = LipMemory(config)
-        memory.load_state_dict(content["modules"]["memory"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise CheckpointInvalid(f"'{path}' holds no memory of this lipdub: {' '.join(str(error).split())[:200]}") from error
-    return config, memory
-
-
-def _bundle_weights(folder: Path) -> dict[str, Tensor]:
-    """All weights of an exported bundle as float32 (they are float16 there). Raises CheckpointInvalid."""
-    try:
-        return {key: value.float() for key, value in load_file(folder / WEIGHTS_FILE).items()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointInvalid(f"'{folder}' holds no readable {WEIGHTS_FILE}: {error}; give a bundle folder or a checkpoint") from error
-
-
-def load_bundle_memory(folder: Path) -> tuple[NetworkConfig, LipMemory]:
-    """Config and memory of an exported bundle (its weights are float16), to go on training from. Raises CheckpointInvalid."""
-    found = _bundle_weights(folder)
-    slots = found.get("memory.memory.values", torch.empty(2)).shape[0]
-    for preset in PRESETS.values():
-        config = replace(preset, slots=slots)
-        memory = LipMemory(config)
-        wanted = {f"memory.{key}": value.shape for key, value in memory.state_dict().items()}
-        if wanted == {key: value.shape for key, value in found.items() if key.startswith("memory.")}:
-            memory.load_state_dict({key.removeprefix("memory."): value for key, value in found.items() if key in wanted})
-            return config, memory
-    raise CheckpointInvalid(f"the weights in '{folder}' are of none of the presets {', '.join(PRESETS)}; train from the checkpoint instead")
-
-
-def load_lip_side(path: Path, config: NetworkConfig) -> dict[str, Tensor]:
-    """Weights of the lip side of a memory (``LipMemory.lip_side``) from a bundle folder or a checkpoint of either stage, to train another
-    audio side against. Raises CheckpointInvalid where they do not fit `config`."""
-    found = _bundle_weights(path) if path.is_dir() else _memory_of(checkpoints.load(path))
-    wanted = {f"memory.{k}": v.shape for k, v in LipMemory(config).state_dict().items() if k.startswith(_LIP_SIDE)}
-    if {key: found[key].shape for key in wanted if key in found} != wanted:
-        raise CheckpointInvalid(f"the lip side of '{path}' does not fit; give a bundle or checkpoint of the same preset and slots")
-    return {key.removeprefix("memory."): found[key].float() for key in wanted}
-
-
-def _memory_of(content: dict[str, Any]) -> dict[str, Tensor]:
-    return {f"memory.{key}": value for key, value in content.get("modules", {}).get("memory", {}).items()}
-
-
-def load_any_memory(path: Path) -> tuple[NetworkConfig, LipMemory]:
-    """Config and memory of a bundle folder or of a checkpoint of either stage. Raises CheckpointInvalid."""
-    return load_bundle_memory(path) if path.is_dir() else load_memory(checkpoints.load(path), path)
-
-
-def load_weights(path: Path, config: NetworkConfig) -> dict[str, Tensor]:
-    """Weights ``generator.*`` and ``memory.fusion.*`` to begin with, float32, from a bundle folder or a generator checkpoint.
-    The rest of its memory may be another one.
-
-    Raises CheckpointInvalid where they do not fit `config`.
-    """
-    if path.is_dir():
-        found = _bundle_weights(path)
-    else:
-        averaged = checkpoints.load(path).get("modules", {}).get("averaged", {})
-        found = {key: value.float() for key, value in averaged.items()}
-    wanted = {f"memory.{k}": v.shape for k, v in LipMemory(config).state_dict().items() if k.startswith("fusion.")}
-    wanted |= {f"generator.{k}": v.shape for k, v in FaceGenerator(config).state_dict().items()}
-    found = {key: value for key, value in found.items() if key.startswith(("generator.", "memory.fusion."))}
-    if {key: value.shape for key, value in found.items()} != wanted:
-        raise CheckpointInvalid(f"the weights in '{path}' are of another network than the memory's; train the memory with the same preset")
-    return found

@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from lipdub.atomic import write_whole
+from lipdub.bundles.network import NetworkConfig
 from lipdub.speech.mel import cut_windows
 from lipdub.train.data import OFFSETS_FILE, Clip, opening_from_lips
-from lipdub.train.expert_network import Expert
+from lipdub.train.expert_network import SyncNet
 from lipdub.train.memory_stage import correlation
-from lipdub.train.networks import LipMemory, NetworkConfig
+from lipdub.train.networks import LipMemory
 from lipdub.train.prepare import GRID_HZ
-from lipdub.train.shifts import FURTHEST, Agreement, agreement
+from lipdub.train.shifts import FURTHEST, ShiftCosines, shift_cosines
 
 FURTHEST_FRAMES = 6
 """A memory looks for offsets up to this; the expert up to ``shifts.FURTHEST``."""
@@ -41,17 +42,20 @@ below this share of the median one."""
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """One clip's estimate. frames: at 25 Hz; positive when the sound comes later than the lips show it. there, at_zero: correlation (by a
-    memory) or mean cosine (by the expert) at that offset and at none. believed: used in training. agrees: some offset fits; else the
-    clip is left out of training."""
+    """One clip's estimate."""
 
     source: str
     clip_id: str
     frames: int
+    """At 25 Hz; positive when the sound comes later than the lips show it."""
     there: float
+    """Correlation (by a memory) or mean cosine (by the expert) at that offset."""
     at_zero: float
+    """The same without an offset."""
     believed: bool
+    """Used in training."""
     agrees: bool = True
+    """Some offset fits; else the clip is left out of training."""
 
 
 @torch.no_grad()
@@ -76,7 +80,7 @@ def estimate(memory: LipMemory, clips: list[Clip], config: NetworkConfig) -> lis
     return found
 
 
-def estimate_by_expert(expert: Expert, clips: Sequence[Clip]) -> list[Offset]:
+def estimate_by_expert(expert: SyncNet, clips: Sequence[Clip]) -> list[Offset]:
     """Offset of each clip (loaded without offsets): where the mean cosine of its lips and its sound is highest.
 
     Clips shorter than ``SHORTEST_S`` are taken together with the other short ones of their speaker, and share what is found; where
@@ -87,7 +91,7 @@ def estimate_by_expert(expert: Expert, clips: Sequence[Clip]) -> list[Offset]:
         short = len(clip) < SHORTEST_S * GRID_HZ
         groups.setdefault(("speaker", clip.speaker) if short else ("clip", clip.clip_id), []).append(clip)
     groups = {key: group for key, group in groups.items() if sum(len(clip) for clip in group) >= SHORTEST_S * GRID_HZ}
-    found = {key: _Curve.of([agreement(expert, clip) for clip in group]) for key, group in groups.items()}
+    found = {key: _Curve.of([shift_cosines(expert, clip) for clip in group]) for key, group in groups.items()}
     confidences = [curve.confidence for curve in found.values() if curve is not None]
     faint = FAINT_SHARE * float(np.median(confidences)) if confidences else 0.0
     offsets = []
@@ -109,18 +113,22 @@ def estimate_by_expert(expert: Expert, clips: Sequence[Clip]) -> list[Offset]:
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
-    """Agreement of some clips over all shifts. best: shift with the highest mean cosine `there`. confidence: how far that is above the
-    median one. errors_above_zero, errors_above_usual: how far it is above no shift, and above the mean of all, in standard errors."""
+    """Mean cosines of some clips over all shifts."""
 
     best: int
+    """Shift with the highest mean cosine."""
     there: float
+    """That cosine."""
     at_zero: float
     confidence: float
+    """How far it is above the median one."""
     errors_above_zero: float
+    """How far it is above that of no shift, in standard errors."""
     errors_above_usual: float
+    """How far it is above the mean of all, in standard errors."""
 
     @classmethod
-    def of(cls, found: Sequence[Agreement]) -> _Curve | None:
+    def of(cls, found: Sequence[ShiftCosines]) -> _Curve | None:
         """None where nothing sounds long enough."""
         rows = [np.stack([clip.at(shift) for shift in range(-FURTHEST, FURTHEST + 1)], axis=1)[clip.sounding] for clip in found]
         cosines = np.concatenate(rows) if rows else np.zeros((0, 2 * FURTHEST + 1), np.float32)

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from lipdub.speech.mel import SILENCE, first_column
 from lipdub.speech.silence import silence_weight
-from lipdub.train.data import SPEAKER_BALANCE, Clip, clip_shares, flip_lips
+from lipdub.train.data import Clip, ClipSamples, flip_lips
 from lipdub.train.expert_network import ExpertConfig
 from lipdub.train.prepare import GRID_HZ, MARGIN
 
@@ -28,7 +27,7 @@ SILENT = 0.5
 """A window whose ``mel.silence_weight`` is above this is not a true pair: a closed mouth belongs to any pause."""
 
 
-class Pairs(Dataset[dict[str, Tensor]]):
+class Pairs(ClipSamples):
     """Random samples of `windows` lip windows and `windows` + `further` sounds of one clip.
 
     A sample: ``pictures`` uint8 (windows, T, h, w, 3), the expert's box; ``mel`` float32 (80, STRIP_COLUMNS); ``starts`` int64
@@ -37,16 +36,11 @@ class Pairs(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, clips: list[Clip], config: ExpertConfig, *, seed: int, windows: int, further: int) -> None:
-        self._clips, self._config, self._seed = clips, config, seed
-        self._windows, self._further = windows, further
-        self._cumulative = np.cumsum(clip_shares(clips, SPEAKER_BALANCE))
+        super().__init__(clips, seed=seed)
+        self._config, self._windows, self._further = config, windows, further
 
-    def __len__(self) -> int:
-        return 2**62
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        random = np.random.default_rng((self._seed, index))
-        clip = self._clips[min(int(np.searchsorted(self._cumulative, random.random())), len(self._clips) - 1)]
+    def sample_of(self, clip: Clip, random: np.random.Generator) -> dict[str, Tensor]:
+        """Around a random frame of the clip."""
         spec, count = self._config.mel, self._windows
         middle = int(random.integers(len(clip)))
         frames = self._frames(clip, middle, random)
@@ -62,9 +56,7 @@ class Pairs(Dataset[dict[str, Tensor]]):
         starts = np.clip(starts, 0, STRIP_COLUMNS - spec.window)
         heard = strip[:, starts[:count, None] + np.arange(spec.window)].transpose(1, 0, 2)
         reach = self._config.frames // 2
-        around = np.clip(frames[:, None] + np.arange(-reach, reach + 1), 0, len(clip) - 1)
-        # Never across a cut: a neighbour in another shot is replaced by the frame itself.
-        around = np.where(clip.shot[around] == clip.shot[frames][:, None], around, frames[:, None])
+        around = clip.around(frames, np.arange(-reach, reach + 1))
         mirrored = bool(random.random() < 0.5)
         lips = clip.lips[frames]
         return {

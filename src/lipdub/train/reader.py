@@ -1,7 +1,8 @@
 """The lip reader: one picture of a mouth to its lip points. The generator's landmark loss looks through it, and so does its validation.
 
-The memory's lip encoder hears five frames and answers through slots: what it says of a drawn face that it never saw agrees poorly with what
-mediapipe finds there. A network with this one task, on single jittered and toned pictures, agrees well (figures in the model card).
+The memory's lip encoder could read lip points, too, but it sees five frames and answers through slots: on drawn faces, which it was not
+trained on, it agrees poorly with mediapipe. This network has no other task and learns from single jittered and toned pictures; it agrees
+well (figures in the model card).
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
 
+from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import CheckpointInvalid, TrainingDataError
 from lipdub.train import checkpoints, losses
-from lipdub.train.data import SPEAKER_BALANCE, Clip, clip_shares, cut, flip_lips, jittered, opening_from_lips, to_network, toned
+from lipdub.train.data import Clip, ClipSamples, cut, flip_lips, jittered, opening_from_lips, to_network, toned
 from lipdub.train.loop import Validation
-from lipdub.train.memory_stage import JUDGED_FRAMES, average, central, correlation
-from lipdub.train.networks import LIP_POINTS, ConvBlock, NetworkConfig, ResidualBlock
+from lipdub.train.memory_stage import JUDGED_FRAMES, average, correlation, drawn_boxes
+from lipdub.train.networks import LIP_POINTS, ConvBlock, ResidualBlock
 
 _WIDTHS = (24, 48, 96, 128)
 _POOL = 2
@@ -72,19 +73,15 @@ def centred(lips: Tensor) -> Tensor:
     return lips - lips.mean(dim=-2, keepdim=True)
 
 
-class Pictures(Dataset[dict[str, Tensor]]):
+class Pictures(ClipSamples):
     """Random single pictures: ``picture`` uint8 (h, w, 3), the drawn box; ``lips`` float32 (40, 2), absolute in the unit crop."""
 
     def __init__(self, clips: list[Clip], config: NetworkConfig, *, seed: int) -> None:
-        self._clips, self._config, self._seed = clips, config, seed
-        self._cumulative = np.cumsum(clip_shares(clips, SPEAKER_BALANCE))
+        super().__init__(clips, seed=seed)
+        self._config = config
 
-    def __len__(self) -> int:
-        return 2**62
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        random = np.random.default_rng((self._seed, index))
-        clip = self._clips[min(int(np.searchsorted(self._cumulative, random.random())), len(self._clips) - 1)]
+    def sample_of(self, clip: Clip, random: np.random.Generator) -> dict[str, Tensor]:
+        """A random frame of the clip."""
         row = np.array([random.integers(len(clip))])
         flip = bool(random.random() < 0.5)
         picture = cut(clip.crops, row, self._config.size, jittered(random, _JITTER), flip, toned(random))[0]
@@ -171,13 +168,12 @@ def judge_reader(reader: LipReader, clips: list[Clip], config: NetworkConfig, *,
     """r_opening: mean correlation of the opening read with mediapipe's; spread: read over true standard deviation, median; error_px: mean
     distance of the points, px of the crop."""
     device = next(reader.parameters()).device
-    y0, y1, x0, x1 = config.drawn
     rs, spreads, errors = [], [], []
     for clip in clips:
         if len(clip) < JUDGED_FRAMES:
             continue
         end = min(longest, len(clip))
-        pictures = to_network(torch.from_numpy(central(clip, 0, end, config)[:, y0:y1, x0:x1])).to(device)
+        pictures = drawn_boxes(clip, 0, end, config).to(device)
         read = reader(pictures).cpu()
         true = centred_lips(clip, np.arange(end))
         errors.append(float(np.linalg.norm(read.numpy() - true, axis=-1).mean()) * config.size)
@@ -194,7 +190,7 @@ def load_reader(path: Path, config: NetworkConfig) -> LipReader:
     """The averaged reader of a checkpoint, frozen. Raises CheckpointInvalid where it is none, or reads another crop than `config`'s."""
     content = checkpoints.load(path)
     try:
-        theirs = NetworkConfig.from_dict(content["settings"]["network"])
+        theirs = checkpoints.settings_of(NetworkConfig, content["settings"]["network"], str(path))
         reader = LipReader(theirs)
         reader.load_state_dict(content["modules"]["reader"])
     except (KeyError, RuntimeError, TypeError) as error:

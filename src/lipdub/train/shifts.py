@@ -13,7 +13,7 @@ from lipdub.records import MelSpec
 from lipdub.speech.mel import cut_windows, first_column
 from lipdub.speech.silence import silence_weight
 from lipdub.train.data import Clip, to_network
-from lipdub.train.expert_network import Expert
+from lipdub.train.expert_network import SyncNet
 from lipdub.train.pairs import SILENT
 from lipdub.train.prepare import GRID_HZ, MARGIN
 
@@ -26,14 +26,15 @@ SECOND_FRAMES = 25
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
-    """Cosines of one clip of N frames. cosine: float32 (N, 2 R + 1), R = FURTHEST; column R + k is the sound k frames at 25 Hz after the
-    frame's own, NaN where there is no such sound. own: float32 (N, N), of the lips of a row with the own sound of a column's frame.
-    sounding: bool (N,)."""
+class ShiftCosines:
+    """Cosines of one clip of N frames, over shifts of up to R = ``FURTHEST`` frames."""
 
     cosine: NDArray[np.float32]
+    """float32 (N, 2 R + 1): column R + k is the sound k frames at 25 Hz after the frame's own; NaN where there is no such sound."""
     own: NDArray[np.float32]
+    """float32 (N, N): the lips of a row's frame with the sound of a column's frame."""
     sounding: NDArray[np.bool_]
+    """bool (N,)"""
 
     def __len__(self) -> int:
         return len(self.sounding)
@@ -58,7 +59,7 @@ class Agreement:
 
 
 @torch.no_grad()
-def agreement(expert: Expert, clip: Clip, *, longest: int = 1000) -> Agreement:
+def shift_cosines(expert: SyncNet, clip: Clip, *, longest: int = 1000) -> ShiftCosines:
     """Compare the first `longest` frames of a clip with its sound, offsets applied."""
     config = expert.config
     spec, device = config.mel, next(expert.parameters()).device
@@ -70,13 +71,13 @@ def agreement(expert: Expert, clip: Clip, *, longest: int = 1000) -> Agreement:
     begins, slot = np.unique(first, return_inverse=True)
     windows = torch.from_numpy(_windows_at(clip, begins, spec))
     sounds = torch.cat([expert.embed_sound(part[:, None].to(device)) for part in torch.split(windows, 256)])
-    lips = torch.cat([expert.embed_lips(part.to(device)) for part in lip_windows(clip, count, expert)])
+    lips = torch.cat([expert.embed_lips(part.to(device)) for part in clip_lip_windows(clip, count, expert)])
     every = (lips @ sounds.t()).cpu().numpy()
     slot = slot.reshape(first.shape)
     cosine = np.where(there, np.take_along_axis(every, slot, axis=1), np.nan)
     own = np.where(there[:, FURTHEST][None], every[:, slot[:, FURTHEST]], np.nan)
     sounding = silence_weight(windows.numpy()[slot[:, FURTHEST]]) <= SILENT
-    return Agreement(cosine.astype(np.float32), own.astype(np.float32), sounding & there[:, FURTHEST])
+    return ShiftCosines(cosine.astype(np.float32), own.astype(np.float32), sounding & there[:, FURTHEST])
 
 
 def _windows_at(clip: Clip, first: NDArray[np.int64], spec: MelSpec) -> NDArray[np.float32]:
@@ -85,7 +86,7 @@ def _windows_at(clip: Clip, first: NDArray[np.int64], spec: MelSpec) -> NDArray[
     return cut_windows(clip.mel.astype(np.float32, copy=False), middle_s, spec)
 
 
-def lip_windows(clip: Clip, count: int, expert: Expert) -> list[torch.Tensor]:
+def clip_lip_windows(clip: Clip, count: int, expert: SyncNet) -> list[torch.Tensor]:
     """Batches of the lip windows (b, 3, T, h, w) of the first `count` frames, ends repeated, never across a cut."""
     config = expert.config
     y0, y1, x0, x1 = config.box
@@ -94,8 +95,7 @@ def lip_windows(clip: Clip, count: int, expert: Expert) -> list[torch.Tensor]:
     parts = []
     for first in range(0, count, 128):
         rows = np.arange(first, min(count, first + 128))
-        around = np.clip(rows[:, None] + np.arange(-reach, reach + 1), 0, count - 1)
-        around = np.where(clip.shot[around] == clip.shot[rows][:, None], around, rows[:, None])
+        around = clip.around(rows, np.arange(-reach, reach + 1), end=count)
         low, high = int(around.min()), int(around.max()) + 1
         box = to_network(torch.from_numpy(clip.crops[low:high, margin + y0 : margin + y1, margin + x0 : margin + x1].copy()))
         parts.append(box[torch.from_numpy(around - low)].transpose(1, 2))
@@ -103,19 +103,20 @@ def lip_windows(clip: Clip, count: int, expert: Expert) -> list[torch.Tensor]:
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """Shares of pairs in which the true sound fits better than another one, over all clips, windows alone and averaged over a second.
-
-    single, second: by shift in frames, both directions together. single_far, second_far: against sounds at least `FAR_FRAMES` away.
-    """
+class Accuracies:
+    """Shares of pairs in which the true sound fits better than another one, over all clips."""
 
     single: dict[int, float]
+    """Of windows alone, by shift in frames, both directions together."""
     second: dict[int, float]
+    """Of cosines averaged over a second, likewise."""
     single_far: float
+    """Of windows alone, against sounds at least ``FAR_FRAMES`` away."""
     second_far: float
+    """The same, averaged over a second."""
 
 
-def score(found: list[Agreement], shifts: tuple[int, ...] = (1, 2, 3, 4, 5)) -> Score:
+def accuracies(found: list[ShiftCosines], shifts: tuple[int, ...] = (1, 2, 3, 4, 5)) -> Accuracies:
     """Accuracies over all clips; 0.5 where there is nothing to compare."""
     single: dict[int, list[NDArray[np.bool_]]] = {shift: [] for shift in shifts}
     second: dict[int, list[NDArray[np.bool_]]] = {shift: [] for shift in shifts}
@@ -137,7 +138,7 @@ def score(found: list[Agreement], shifts: tuple[int, ...] = (1, 2, 3, 4, 5)) -> 
                 single_far.append(_wins(true[rows], own[rows, rows + way]))
                 sounding = clip.sounding[rows]
                 second_far.append(_wins(_averaged(clip.at(0)[rows], sounding), _averaged(own[rows, rows + way], sounding)))
-    return Score(
+    return Accuracies(
         {shift: _share(wins) for shift, wins in single.items()}, {shift: _share(wins) for shift, wins in second.items()},
         _share(single_far), _share(second_far),
     )  # fmt: skip

@@ -23,7 +23,7 @@ from scipy.signal import resample_poly
 
 from lipdub.atomic import whole_file
 from lipdub.errors import LipdubError, OutputRefused, PhonemesError
-from lipdub.phonetics import phonemes
+from lipdub.phonetics import classes, espeak
 from lipdub.records import MelSpec
 from lipdub.speech.mel import log_mel
 
@@ -190,12 +190,15 @@ def _punctuated(words: Sequence[str], random: np.random.Generator) -> str:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Utterance:
-    """mel: float16 (T, bands). kind, symbol: class (index into ``phonemes.CLASSES``) and IPA of each column, T each."""
+    """A spoken sentence of T mel columns."""
 
     recipe: Recipe
     mel: NDArray[np.float16]
+    """float16 (T, bands)"""
     kind: NDArray[np.uint8]
+    """(T,), class of each column: index into ``classes.CLASSES``."""
     symbol: list[str]
+    """IPA of each column."""
 
 
 def make_utterance(recipe: Recipe, spec: MelSpec) -> Utterance:
@@ -203,7 +206,7 @@ def make_utterance(recipe: Recipe, spec: MelSpec) -> Utterance:
 
     Raises PhonemesError where espeak-ng, the voice or one of its phonemes is not known.
     """
-    speech = phonemes.speak(
+    speech = espeak.speak(
         recipe.text, recipe.voice, words_per_minute=recipe.words_per_minute, pitch=recipe.pitch, pitch_range=recipe.pitch_range
     )
     spoken = resample_poly(speech.samples, spec.sample_rate_hz, speech.sample_rate_hz).astype(np.float32)
@@ -275,7 +278,7 @@ def _save(made: Sequence[Utterance], spec: MelSpec, out: Path) -> None:
             held_out=np.array([utterance.recipe.held_out for utterance in made], np.uint8),
             voice=np.array([voices.index(utterance.recipe.voice) for utterance in made], np.uint16),
             text=np.array([utterance.recipe.text for utterance in made]),
-            classes=np.array(phonemes.CLASSES),
+            classes=np.array(classes.CLASSES),
             symbols=np.array(symbols),
             voices=np.array(voices),
             columns_per_s=np.array(spec.columns_per_s),
