@@ -85,7 +85,7 @@ def test_the_constants_are_those_that_shape_a_track():
     names = {name.removeprefix("lipdub.") for name in track_constants()}
     assert {
         "faces.detector.SEARCH_EVERY", "faces.landmarks.LIPS", "faces.shots.CUT_DIFFERENCE", "faces.smoothing.SMOOTH_S",
-        "faces.follow.BRIDGE_S", "faces.crop._TEMPLATE", "faces.track_file._ROWS", "references.store._JPEG",
+        "faces.analysis.BRIDGE_S", "faces.crop._TEMPLATE", "faces.track_file._ROWS", "references.store._JPEG",
         "references.selection.REFERENCE_BIN_DEG",
     } < names  # fmt: skip
     assert not [name for name in names if name.startswith("faces.cache.")]

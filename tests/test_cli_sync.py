@@ -467,7 +467,7 @@ def test_an_interrupted_dub_leaves_nothing(long_work: Path, moment: str, number:
         try:
             reached = {
                 "finding faces": lambda: loaded(process, "mediapipe") and holds_open(process, long_work / "clip.mp4"),
-                "redrawing": lambda: any(long_work.glob(".out.*.lipdub-part.mp4")),
+                "redrawing": lambda: any(long_work.glob("*.lipdub-part.mp4")),
                 "muxing": lambda: (long_work / "muxing").exists() and (long_work / "muxing").read_text().endswith("\n"),
             }[moment]
             until(reached, process)

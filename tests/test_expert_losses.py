@@ -185,9 +185,10 @@ class BarDetector:
     def reset(self) -> None:
         """Nothing is remembered."""
 
-    def detect(self, pixels: np.ndarray) -> list[Face]:
+    def detect(self, picture: Picture) -> list[Face]:
         if self.blind:
             return []
+        pixels = picture.rgb(0, 0, picture.width, picture.height)
         middle = pixels.shape[1] // 2
         points = np.zeros((478, 3), np.float32)
         points[263, 0] = 100.0

@@ -27,6 +27,7 @@ from lipdub.errors import LipdubError, NoAudioStream, NoFaceFound, OutputRefused
 from lipdub.faces import crop
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.track import WHY
+from lipdub.media import playback
 from lipdub.media.planes import YuvChunk, YuvColor
 from lipdub.model import open_model
 from lipdub.options import DubOptions, dub_options
@@ -312,7 +313,8 @@ def test_a_video_that_changes_between_the_passes_is_an_error(house: Path, tmp_pa
                 return
             yield chunk
 
-    monkeypatch.setattr(media, "read_planes", shrinking)
+    monkeypatch.setattr(media, "read_planes", shrinking)  # the first pass
+    monkeypatch.setattr(playback, "read_planes", shrinking)  # and the second
     with pytest.raises(UnreadableMedia, match="changed meanwhile"):
         dubbed(house, tmp_path / "out.mp4")
     assert list(tmp_path.iterdir()) == []
