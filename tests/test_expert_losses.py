@@ -15,6 +15,7 @@ from toys import COMPACT, PAPER, boxes_of, toy_settings
 
 from lipdub.errors import TrainingError
 from lipdub.faces.detector import Face
+from lipdub.media.planes import Picture
 from lipdub.speech.mel import SILENCE
 from lipdub.train import generator_stage, losses
 from lipdub.train.data import Clip, Samples, loader
