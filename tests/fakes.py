@@ -23,6 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 from lipdub.bundles import bundle
 from lipdub.bundles.bundle import BundleSpec
 from lipdub.records import CropSpec, MelSpec
+from lipdub.speech.mel import cut_windows
+from lipdub.speech.silence import silence_weight
 
 OPSET = 17
 IR_VERSION = 10
@@ -102,6 +104,19 @@ def write_fake_bundle(
     return bundle.finish(folder, spec)
 
 
+class MelSound:
+    """A `lipdub.speech.windows.SpeechTrack` over a whole mel (bands, columns)."""
+
+    def __init__(self, mel: NDArray[np.float32], spec: MelSpec) -> None:
+        self._mel, self._spec = mel, spec
+
+    def windows(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+        return cut_windows(self._mel, times_s, self._spec)
+
+    def silence(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+        return silence_weight(self.windows(times_s))
+
+
 def rewrite_spec(folder: Path, **changes: object) -> BundleSpec:
     """Hash the graphs of a bundle anew after a test has put others there; `changes` are fields of its spec."""
     old = BundleSpec.from_json((folder / bundle.SPEC_FILE).read_text(encoding="utf-8"))
@@ -125,7 +140,7 @@ def as_version_1(folder: Path) -> None:
 def as_version_2(folder: Path) -> None:
     """Make the bundle in `folder` one of format version 2: neither its description nor its weights tell of the network."""
     described = json.loads((folder / bundle.SPEC_FILE).read_text(encoding="utf-8"))
-    del described["network"]
+    del described["network"], described["encoder"]
     described |= {"format_version": 2, "smoothing_s": described.pop("tap_distance_s")}
     (folder / bundle.SPEC_FILE).write_text(json.dumps(described), encoding="utf-8")
     weights = folder / "weights.safetensors"

@@ -217,7 +217,7 @@ NETWORK = NetworkConfig(
 def test_a_spec_tells_of_its_network(folder: Path) -> None:
     assert rewrite_spec(folder, network=NETWORK) == bundle.load_spec(folder)
     for other in (replace(NETWORK, slots=9), replace(NETWORK, channels=5), replace(NETWORK, copies=True), replace(NETWORK, size=64)):
-        with pytest.raises(ValueError, match="network must have the bundle's crop, mel, slots, lip_channels and copies"):
+        with pytest.raises(ValueError, match="network must have the bundle's crop, mel, encoder, slots, lip_channels and copies"):
             replace(fake_spec(), network=other)
     with pytest.raises(ValueError, match="drawn_kappa must be positive"):
         replace(NETWORK, drawn_kappa=0.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn import draw_video, write_wav
-from fakes import fake_spec, write_fake_bundle
+from fakes import MelSound, fake_spec, write_fake_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from lipdub.bundles.bundle import BundleSpec
 from lipdub.errors import BundleInvalid, MediaError, NoAudioStream
 from lipdub.speech import lip_track
 from lipdub.speech.lip_track import BLOCK_FRAMES, PAUSE, Lips, LipTrack, lips_at, lips_of, listen
-from lipdub.speech.mel import cut_windows, log_mel
+from lipdub.speech.mel import log_mel
 from lipdub.speech.memory import OnnxMemory, Recall
 from lipdub.speech.windows import windows_of
 
@@ -97,7 +97,7 @@ def test_at_any_times_it_is_what_the_memory_recalls_for_their_windows(
 ) -> None:
     memory = OnnxMemory(folder, other_spec(smoothing_s, voice_bands), device="cpu")
     times_s = start_s + np.cumsum([0.0, *steps_s])
-    windows = windows_of(times_s, memory.spec, lambda at: cut_windows(mel, at, SPEC.mel))
+    windows = windows_of(times_s, memory.spec, MelSound(mel, SPEC.mel))
     recall = memory.recall(windows.windows)
     lips = joined(lips_at(speech, memory, times_s))
     assert len(lips) == len(times_s)
@@ -112,7 +112,7 @@ def test_at_any_times_it_is_what_the_memory_recalls_for_their_windows(
 
 def test_a_moment_is_the_mean_of_its_windows(memory: OnnxMemory, mel: NDArray[np.float32]) -> None:
     """A window before it and one after it count half as much as its own."""
-    windows = windows_of(TIMES_S, memory.spec, lambda at: cut_windows(mel, at, SPEC.mel))
+    windows = windows_of(TIMES_S, memory.spec, MelSound(mel, SPEC.mel))
     before, now, after = (memory.recall(part) for part in np.split(windows.windows, 3))
     lips = lips_of(windows, memory)
     np.testing.assert_allclose(lips.feature, 0.25 * before.lip_feature + 0.5 * now.lip_feature + 0.25 * after.lip_feature, atol=1e-5)
@@ -238,6 +238,7 @@ class Failing:
 
     def __init__(self, memory: OnnxMemory, answers: int) -> None:
         self.spec = memory.spec
+        self.track = memory.track
         self._memory = memory
         self._left = answers
 

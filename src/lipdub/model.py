@@ -29,4 +29,4 @@ def open_model(name_or_path: str, *, device: Device = "auto", threads: int | Non
     folder = bundle.resolve(name_or_path)
     spec = bundle.load_spec(folder)
     generator = open_generator(folder, spec, device=device, threads=threads)
-    return Model(spec, OnnxMemory(folder, spec, device=device), generator)
+    return Model(spec, OnnxMemory(folder, spec, device=device, threads=threads), generator)

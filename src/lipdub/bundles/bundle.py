@@ -2,7 +2,7 @@
 
     models/<name>/
       bundle.json           what the model is: BundleSpec below
-      memory.onnx           mel windows -> address, lip feature
+      memory.onnx           windows of speech (features of the encoder, or mel) -> address, lip feature
       generator.onnx        target face, reference face, lip feature -> the drawn box
       weights.safetensors   the same weights to go on training from (optional, never read here)
       MODEL_CARD.md         for people (optional, never read here)
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final, TypeVar, get_args, get_origin, get_type_hints
 
 from lipdub.atomic import write_whole
-from lipdub.bundles.network import NetworkConfig
+from lipdub.bundles.network import EncoderUse, NetworkConfig
 from lipdub.errors import BundleInvalid, BundleNotFound
 from lipdub.records import CropSpec, MelSpec
 
@@ -32,8 +32,8 @@ FORMAT_VERSION: Final = 3
 """Version of ``bundle.json`` and of the tensors below; a bundle of another version is refused, but for those of `_EARLIER`."""
 _EARLIER: Final[Mapping[int, Mapping[str, object]]] = types.MappingProxyType(
     {
-        1: types.MappingProxyType({"copies": False, "voice_bands": 0, "network": None}),
-        2: types.MappingProxyType({"network": None}),
+        1: types.MappingProxyType({"copies": False, "voice_bands": 0, "network": None, "encoder": None}),
+        2: types.MappingProxyType({"network": None, "encoder": None}),
     }
 )
 """Versions that are read, too, as if they were of this one: the keys that they do not have, and what those bundles mean by it."""
@@ -45,6 +45,7 @@ MEMORY_GRAPH: Final = "memory.onnx"
 GENERATOR_GRAPH: Final = "generator.onnx"
 
 MEL: Final = "mel"
+FEATURES: Final = "features"
 ADDRESS: Final = "address"
 LIP_FEATURE: Final = "lip_feature"
 TARGET: Final = "target"
@@ -74,7 +75,7 @@ class GraphTensors:
 TENSORS: Final[Mapping[str, GraphTensors]] = types.MappingProxyType(
     {
         MEMORY_GRAPH: GraphTensors(
-            inputs={MEL: (BATCH, 1, "bands", "window")},
+            inputs={MEL: (BATCH, 1, "bands", "window"), FEATURES: (BATCH, "taps", "channels")},
             outputs={ADDRESS: (BATCH, "slots"), LIP_FEATURE: (BATCH, "lip_channels")},
         ),
         GENERATOR_GRAPH: GraphTensors(
@@ -85,7 +86,8 @@ TENSORS: Final[Mapping[str, GraphTensors]] = types.MappingProxyType(
 )
 """Tensors of each graph file, sizes still by name; `tensors` fills them in.
 
-mel: log-mel windows in [-4, 4]. address: softmax over the slots. target, reference: RGB in [-1, 1]; rows of the target from
+mel: log-mel windows in [-4, 4]. features: of the speech encoder at the taps around a moment; a memory takes one of the two.
+address: softmax over the slots. target, reference: RGB in [-1, 1]; rows of the target from
 `CropSpec.masked_from` on are 0. face: RGB in [-1, 1], the ``drawn`` box of the crop only, h x w px. All float32, also where
 the weights inside the graph are float16.
 
@@ -109,7 +111,8 @@ class BundleSpec:
     """Key of ``lipdub.generators.GENERATORS``."""
     format_version: int
     crop: CropSpec
-    mel: MelSpec
+    mel: MelSpec | None
+    """What the memory hears; None where it stands on a speech encoder."""
     slots: int
     """Of the memory."""
     lip_channels: int
@@ -133,6 +136,8 @@ class BundleSpec:
     """The outer two windows are heard with their mel bands moved down and up by this many."""
     network: NetworkConfig | None = None
     """What fixes the shapes of the networks in weights.safetensors. None in bundles of format versions 1 and 2, and of other backends."""
+    encoder: EncoderUse | None = None
+    """The speech encoder that the memory stands on."""
 
     def __post_init__(self) -> None:
         for holds, message in (
@@ -153,22 +158,26 @@ class BundleSpec:
             ),
             (all(SHA256_DIGITS.fullmatch(digest) for digest in self.graphs.values()), "graphs must map to sha256 hex digests"),
             (0.0 <= self.tap_distance_s < math.inf, f"tap_distance_s must be 0 or more seconds, got {self.tap_distance_s}"),
-            (0 <= self.voice_bands < self.mel.bands, f"voice_bands must be less than the mel's {self.mel.bands}, got {self.voice_bands}"),
+            ((self.mel is None) != (self.encoder is None), "a memory hears either mel or the features of an encoder"),
+            (
+                0 <= self.voice_bands < (self.mel.bands if self.mel is not None else 1),
+                f"voice_bands must be less than the mel's bands, got {self.voice_bands}",
+            ),
             (
                 not self.copies or not any(edge % FLOW_STRIDE for edge in self.crop.drawn),
                 f"drawn must lie on cells of {FLOW_STRIDE} px where pixels are copied, got {self.crop.drawn}",
             ),
             (
                 self.network is None or self._is_of(self.network),
-                "network must have the bundle's crop, mel, slots, lip_channels and copies",
+                "network must have the bundle's crop, mel, encoder, slots, lip_channels and copies",
             ),
         ):
             if not holds:
                 raise ValueError(message)
 
     def _is_of(self, network: NetworkConfig) -> bool:
-        told = (network.crop, network.mel, network.slots, network.channels, network.copies)
-        return told == (self.crop, self.mel, self.slots, self.lip_channels, self.copies)
+        told = (network.crop, network.mel, network.encoder, network.slots, network.channels, network.copies)
+        return told == (self.crop, self.mel, self.encoder, self.slots, self.lip_channels, self.copies)
 
     def to_json(self) -> str:
         """The text of ``bundle.json``; `from_json` gives an equal spec back."""
@@ -186,12 +195,10 @@ class BundleSpec:
 
 
 def tensors(graph: str, spec: BundleSpec) -> GraphTensors:
-    """``TENSORS[graph]`` with the sizes of `spec` filled in, only the batch axis keeps its name; without what a bundle that does not say
-    `copies` lacks."""
+    """``TENSORS[graph]`` with the sizes of `spec` filled in, only the batch axis keeps its name; without what the
+    bundle lacks."""
     y0, y1, x0, x1 = spec.crop.drawn
     sizes: dict[str, int] = {
-        "bands": spec.mel.bands,
-        "window": spec.mel.window,
         "slots": spec.slots,
         "lip_channels": spec.lip_channels,
         "S": spec.crop.size,
@@ -201,11 +208,19 @@ def tensors(graph: str, spec: BundleSpec) -> GraphTensors:
         "fw": (x1 - x0) // FLOW_STRIDE,
     }
 
+    absent = set() if spec.copies else set(_OF_COPIES)
+    if spec.mel is not None:
+        sizes |= {"bands": spec.mel.bands, "window": spec.mel.window}
+        absent.add(FEATURES)
+    elif spec.encoder is not None:
+        sizes |= {"taps": len(spec.encoder.taps), "channels": spec.encoder.channels}
+        absent.add(MEL)
+
     def filled(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         return {
             name: tuple(axis if axis == BATCH or isinstance(axis, int) else sizes[axis] for axis in shape)
             for name, shape in shapes.items()
-            if spec.copies or name not in _OF_COPIES
+            if name not in absent
         }
 
     return GraphTensors(inputs=filled(TENSORS[graph].inputs), outputs=filled(TENSORS[graph].outputs))

@@ -10,6 +10,26 @@ from lipdub.records import CropSpec, MelSpec
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderUse:
+    """How a memory stands on a speech encoder. Raises ``ValueError`` when built with values that cannot be."""
+
+    name: str
+    """Of the encoder's folder, beside the bundle's or among those that came with lipdub."""
+    sha256: str
+    """Of its graph: another encoder would say other things."""
+    channels: int
+    """D: features of one position."""
+    taps: tuple[int, ...]
+    """Positions of 20 ms around a moment that make up its window, 0 for the moment itself."""
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.sha256) != 64:
+            raise ValueError(f"an encoder has a name and a sha256, got {self.name!r} and {self.sha256!r}")
+        if self.channels < 1 or not self.taps or list(self.taps) != sorted(set(self.taps)):
+            raise ValueError(f"a window has channels and rising taps, got {self.channels} and {self.taps}")
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkConfig:
     """Everything that fixes the shapes of the networks. Raises ``ValueError`` when built with values that do not fit together."""
 
@@ -48,12 +68,15 @@ class NetworkConfig:
     unseen people 24 brings the spread of the opening from 0.81 to 1.05 of the true one, and costs 0.005 of its correlation."""
     frames: int = 5
     """T: frames of a lip window, at 25 frames/s."""
-    mel: MelSpec = field(default_factory=MelSpec)
+    mel: MelSpec | None = field(default_factory=MelSpec)
+    """What the audio encoder hears; None where it stands on a pretrained speech encoder."""
+    encoder: EncoderUse | None = None
 
     def __post_init__(self) -> None:
         _ = self.crop  # checks itself
         for holds, message in (
             (self.slots > 0 and self.channels > 0, f"slots and channels must be positive, got {self.slots} and {self.channels}"),
+            ((self.mel is None) != (self.encoder is None), "a network hears either mel or the features of an encoder"),
             (0 < self.kappa < math.inf, f"kappa must be positive, got {self.kappa}"),
             (0 < self.drawn_kappa < math.inf, f"drawn_kappa must be positive, got {self.drawn_kappa}"),
         ):

@@ -14,6 +14,8 @@ EXAMPLES = """
 
   lipdub prepare clips/train -o prepared/train --manifest clips/manifest.csv
 
+  lipdub prepare clips/train -o prepared/train --encoder encoder --voices 4
+
   lipdub prepare interview1.mp4 interview2.mov -o prepared/studio --workers 4
 """
 
@@ -24,6 +26,10 @@ def prepare(
     manifest: Annotated[Path | None, typer.Option(help="CSV with the columns file and speaker: training draws speakers evenly.")] = None,
     size: Annotated[int, typer.Option(min=64, max=512, help="Crop side that the network will see, px.")] = 128,
     workers: Annotated[int | None, typer.Option(min=1, help="Clips prepared at the same time; all cores by default.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Also the features of this speech encoder, a name or a folder, for lipdub train hearing.")
+    ] = None,
+    voices: Annotated[int, typer.Option(min=0, max=20, help="Variants of each sound in other voices, rooms and noise.")] = 4,
 ) -> None:
     """Cut aligned face crops, mel and lip landmarks out of CLIPS for training. Resumes where it stopped; says what was dropped and why."""
     from collections import Counter
@@ -61,3 +67,16 @@ def prepare(
         if clip.why is not None:
             results().print(f"dropped {clip.source}: {clip.why}", markup=False, soft_wrap=True)
     preparing.require_some(done)
+    if encoder is not None:
+        from lipdub.train.features import find_encoder, prepare_features
+
+        heard = 0
+
+        def on_heard() -> None:
+            nonlocal heard
+            heard += 1
+            tell("hearing", heard, len(kept))
+
+        with progress() as tell:
+            sounds = [(clip.clip_id, Path(clip.source)) for clip in kept]
+            prepare_features(output, sounds, find_encoder(encoder), voices=voices, workers=workers or cores(), on_clip=on_heard)

@@ -37,6 +37,8 @@ EXAMPLES = """
   lipdub train generator prepared/train --val prepared/val --memory runs/memory/latest.pt -o runs/generator
 
   lipdub export-onnx runs/generator/latest.pt -o models/mine
+
+  lipdub train hearing prepared/train --model models/mine -o models/mine_hearing
 """
 
 MOST_LISTED = 40
@@ -89,6 +91,50 @@ Weight = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder, exactly where it stopped.")]
 
 
+@app.command("encoder", epilog=EXAMPLES)
+def encoder(
+    weights: Annotated[
+        Path, typer.Argument(help="Whisper's weights: OpenAI .pt, Hugging Face model.safetensors or CTranslate2 model.bin.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write, such as models/encoder.")],
+    source: Annotated[str, typer.Option(help="Where the weights are from, one line; kept in encoder.json.")] = "unstated",
+    force: Annotated[bool, typer.Option("--force", help="Replace an encoder that exists.")] = False,
+) -> None:
+    """Write the speech encoder that memories stand on, out of Whisper's weights. Nothing in the file is executed."""
+    from lipdub.train.encoder_export import export_encoder
+
+    done = export_encoder(weights, output, source=source, force=force)
+    results().print(
+        f"wrote {output}: layers {', '.join(map(str, done.spec.layers))}, {done.bytes / 2**20:.1f} MiB, "
+        f"differs from torch by at most {done.difference:.1e}",
+        markup=False,
+    )
+
+
+@app.command("hearing", epilog=EXAMPLES)
+def hearing(
+    prepared: Annotated[list[Path], typer.Argument(help="Folders that lipdub prepare --encoder has written.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Bundle to write.")],
+    model: Annotated[str, typer.Option(help="Bundle whose lip side, slots and generator stay.")] = "base",
+    encoder_name: Annotated[str, typer.Option("--encoder", help="Speech encoder, a name or a folder.")] = "encoder",
+    speech: Annotated[Path | None, typer.Option(help="Of python -m lipdub.train.synthetic_speech: teaches closures.")] = None,
+    kappa: Annotated[float, typer.Option(min=1.0, help="Sharpness of the addresses that are drawn.")] = 18.0,
+    smoothing_s: Annotated[float, typer.Option(min=0.0, help="Seconds between the three moments whose lips are averaged.")] = 0.03,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of 1,024 frames.")] = 700,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that exists.")] = False,
+) -> None:
+    """The audio side of a bundle anew, on top of the speech encoder; minutes. The generator draws the new recalls as they are."""
+    from lipdub.train.hearing_bundle import HearingJob, train_bundle
+
+    job = HearingJob(
+        model=model, encoder=encoder_name, speech=speech, drawn_kappa=kappa, tap_distance_s=smoothing_s, steps=steps, seed=seed
+    )
+    with progress() as tell:
+        done = train_bundle(prepared, output, job, force=force, tell=tell)
+    results().print(f"wrote {output}: {done.bytes / 2**20:.1f} MiB", markup=False)
+
+
 @app.command("memory", epilog=EXAMPLES)
 def memory(
     prepared: Prepared,
@@ -127,6 +173,7 @@ def memory(
     """First stage: the audio-lip memory. Fails loudly if it collapses to a few slots."""
     from dataclasses import replace
 
+    from lipdub.records import MelSpec
     from lipdub.train.labelled_speech import LabelledSpeech
     from lipdub.train.memory_stage import MemoryStage
     from lipdub.train.networks import PRESETS
@@ -139,7 +186,7 @@ def memory(
 
     def stage() -> MemoryStage:
         made = MemoryStage(
-            config, clips, held_out, rate, seed, speech=LabelledSpeech(speech, config.mel) if speech is not None else None,
+            config, clips, held_out, rate, seed, speech=LabelledSpeech(speech, MelSpec()) if speech is not None else None,
             lip_side=load_lip_side(lip_side, config) if lip_side is not None else None, balance=balance,
         )  # fmt: skip
         if begun is not None:

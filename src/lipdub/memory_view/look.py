@@ -33,6 +33,8 @@ from lipdub.speech.mel import cut_windows, log_mel
 
 STEP_S = 0.02
 """The memory is asked so often."""
+MEL = MelSpec()
+"""Of the picture of the sound, and of what addresses are compared with; whatever the memory itself hears."""
 LONGEST_S = 1200.0
 """Of longer speech only the start is looked at."""
 FILES = ("slots.png", "usage.png", "track.png", "phonemes.png", "memory.json", "speech.wav", "alignment.csv")
@@ -99,8 +101,8 @@ def look(
     check_folder(out, inputs=[speech, face], force=force)
     tell = on_progress or (lambda stage, done, total: None)
     opened = open_model(model, device=device, threads=threads)
-    mel = _mel_of(speech, opened.spec.mel)
-    speech_s = mel.shape[1] / opened.spec.mel.columns_per_s
+    mel = _mel_of(speech)
+    speech_s = mel.shape[1] / MEL.columns_per_s
     if alignment is not None and len(alignment) and alignment.phonemes[-1].start_s > speech_s and speech_s < LONGEST_S:
         raise PhonemesError(
             f"the alignment ends at {alignment.end_s:.2f} s, '{speech}' at {speech_s:.2f} s; give the alignment of this speech"
@@ -118,7 +120,7 @@ def look(
     slots, at_rest = drawn[:-1], drawn[-1]
     opening = measure_openings(slots, detectors=detectors, on_measured=lambda done: tell("measuring", done, len(slots)))
     order = np.argsort(opening, kind="stable")
-    found = None if alignment is None else agreement(times_s, cut_windows(mel, times_s, opened.spec.mel), address, alignment)
+    found = None if alignment is None else agreement(times_s, cut_windows(mel, times_s, MEL), address, alignment)
     explained = explained_by_address(address, lip_feature)
     name = f"{opened.spec.name}, {Path(speech).name}"
     sheets = {
@@ -195,15 +197,15 @@ def _usage_line(usage: Usage) -> str:
     )
 
 
-def _mel_of(speech: Path, spec: MelSpec) -> NDArray[np.float32]:
+def _mel_of(speech: Path) -> NDArray[np.float32]:
     """Mel (bands, columns) of the start of the speech: for the picture, and to compare the address with what it was made from."""
     held: list[NDArray[np.float32]] = []
-    with closing(media.read_audio(speech, spec.sample_rate_hz)) as blocks:
+    with closing(media.read_audio(speech, MEL.sample_rate_hz)) as blocks:
         for block in blocks:
             held.append(block)
-            if sum(map(len, held)) >= LONGEST_S * spec.sample_rate_hz:
+            if sum(map(len, held)) >= LONGEST_S * MEL.sample_rate_hz:
                 break
-    return log_mel(np.concatenate(held)[: round(LONGEST_S * spec.sample_rate_hz)], spec)
+    return log_mel(np.concatenate(held)[: round(LONGEST_S * MEL.sample_rate_hz)], MEL)
 
 
 def _recall(speech: Path, model: Model, times_s: NDArray[np.float64], tell: OnProgress) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -233,7 +235,7 @@ def _track(
     shown = np.flatnonzero((times_s >= stretch[0] - 1e-9) & (times_s < stretch[0] + stretch[1]))
     every = max(1, round(pictures.MOUTH_EVERY_PX / pictures.PX_PER_S / STEP_S))
     at = shown[every // 2 :: every] if len(shown) > every // 2 else shown[:1]
-    columns = np.clip(np.rint(times_s[shown] * model.spec.mel.columns_per_s).astype(int), 0, mel.shape[1] - 1)
+    columns = np.clip(np.rint(times_s[shown] * MEL.columns_per_s).astype(int), 0, mel.shape[1] - 1)
     known = np.isfinite(opening)
     weight = address[shown][:, known].sum(axis=1)
     amounts = np.where(weight > 0.5, address[shown][:, known] @ opening[known] / np.maximum(weight, 1e-9), np.nan)

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from lipdub import media
 from lipdub.bundles.bundle import BundleSpec
 from lipdub.row_file import RowFile
-from lipdub.speech.mel import MelTrack
-from lipdub.speech.memory import Memory
+from lipdub.speech.memory import Memory, Recalls
 from lipdub.speech.windows import SpeechWindows, windows_of
 from lipdub.stages import cores, spread
 
+SAMPLE_RATE_HZ = 16000
+"""Of the sound as encoders and memories take it."""
 BLOCK_FRAMES = 64
 """Moments that are recalled together: a second or two, so that cores share a short speech, too."""
 PAUSE = 0.5
@@ -75,7 +76,7 @@ class LipTrack:
         self._rows.close()
 
 
-def lips_of(windows: SpeechWindows, memory: Memory) -> Lips:
+def lips_of(windows: SpeechWindows, memory: Recalls) -> Lips:
     """What `memory` recalls for the moments that the windows belong to."""
     recall = memory.recall(windows.windows)
     return Lips(windows.mean(recall.lip_feature), windows.silence, windows.mean(recall.address))
@@ -86,10 +87,10 @@ def lips_at(speech: Path, memory: Memory, times_s: NDArray[np.float64]) -> Gener
 
     Raises UnreadableMedia, NoAudioStream, BundleInvalid.
     """
-    with closing(media.read_audio(speech, memory.spec.mel.sample_rate_hz)) as sound:
-        mel = MelTrack(sound, memory.spec.mel)
+    with closing(media.read_audio(speech, SAMPLE_RATE_HZ)) as blocks_of_sound:
+        sound = memory.track(blocks_of_sound)
         blocks = (times_s[first : first + BLOCK_FRAMES] for first in range(0, len(times_s), BLOCK_FRAMES))
-        windows = (windows_of(block, memory.spec, mel.windows) for block in blocks)
+        windows = (windows_of(block, memory.spec, sound) for block in blocks)
         with closing(spread(lambda block: lips_of(block, memory), windows, workers=cores())) as pieces:
             yield from pieces
 

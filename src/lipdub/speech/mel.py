@@ -8,13 +8,14 @@ centred on sample ``200 j``, that is on ``j / 80`` seconds. No statistic runs ov
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 
-import librosa
 import numpy as np
+import scipy.fft
 from numpy.typing import NDArray
 
 from lipdub.records import MelSpec
+from lipdub.speech.filterbank import hann, slaney_filters
+from lipdub.speech.silence import silence_weight
 
 SILENCE = -4.0
 """Mel value of digital silence, and of everything outside the sound."""
@@ -25,7 +26,10 @@ class MelStream:
 
     def __init__(self, spec: MelSpec) -> None:
         self._spec = spec
-        self._filters = _filters(spec)
+        self._filters = slaney_filters(spec.sample_rate_hz, spec.n_fft, spec.bands, spec.fmin_hz, spec.fmax_hz)
+        # A window shorter than the transform stands in its middle.
+        before = (spec.n_fft - spec.win) // 2
+        self._window = np.pad(hann(spec.win), (before, spec.n_fft - spec.win - before))
         # Centred STFT: half a window of zeros stands before the first sample.
         self._pending: NDArray[np.float32] = np.zeros(spec.n_fft // 2, np.float32)
         self._previous = np.float32(0.0)
@@ -51,7 +55,8 @@ class MelStream:
         if columns == 0:
             return np.zeros((spec.bands, 0), np.float32)
         used = self._pending[: (columns - 1) * spec.hop + spec.n_fft]
-        spectrum = np.abs(librosa.stft(used, n_fft=spec.n_fft, hop_length=spec.hop, win_length=spec.win, window="hann", center=False))
+        framed = np.lib.stride_tricks.sliding_window_view(used, spec.n_fft)[:: spec.hop]
+        spectrum = np.abs(scipy.fft.rfft(framed * self._window, axis=1)).T
         self._pending = self._pending[columns * spec.hop :]
         floor = 10.0 ** (spec.floor_db / 20.0)
         decibels = 20.0 * np.log10(np.maximum(floor, self._filters @ spectrum)) - spec.reference_db
@@ -110,6 +115,10 @@ class MelTrack:
         # Counted in columns: a shift in seconds would round a time between two columns the other way.
         return _cut(self._columns, first - self._start, self._spec)
 
+    def silence(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+        """How far each moment is a pause, float32 (n,) from 0 (sounding) to 1 (silent); see `windows` for the times."""
+        return silence_weight(self.windows(times_s))
+
     def _pull(self, end: int) -> None:
         fresh = [self._columns]
         have = self._start + self._columns.shape[1]
@@ -121,11 +130,3 @@ class MelTrack:
             fresh.append(columns)
             have += columns.shape[1]
         self._columns = np.concatenate(fresh, axis=1)
-
-
-@lru_cache(maxsize=4)
-def _filters(spec: MelSpec) -> NDArray[np.float32]:
-    filters: NDArray[np.float32] = librosa.filters.mel(
-        sr=spec.sample_rate_hz, n_fft=spec.n_fft, n_mels=spec.bands, fmin=spec.fmin_hz, fmax=spec.fmax_hz
-    )
-    return filters

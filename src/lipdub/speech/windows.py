@@ -1,21 +1,32 @@
-"""The mel windows that one moment of speech is recalled from.
+"""The windows of speech that one moment is recalled from.
 
-Neighbours in time steady the lips. Voices a little higher and lower (bands moved up and down, as a shorter or a longer vocal tract moves
-its formants: Jaitly and Hinton 2013, VTLP) make the recall of an unknown speaker more general: on unseen people the drawn opening
-follows the true one at r 0.543 in the place of 0.531, for nothing, since the windows around are recalled anyway.
+Neighbours in time steady the lips. In bundles that hear mel alone the outer windows are in other voices: bands moved up and down, as a
+shorter or a longer vocal tract moves its formants (Jaitly and Hinton 2013, VTLP). That makes the recall of an unknown speaker more general:
+on unseen people the drawn opening follows the true one at r 0.543 in the place of 0.531, at no cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.bundles.bundle import BundleSpec
 from lipdub.speech.mel import SILENCE
-from lipdub.speech.silence import silence_weight
+
+
+class SpeechTrack(Protocol):
+    """A sound whose windows may be asked for, at times that go forward."""
+
+    def windows(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Windows centred on `times_s` (n,), as the memory takes them: float32 (n, ...), a new array each time."""
+        ...
+
+    def silence(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+        """How far each moment is a pause, float32 (n,) from 0 (sounding) to 1 (silent)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +42,7 @@ class Tap:
 class SpeechWindows:
     """The windows of N moments, K taps each, tap by tap.
 
-    windows: float32 (K N, bands, columns) for the memory. weights: float32 (K,), summing to 1. silence: float32 (N,), how far each
+    windows: float32 (K N, ...) for the memory. weights: float32 (K,), summing to 1. silence: float32 (N,), how far each
     moment is a pause, from 0 (sounding) to 1 (silent).
     """
 
@@ -52,16 +63,14 @@ def taps_of(spec: BundleSpec) -> tuple[Tap, ...]:
     return Tap(-reach, -bands, 0.25), Tap(0.0, 0, 0.5), Tap(reach, bands, 0.25)
 
 
-def windows_of(
-    times_s: NDArray[np.float64], spec: BundleSpec, windows_at: Callable[[NDArray[np.float64]], NDArray[np.float32]]
-) -> SpeechWindows:
-    """The windows of the moments `times_s` (N,). windows_at: gives the sound's own windows at any times, float32 (n, bands, columns), a
-    new array each time."""
+def windows_of(times_s: NDArray[np.float64], spec: BundleSpec, sound: SpeechTrack) -> SpeechWindows:
+    """The windows of the moments `times_s` (N,) of a sound, as a bundle takes them."""
     taps = taps_of(spec)
-    windows = windows_at(np.concatenate([times_s + tap.later_s for tap in taps]))
+    at_s = np.concatenate([times_s + tap.later_s for tap in taps])
+    windows = sound.windows(at_s)
     weights = np.array([tap.weight for tap in taps], np.float32)
-    # Before the voice is changed: what moves up leaves silence behind.
-    silence = np.einsum("k,kn->n", weights, silence_weight(windows).reshape(len(taps), len(times_s)))
+    # Of the sound as it is: what moves up in another voice leaves silence behind.
+    silence = np.einsum("k,kn->n", weights, sound.silence(at_s).reshape(len(taps), len(times_s)))
     for number, tap in enumerate(taps):
         here = slice(number * len(times_s), (number + 1) * len(times_s))
         if tap.bands:

@@ -283,7 +283,7 @@ def _prepared(video: Path, folder: Path, config: NetworkConfig, detectors: Detec
         done += frames
         tell("finding faces", done, None if total is None else max(total, done))
 
-    settings = PrepareSettings(size=config.size, mel=config.mel)
+    settings = PrepareSettings(size=config.size)
     # How much of the video has a face does not matter, if it is enough.
     prepared = prepare_clip(video, folder, settings, face_share=0.0, until_s=LONGEST_S, detectors=detectors, on_frames=count)
     needed = f"give one with at least {FEWEST_S:g} s of one person who speaks to the camera"

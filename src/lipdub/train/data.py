@@ -19,6 +19,7 @@ from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import TrainingDataError
 from lipdub.records import MelSpec
 from lipdub.speech.mel import cut_windows
+from lipdub.train.features import PreparedFeatures, load_features
 from lipdub.train.networks import LIP_POINTS
 from lipdub.train.prepare import FORMAT, GRID_HZ, MARGIN
 
@@ -67,6 +68,8 @@ class Clip:
     """(N,), number of the shot that each frame is in."""
     offset_s: float = 0.0
     """The sound that belongs to a frame at time t lies at t + offset_s."""
+    features: PreparedFeatures | None = None
+    """Of the speech encoder, where they were prepared."""
 
     def __len__(self) -> int:
         return len(self.times_s)
@@ -87,6 +90,21 @@ class Clip:
     def windows(self, frames: NDArray[np.int64], spec: MelSpec) -> NDArray[np.float32]:
         """Mel windows (n, 80, 16) of these frames, float32."""
         return cut_windows(self.mel.astype(np.float32, copy=False), self.times_s[frames] + self.offset_s, spec)
+
+    def heard(self, frames: NDArray[np.int64], config: NetworkConfig) -> NDArray[np.float32]:
+        """Windows of speech of these frames as the memory takes them; see `heard_at`."""
+        return self.heard_at(self.times_s[frames], config)
+
+    def heard_at(self, times_s: NDArray[np.float64], config: NetworkConfig, *, voice: int = 0) -> NDArray[np.float32]:
+        """Windows of speech at times (n,) of the picture, float32: mel (n, 1, 80, 16), or encoder features (n, taps, D). voice: number of
+        the variant of the sound, 0 for the sound as it is."""
+        sound_s = times_s + self.offset_s
+        if config.encoder is None:
+            assert config.mel is not None  # the config holds one of the two
+            return cut_windows(self.mel.astype(np.float32, copy=False), sound_s, config.mel)[:, None]
+        if self.features is None:
+            raise TrainingDataError(f"'{self.source}' has no features of the speech encoder; run lipdub prepare with --encoder again")
+        return self.features.windows(sound_s, config.encoder.taps, voice)
 
 
 def _unpickled(values: dict[str, Any]) -> Clip:
@@ -199,6 +217,7 @@ def load_clip(folder: Path, source: str, clip_id: str, speaker: str, offset_s: f
     return Clip(
         source=source, clip_id=clip_id, speaker=speaker or clip_id, crops=crops, mel=facts["mel"], times_s=facts["times_s"],
         lips=lips - rest, rest=rest, opening=opening, pose=facts["pose"], shot=facts["shot"], offset_s=offset_s,
+        features=load_features(folder, clip_id),
     )  # fmt: skip
 
 
@@ -241,7 +260,8 @@ class Samples(ClipSamples):
     """Random samples of `frames` consecutive pictures (T of a window, or more) with everything that both stages need.
 
     A sample: ``pictures`` uint8 (T + 2R, S, S, 3) with R further frames on both sides for lip windows; ``reference`` uint8 (S, S, 3);
-    ``mel`` float32 (T, 80, 16); ``lips`` float32 (T, 40, 2).
+    ``mel`` float32 (T, 80, 16); where the network stands on an encoder ``features`` float32 (T, taps, D), in
+    a random one of the prepared voices; ``lips`` float32 (T, 40, 2).
     """
 
     def __init__(
@@ -263,9 +283,12 @@ class Samples(ClipSamples):
         pictures = cut(clip.crops, indices, self._config.size, jitter, flip, tone)
         sample = {
             "pictures": torch.from_numpy(pictures),
-            "mel": torch.from_numpy(clip.windows(inner, self._config.mel)),
+            "mel": torch.from_numpy(clip.windows(inner, MelSpec())),
             "lips": torch.from_numpy(flip_lips(clip.lips[inner]) if flip else clip.lips[inner].copy()),
         }
+        if self._config.encoder is not None:
+            voice = int(random.integers(clip.features.voices)) if clip.features is not None else 0
+            sample["features"] = torch.from_numpy(clip.heard_at(clip.times_s[inner], self._config, voice=voice))
         if self._with_reference:
             chosen = np.array([self._choose_reference(clip, middle, random)])
             # Its own margins: a shared crop would tell how far the jaw hangs.

@@ -21,10 +21,10 @@ from lipdub.atomic import whole_folder
 from lipdub.bundles import bundle
 from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import ExportFailed, OutputRefused
-from lipdub.speech.mel import SILENCE
 from lipdub.train.data import Clip, load_clips
+from lipdub.train.features import silent_windows
 from lipdub.train.memory_stage import drawn_boxes, lip_windows
-from lipdub.train.networks import FaceGenerator, LipMemory
+from lipdub.train.networks import FaceGenerator, LipMemory, noise_windows
 from lipdub.train.weights import WEIGHTS_FILE, load_bundle_networks, load_networks, write_weights
 
 OPSET = 17
@@ -200,7 +200,7 @@ def gflop_per_frame(config: NetworkConfig, memory: LipMemory, generator: FaceGen
 
 
 def _memory_example(config: NetworkConfig, batch: int = 2) -> tuple[Tensor, ...]:
-    return ((2 * torch.randn(batch, 1, config.mel.bands, config.mel.window)).clamp(-4, 4),)
+    return (torch.from_numpy(noise_windows(config, batch, np.random.default_rng())),)
 
 
 def _generator_example(config: NetworkConfig, batch: int = 2) -> tuple[Tensor, ...]:
@@ -291,8 +291,7 @@ def _store_half(model: onnx.ModelProto) -> None:
 def rest_feature(config: NetworkConfig, memory: LipMemory, clips: Sequence[Clip]) -> tuple[float, ...]:
     """The lip feature of a resting mouth, C numbers: the memory's answer to silence, with the lip recall averaged over the most closed
     mouth of each of the `clips` where it is closed."""
-    silent = torch.full((1, 1, config.mel.bands, config.mel.window), SILENCE)
-    audio_feature = memory.audio_encoder(silent)
+    audio_feature = memory.audio_encoder(torch.from_numpy(silent_windows(config)))
     recalled = memory.memory.by_audio_sharpened(audio_feature).recalled
     found = []
     for clip in clips:

@@ -231,11 +231,14 @@ class _GeneratorStep(nn.Module):
         boxes = pictures[..., y0:y1, x0:x1]
         windows = _windows(boxes, config.frames)  # (B frames, 3, T, h, w)
         lips = batch["lips"].flatten(0, 1)
-        mel = vary_voice(batch["mel"].flatten(0, 1)[:, None], strength=0.6 * stage.memory_weights.voice_strength)
+        if config.encoder is not None:
+            heard_windows = batch["features"].flatten(0, 1)
+        else:
+            heard_windows = vary_voice(batch["mel"].flatten(0, 1)[:, None], strength=0.6 * stage.memory_weights.voice_strength)
         with torch.no_grad():
             true_feature = reader.lip_encoder(windows).float()
         lip_feature = self.memory.lip_encoder(windows).float() if stage.joint else true_feature
-        audio_feature = self.memory.audio_encoder(mel).float()
+        audio_feature = self.memory.audio_encoder(heard_windows).float()
         sounding = torch.ones(len(lips), dtype=torch.bool, device=lips.device)
         if stage.joint:
             of_memory, by_lips, _ = memory_losses(self.memory, lip_feature, audio_feature, lips, sounding, stage.memory_weights)
@@ -418,8 +421,7 @@ def judge_generator(
             target = to_network(torch.from_numpy(crops)).to(device)
             reference = target[choose_closed(clip, end)][None].expand(end, -1, -1, -1)
             boxes = target[..., y0:y1, x0:x1]
-            mel = torch.from_numpy(clip.windows(np.arange(end), config.mel))[:, None].to(device)
-            audio_feature = memory.audio_encoder(mel)
+            audio_feature = memory.audio_encoder(torch.from_numpy(clip.heard(np.arange(end), config)).to(device))
             by_lips = memory.memory.by_lips(memory.lip_encoder(lip_windows(boxes, config.frames))).recalled
             by_audio = memory.memory.by_audio_sharpened(audio_feature).recalled
             features = generator.encoder(target, reference)

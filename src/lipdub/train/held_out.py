@@ -14,16 +14,18 @@ from torch import Tensor
 from lipdub.bundles.bundle import BundleSpec
 from lipdub.bundles.network import NetworkConfig
 from lipdub.faces.detector import FaceDetector
+from lipdub.records import MelSpec
 from lipdub.references.selection import REFERENCE_BIN_DEG, REFERENCE_OPENING
 from lipdub.speech.lip_track import lips_of
 from lipdub.speech.mel import cut_windows
 from lipdub.speech.memory import Recall
+from lipdub.speech.silence import silence_weight
 from lipdub.speech.windows import SpeechWindows, windows_of
 from lipdub.train.data import Clip, to_network
 from lipdub.train.generator_stage import _around_mouth
 from lipdub.train.measure import measured
 from lipdub.train.memory_stage import JUDGED_FRAMES, central, correlation
-from lipdub.train.networks import FaceGenerator, LipMemory
+from lipdub.train.networks import FaceGenerator, FeatureEncoder, LipMemory
 from lipdub.train.prepare import GRID_HZ, SHORTEST_S
 
 HELD_OUT_SHARE = 0.2
@@ -92,11 +94,26 @@ def references(clip: Clip, rows: NDArray[np.int64], end: int) -> NDArray[np.int6
     return chosen
 
 
+class ClipSound:
+    """The sound of a prepared clip as a `lipdub.speech.windows.SpeechTrack`; times are the picture's."""
+
+    def __init__(self, clip: Clip, config: NetworkConfig) -> None:
+        self._clip, self._config = clip, config
+
+    def windows(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Windows of speech; mel without its axis of one channel."""
+        windows = self._clip.heard_at(times_s, self._config)
+        return windows if self._config.encoder is not None else windows[:, 0]
+
+    def silence(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+        """How far each moment is a pause, (n,)."""
+        return silence_weight(cut_windows(self._clip.mel.astype(np.float32), times_s + self._clip.offset_s, MelSpec()))
+
+
 class TorchMemory:
     """A memory in training, asked as `lipdub.speech.memory.Memory` is."""
 
-    def __init__(self, spec: BundleSpec, memory: LipMemory) -> None:
-        self.spec = spec
+    def __init__(self, memory: LipMemory) -> None:
         self._memory = memory
 
     @torch.no_grad()
@@ -104,7 +121,8 @@ class TorchMemory:
         """See `lipdub.speech.memory.Memory`."""
         self._memory.eval()
         device = next(self._memory.parameters()).device
-        parts = [self._memory(part.to(device)) for part in torch.split(torch.from_numpy(windows)[:, None], AT_ONCE)]
+        asked = torch.from_numpy(windows if isinstance(self._memory.audio_encoder, FeatureEncoder) else windows[:, None])
+        parts = [self._memory(part.to(device)) for part in torch.split(asked, AT_ONCE)]
         address, lip_feature = (torch.cat([part[which] for part in parts]).float().cpu().numpy() for which in (0, 1))
         return Recall(address, lip_feature)
 
@@ -128,8 +146,7 @@ class HeldOut:
     def of(cls, clip: Clip, first: int, end: int, spec: BundleSpec, config: NetworkConfig, detector: FaceDetector) -> HeldOut:
         """The frames of `clip` from `first` on, with references among the frames [0, end)."""
         rows = np.unique(np.linspace(first, len(clip) - 1, min(MOST_JUDGED, len(clip) - first)).round().astype(np.int64))
-        mel = clip.mel.astype(np.float32)
-        speech = windows_of(clip.times_s[rows] + clip.offset_s, spec, lambda times_s: cut_windows(mel, times_s, config.mel))
+        speech = windows_of(clip.times_s[rows], spec, ClipSound(clip, config))
         crops = np.concatenate([central(clip, row, row + 1, config) for row in rows.tolist()])
         chosen = np.concatenate([central(clip, row, row + 1, config) for row in references(clip, rows, end).tolist()])
         return cls(config, spec, crops, chosen, speech, measured(crops, detector))
@@ -142,7 +159,7 @@ class HeldOut:
         """The frames with the mouths that the sound recalls, uint8 (N, S, S, 3); pauses bring the resting lip feature `rest` (C,)."""
         generator.eval()
         device = next(generator.parameters()).device
-        lips = lips_of(self.speech, TorchMemory(self.spec, memory)).at_rest_in_pauses(rest)
+        lips = lips_of(self.speech, TorchMemory(memory)).at_rest_in_pauses(rest)
         lip_features = torch.from_numpy(lips.feature).to(device)
         y0, y1, x0, x1 = self.config.drawn
         drawn = self.crops.copy()

@@ -7,6 +7,7 @@ windows train a phoneme head on the audio feature, and at closures of /p b m/ th
 from __future__ import annotations
 
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lipdub.bundles.encoder import POSITIONS_PER_S
 from lipdub.errors import TrainingDataError
 from lipdub.phonetics.classes import CLASSES
 from lipdub.records import MelSpec
+from lipdub.speech.encoder import SpeechEncoder, feature_track
+from lipdub.speech.whisper_mel import RATE_HZ
+from lipdub.train.sound_variants import varied
 
 CLOSED_SHARE = 0.6
 """Lips are shut in the first part of /p b/ (then comes the burst), and throughout /m/."""
@@ -66,10 +71,26 @@ class LabelledSpeech:
                 f"'{file}' holds too little speech; make more with: python -m lipdub.train.synthetic_speech FILE --minutes 60"
             )
         self._closed = _closed(self._kind, symbol, utterance)
+        self._of_held_out = held_out[utterance] > 0
         # Classes are drawn by the square root of how frequent they are: closures are rare, and are what is wanted.
         counts = np.maximum(np.bincount(self._kind[self._train], minlength=len(CLASSES)), 1)
         self._cumulative = np.cumsum(1.0 / np.sqrt(counts[self._kind[self._train]]))
         self._cumulative /= self._cumulative[-1]
+
+    @property
+    def kind(self) -> NDArray[np.int64]:
+        """(C,), index into ``CLASSES`` of each mel column."""
+        return self._kind
+
+    @property
+    def closed(self) -> NDArray[np.bool_]:
+        """(C,): the lips are surely shut."""
+        return self._closed
+
+    @property
+    def is_held_out(self) -> NDArray[np.bool_]:
+        """(C,): of voices or words that training never draws."""
+        return np.asarray(self._of_held_out)
 
     def draw(self, key: tuple[int, ...], count: int) -> PhonemeWindows:
         """`count` windows to train on, the same ones for the same `key`."""
@@ -95,3 +116,57 @@ def _closed(kind: NDArray[np.int64], symbol: NDArray[np.str_], utterance: NDArra
     share = (np.arange(len(symbol)) - first[run]) / length[run]
     shut = (symbol == "m") | (share < CLOSED_SHARE)
     return (kind == CLASSES.index(_BILABIAL)) & shut & (length[run] >= FEWEST_CLOSED_COLUMNS)
+
+
+class SpokenFeatures:
+    """The same speech as features of the speech encoder, position by position (50 a second), of one or more variants of its sound."""
+
+    def __init__(self, file: Path, speech_encoder: SpeechEncoder, taps: tuple[int, ...], *, voices: int = 2) -> None:
+        """voices: variants of the sound, the first of them the sound as it is. Raises TrainingDataError; see `LabelledSpeech`."""
+        labels = LabelledSpeech(file, MelSpec())
+        with np.load(file, allow_pickle=False) as data:
+            if "samples" not in data:
+                raise TrainingDataError(
+                    f"'{file}' is of before speech kept its samples; make it again: python -m lipdub.train.synthetic_speech"
+                )
+            samples, first, columns_per_s = data["samples"], data["first"], int(data["columns_per_s"])
+        hop, per_position = RATE_HZ // columns_per_s, RATE_HZ // POSITIONS_PER_S
+        utterances = [(int(low), int(high)) for low, high in pairwise(first)]
+        self._taps = np.array(taps)
+        self._values: list[NDArray[np.float16]] = []
+        for voice in range(voices):
+            parts = []
+            for number, (low, high) in enumerate(utterances):
+                sound = samples[low * hop : high * hop].astype(np.float32) / 32767
+                sound = sound if voice == 0 else varied(sound, 1.0, np.random.default_rng((voice, number)))
+                parts.append(feature_track(sound, speech_encoder)[: len(sound) // per_position].astype(np.float16))
+            self._values.append(np.concatenate(parts))
+        lengths = [(high - low) * hop // per_position for low, high in utterances]
+        columns = [
+            low + np.minimum(np.round(np.arange(length) * per_position / hop).astype(np.int64), high - low - 1)
+            for (low, high), length in zip(utterances, lengths, strict=True)
+        ]
+        column = np.concatenate(columns)
+        self.kind = labels.kind[column]
+        """int64 (P,), index into ``CLASSES`` of each position."""
+        self.closed = labels.closed[column]
+        """bool (P,): the lips are surely shut."""
+        self.train = np.flatnonzero(~labels.is_held_out[column])
+        """Positions of utterances to train on."""
+        counts = np.maximum(np.bincount(self.kind[self.train], minlength=len(CLASSES)), 1)
+        self._cumulative = np.cumsum(1.0 / np.sqrt(counts[self.kind[self.train]]))
+
+    @property
+    def voices(self) -> int:
+        """Variants of the sound."""
+        return len(self._values)
+
+    def windows(self, rows: NDArray[np.int64], voice: int) -> NDArray[np.float32]:
+        """Feature windows around the positions `rows` (n,): float32 (n, taps, D)."""
+        values = self._values[voice]
+        return values[np.clip(rows[:, None] + self._taps, 0, len(values) - 1)].astype(np.float32)
+
+    def drawn(self, random: np.random.Generator, count: int) -> NDArray[np.int64]:
+        """`count` random positions to train on, rare classes as often as common ones to the square root."""
+        found = np.searchsorted(self._cumulative, random.random(count) * self._cumulative[-1])
+        return self.train[found.clip(0, len(self.train) - 1)]

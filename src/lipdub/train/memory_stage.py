@@ -258,9 +258,9 @@ def judge_memory(memory: LipMemory, clips: list[Clip], config: NetworkConfig, *,
             continue
         end = min(longest, len(clip))
         pictures = drawn_boxes(clip, 0, end, config).to(device)
-        mel = torch.from_numpy(clip.windows(np.arange(end), config.mel))[:, None].to(device)
+        heard_windows = torch.from_numpy(clip.heard(np.arange(end), config)).to(device)
         lips = memory.memory.by_lips(memory.lip_encoder(lip_windows(pictures, config.frames)))
-        audio = memory.memory.by_audio_sharpened(memory.audio_encoder(mel))
+        audio = memory.memory.by_audio_sharpened(memory.audio_encoder(heard_windows))
         true = clip.opening[:end]
         read = opening_from_lips(memory.landmarks(lips.recalled)).float().cpu().numpy()
         heard = opening_from_lips(memory.landmarks(audio.recalled)).float().cpu().numpy()

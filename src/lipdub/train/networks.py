@@ -15,15 +15,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipdub.bundles.bundle import FLOW_STRIDE
-from lipdub.bundles.network import NetworkConfig
+from lipdub.bundles.network import EncoderUse, NetworkConfig
 from lipdub.phonetics.classes import CLASSES
+from lipdub.records import MelSpec
 
 LIP_POINTS = 40
+LIP_COMPONENTS = 12
+"""Principal components of the lips that the bottleneck tells; phoneme classes are the rest of it."""
+BOTTLENECK = LIP_COMPONENTS + len(CLASSES)
 LIP_SIDE = ("lip_encoder.", "memory.values", "memory.lip_query.", "landmark_head.")
 """Weights of a ``LipMemory`` that lips alone go through."""
 
@@ -88,7 +94,7 @@ class AudioEncoder(nn.Module):
     """Mel window to audio feature; strides 1, (3, 1), 3, (3, 2) as in the reference system. ``compact`` begins with a stride of 4 bands:
     a quarter of the time, and no worse on people it never heard."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: NetworkConfig, mel: MelSpec) -> None:
         super().__init__()
         inputs = 1
         stages: list[nn.Module] = []
@@ -100,12 +106,34 @@ class AudioEncoder(nn.Module):
         self.body = nn.Sequential(*stages)
         d = inputs
         with torch.no_grad():
-            shape = self.body(torch.zeros(1, 1, config.mel.bands, config.mel.window)).shape
+            shape = self.body(torch.zeros(1, 1, mel.bands, mel.window)).shape
         self.head = nn.Conv2d(d, config.channels, (shape[2], shape[3]))
 
     def forward(self, mel: Tensor) -> Tensor:
         """mel (B, 1, 80, 16) in [-4, 4] to audio feature (B, C)."""
         return self.head(self.body(mel / 4.0)).flatten(1)
+
+
+class FeatureEncoder(nn.Module):
+    """Features of the pretrained speech encoder to audio feature: a linear bottleneck that is fitted in closed form
+    (``lipdub.train.bottleneck``) and stays, and a small network behind it. A network that learns from all features by steps overfits within
+    a hundred of them: there are five minutes of varied speakers."""
+
+    HIDDEN = 64
+
+    def __init__(self, config: NetworkConfig, encoder: EncoderUse) -> None:
+        super().__init__()
+        self.bottleneck = nn.Linear(len(encoder.taps) * encoder.channels, BOTTLENECK).requires_grad_(False)
+        self.linear = nn.Linear(BOTTLENECK, config.channels)
+        self.body = nn.Sequential(nn.Linear(BOTTLENECK, self.HIDDEN), nn.SiLU(), nn.Dropout(0.1), nn.Linear(self.HIDDEN, config.channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (B, taps, D) to audio feature (B, C)."""
+        return self.of_bottleneck(self.bottleneck(features.flatten(1)))
+
+    def of_bottleneck(self, bottleneck: Tensor) -> Tensor:
+        """Audio feature (B, C) of what the bottleneck gave, (B, ``BOTTLENECK``)."""
+        return self.linear(bottleneck) + self.body(bottleneck)
 
 
 class LipEncoder(nn.Module):
@@ -181,7 +209,12 @@ class LipMemory(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.audio_encoder = AudioEncoder(config)
+        self.audio_encoder: AudioEncoder | FeatureEncoder
+        if config.encoder is not None:
+            self.audio_encoder = FeatureEncoder(config, config.encoder)
+        else:
+            assert config.mel is not None  # the config holds one of the two
+            self.audio_encoder = AudioEncoder(config, config.mel)
         self.lip_encoder = LipEncoder(config)
         self.memory = AudioLipMemory(config)
         self.landmark_head = nn.Linear(config.channels, 2 * LIP_POINTS)
@@ -207,9 +240,10 @@ class LipMemory(nn.Module):
         audio = F.normalize(audio_feature.float(), dim=1) * self._scale
         return self.fusion(torch.cat([audio, recalled * self._scale], dim=1))
 
-    def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Inference: mel (B, 1, 80, 16) to address (B, S) and lip feature (B, C). The lip encoder takes no part."""
-        audio_feature = self.audio_encoder(mel)
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Inference: windows of speech, mel (B, 1, 80, 16) or features (B, taps, D), to address (B, S) and lip feature (B, C). The lip
+        encoder takes no part."""
+        audio_feature = self.audio_encoder(windows)
         recall = self.memory.by_audio_sharpened(audio_feature)
         return recall.address, self.fuse(audio_feature, recall.recalled)
 
@@ -394,3 +428,11 @@ class Discriminator(nn.Module):
     def forward(self, drawn: Tensor) -> Tensor:
         """The drawn box (B, 3, h, w) to one score per patch (B, 1, h', w')."""
         return self.body(drawn[:, :, self._skip_rows :])
+
+
+def noise_windows(config: NetworkConfig, count: int, random: np.random.Generator) -> NDArray[np.float32]:
+    """Noise in the place of windows of speech, as the networks of `config` take them: float32 (count, ...)."""
+    if config.encoder is not None:
+        return random.standard_normal((count, len(config.encoder.taps), config.encoder.channels)).astype(np.float32)
+    assert config.mel is not None  # the config holds one of the two
+    return random.uniform(-4, 4, (count, 1, config.mel.bands, config.mel.window)).astype(np.float32)

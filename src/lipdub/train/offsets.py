@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from lipdub.atomic import write_whole
 from lipdub.bundles.network import NetworkConfig
-from lipdub.speech.mel import cut_windows
 from lipdub.train.data import OFFSETS_FILE, Clip, opening_from_lips
 from lipdub.train.expert_network import SyncNet
 from lipdub.train.memory_stage import correlation
@@ -70,8 +69,8 @@ def estimate(memory: LipMemory, clips: list[Clip], config: NetworkConfig) -> lis
         rs = []
         for frames in range(-FURTHEST_FRAMES, FURTHEST_FRAMES + 1):
             times = clip.times_s + frames / GRID_HZ
-            mel = torch.from_numpy(cut_windows(clip.mel.astype(np.float32), times, config.mel))[:, None].to(device)
-            heard = memory.landmarks(memory.memory.by_audio(memory.audio_encoder(mel)).recalled)
+            windows = torch.from_numpy(clip.heard_at(times - clip.offset_s, config)).to(device)
+            heard = memory.landmarks(memory.memory.by_audio(memory.audio_encoder(windows)).recalled)
             rs.append(correlation(opening_from_lips(heard).float().cpu().numpy(), clip.opening))
         best = int(np.argmax(rs))
         zero = rs[FURTHEST_FRAMES]

@@ -195,6 +195,8 @@ class Utterance:
     recipe: Recipe
     mel: NDArray[np.float16]
     """float16 (T, bands)"""
+    samples: NDArray[np.int16]
+    """(T hop,), 16 kHz mono."""
     kind: NDArray[np.uint8]
     """(T,), class of each column: index into ``classes.CLASSES``."""
     symbol: list[str]
@@ -212,12 +214,15 @@ def make_utterance(recipe: Recipe, spec: MelSpec) -> Utterance:
     spoken = resample_poly(speech.samples, spec.sample_rate_hz, speech.sample_rate_hz).astype(np.float32)
     loudest = max(float(np.abs(spoken).max(initial=0.0)), 1e-4)
     before, after = (np.zeros(round(pause_s * spec.sample_rate_hz), np.float32) for pause_s in (recipe.before_s, recipe.after_s))
-    mel = log_mel(np.concatenate([before, spoken * np.float32(recipe.gain * 0.98 / loudest), after]), spec)
+    samples = np.concatenate([before, spoken * np.float32(recipe.gain * 0.98 / loudest), after])
+    mel = log_mel(samples, spec)
+    whole = np.pad(samples, (0, mel.shape[1] * spec.hop - len(samples)))
     times_s = np.arange(mel.shape[1]) / spec.columns_per_s - len(before) / spec.sample_rate_hz
     index = speech.alignment.index_at(times_s)
     return Utterance(
         recipe,
         np.ascontiguousarray(mel.T, np.float16),
+        np.rint(whole * 32767).astype(np.int16),
         speech.alignment.classes_at(times_s).astype(np.uint8),
         ["" if number < 0 else speech.alignment.phonemes[number].symbol for number in index],
     )
@@ -229,10 +234,10 @@ def generate(
     """Write about `minutes` of labelled speech to `out` (.npz); the number of utterances. The same seed says the same.
 
     The file holds, for N utterances whose C mel columns stand one after the other:
-    ``mel`` float16 (C, 80) in [-4, 4]; ``kind`` uint8 (C,), index into ``classes``; ``symbol`` uint16 (C,), index into ``symbols``
-    (IPA; 0 is silence); ``first`` int64 (N + 1,), where each utterance begins, and the end; ``held_out`` uint8 (N,): 0 train, 1
-    unseen words, 2 unseen voice and words; ``voice`` uint16 (N,), index into ``voices``; ``text`` (N,); ``classes``, ``symbols``,
-    ``voices``; ``columns_per_s``; ``format``. Nothing in it needs pickle.
+    ``mel`` float16 (C, 80) in [-4, 4]; ``samples`` int16 (C hop,), 16 kHz mono; ``kind`` uint8 (C,), index into ``classes``; ``symbol``
+    uint16 (C,), index into ``symbols`` (IPA; 0 is silence); ``first`` int64 (N + 1,), where each utterance begins, and the end;
+    ``held_out`` uint8 (N,): 0 train, 1 unseen words, 2 unseen voice and words; ``voice`` uint16 (N,), index into ``voices``; ``text`` (N,);
+    ``classes``, ``symbols``, ``voices``; ``columns_per_s``; ``format``. Nothing in it needs pickle.
 
     on_progress: told (minutes done, minutes in all). Raises PhonemesError without espeak-ng, OutputRefused.
     """
@@ -272,6 +277,7 @@ def _save(made: Sequence[Utterance], spec: MelSpec, out: Path) -> None:
         np.savez(
             part,
             mel=np.concatenate([utterance.mel for utterance in made]),
+            samples=np.concatenate([utterance.samples for utterance in made]),
             kind=np.concatenate([utterance.kind for utterance in made]),
             symbol=np.array([number_of[symbol] for utterance in made for symbol in utterance.symbol], np.uint16),
             first=np.cumsum([0, *(len(utterance.mel) for utterance in made)]).astype(np.int64),

@@ -21,7 +21,7 @@ from lipdub.bundles import bundle
 from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import CheckpointInvalid
 from lipdub.train import checkpoints
-from lipdub.train.networks import LIP_SIDE, PRESETS, FaceGenerator, LipMemory
+from lipdub.train.networks import LIP_SIDE, PRESETS, FaceGenerator, LipMemory, noise_windows
 
 WEIGHTS_FILE = "weights.safetensors"
 """A bundle's weights, written by the exporter and read to train on."""
@@ -108,8 +108,9 @@ def require_same_network(folder: Path, spec: bundle.BundleSpec, config: NetworkC
     """Raise CheckpointInvalid unless description, graph and weights (`memory`) of the bundle in `folder` are of one network."""
     graph = bundle.tensors(bundle.MEMORY_GRAPH, spec)
     session = runtime.open_session(folder / bundle.MEMORY_GRAPH, device="cpu", inputs=graph.inputs, outputs=graph.outputs)
-    noise = np.random.default_rng(0).uniform(-4, 4, (_COMPARED_WINDOWS, 1, spec.mel.bands, spec.mel.window)).astype(np.float32)
-    of_graph = session.run({bundle.MEL: noise})[bundle.LIP_FEATURE]
+    noise = noise_windows(config, _COMPARED_WINDOWS, np.random.default_rng(0))
+    (windows,) = graph.inputs
+    of_graph = session.run({windows: noise})[bundle.LIP_FEATURE]
     was_training = memory.training
     of_weights = memory.eval()(torch.from_numpy(noise))[1].numpy()
     memory.train(was_training)

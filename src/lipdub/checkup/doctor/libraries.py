@@ -11,7 +11,7 @@ from dataclasses import asdict
 from lipdub.checkup.doctor.finding import Finding, guarded, one_line
 
 REINSTALL = "pip install --force-reinstall lipdub"
-_NEEDED = {"numpy": "numpy", "cv2": "", "av": "av", "ffmpeg": "ffmpeg-python", "mediapipe": "mediapipe", "librosa": "librosa"}
+_NEEDED = {"numpy": "numpy", "cv2": "", "av": "av", "ffmpeg": "ffmpeg-python", "mediapipe": "mediapipe", "scipy": "scipy"}
 """Module to the package that brings it; cv2 comes from one of several."""
 _SAME_FOLDER: Mapping[str, tuple[str, ...]] = {
     "cv2": ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-python", "opencv-python-headless"),

@@ -1,0 +1,141 @@
+"""Features of a speech by the pretrained encoder, in windows on a fixed grid.
+
+Window k begins at ``k core - context`` seconds, ends at ``(k + 1) core + context``, and gives the positions of its core alone; the grid
+begins at 0, and outside the sound is silence. So the same moment gives the same features whatever comes before or after it, a stream equals
+the whole, and memory is flat. Positions are 20 ms apart, the first one at 0; between two of them features are interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.bundles import encoder
+from lipdub.bundles.encoder import COLUMNS_PER_S, FEATURES, LOG_MEL, POSITIONS_PER_S, EncoderSpec
+from lipdub.errors import BundleInvalid
+from lipdub.options import Device
+from lipdub.runtime import open_session
+from lipdub.speech.whisper_mel import RATE_HZ, SILENT_BELOW, SOUNDING_ABOVE, WhisperMelStream
+
+_PER_POSITION = COLUMNS_PER_S // POSITIONS_PER_S
+_KEPT_POSITIONS = POSITIONS_PER_S
+"""Times may go back by so much from call to call: a second."""
+_LOUDEST_WITHIN_S = 0.1
+
+
+class SpeechEncoder:
+    """An encoder that is ready to run. Several threads may use it at once."""
+
+    def __init__(self, folder: Path, spec: EncoderSpec, *, device: Device = "auto", threads: int | None = None) -> None:
+        self.spec = spec
+        self._session = open_session(
+            folder / encoder.GRAPH, device=device, threads=threads, inputs=spec.tensors.inputs, outputs=spec.tensors.outputs
+        )
+
+    def __repr__(self) -> str:
+        return f"SpeechEncoder({self.spec.name}, {self._session.provider})"
+
+    def encode(self, log_mel: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Hidden states of one window: log-mel float32 (bands, columns) to float32 (T, D).
+
+        Raises BundleInvalid where the network answers no numbers.
+        """
+        features = self._session.run({LOG_MEL: log_mel[np.newaxis]})[FEATURES][0]
+        if not np.isfinite(features).all():
+            raise BundleInvalid(f"{self._session.path} gave no features but NaN or infinity: copy the encoder again")
+        return np.asarray(features, np.float32)
+
+
+def grid_windows(blocks: Iterable[NDArray[np.float32]], spec: EncoderSpec) -> Iterator[NDArray[np.float32]]:
+    """Log-mel windows of a streamed sound on the encoder's grid, one after the other: float32 (bands, columns); at least one.
+
+    blocks: mono float32 samples at 16 kHz in [-1, 1], as ``media.read_audio`` yields them.
+    """
+    stream, step, context = WhisperMelStream(floor=spec.floor), spec.core * _PER_POSITION, spec.context * _PER_POSITION
+    source: Iterator[NDArray[np.float32]] | None = iter(blocks)
+    silence = np.float32((spec.floor + 4.0) / 4.0)
+    held = np.full((spec.bands, context), silence, np.float32)
+    while True:
+        fresh, have = [held], held.shape[1]
+        while have < spec.columns and source is not None:
+            block = next(source, None)
+            columns = stream.flush() if block is None else stream.push(block)
+            source = None if block is None else source
+            fresh.append(columns)
+            have += columns.shape[1]
+        held = np.concatenate(fresh, axis=1)
+        window = held[:, : spec.columns]
+        yield np.pad(window, ((0, 0), (0, spec.columns - window.shape[1])), constant_values=silence)
+        held = held[:, step:]
+        if source is None and held.shape[1] <= context:
+            return
+
+
+class FeatureTrack:
+    """Feature windows of a streamed sound at times that only go forward. Holds a window and a second, never the whole."""
+
+    def __init__(self, blocks: Iterable[NDArray[np.float32]], speech_encoder: SpeechEncoder, taps: tuple[int, ...]) -> None:
+        """blocks: mono float32 samples at 16 kHz, as ``media.read_audio`` yields them. taps: positions around a moment that make up its
+        window, 0 for the moment itself."""
+        self._encoder, self._taps = speech_encoder, np.array(taps, np.int64)
+        spec = speech_encoder.spec
+        self._windows: Iterator[NDArray[np.float32]] | None = grid_windows(blocks, spec)
+        self._features = np.zeros((0, spec.channels), np.float32)
+        self._loudness = np.zeros(0, np.float32)
+        self._first = 0
+
+    def windows(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Feature windows around `times_s` (n,): float32 (n, taps, D). Times may go back by at most one second from call to call. Before
+        the sound and after it the first and the last position go on."""
+        if len(times_s) == 0:
+            return np.zeros((0, len(self._taps), self._features.shape[1]), np.float32)
+        exact = np.asarray(times_s, np.float64)[:, None] * POSITIONS_PER_S + self._taps
+        self._reach(exact)
+        return interpolated(self._features, exact - self._first)
+
+    def silence(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+        """How far each moment is a pause, float32 (n,) from 0 (sounding) to 1 (silent); see `windows` for the times."""
+        if len(times_s) == 0:
+            return np.zeros(0, np.float32)
+        reach = round(_LOUDEST_WITHIN_S * POSITIONS_PER_S)
+        middle = np.round(np.asarray(times_s, np.float64)[:, None] * POSITIONS_PER_S) + np.arange(-reach, reach + 1)
+        self._reach(middle)
+        found = self._loudness[np.clip(middle.astype(np.int64) - self._first, 0, len(self._loudness) - 1)].max(axis=1)
+        return np.clip((SOUNDING_ABOVE - found) / (SOUNDING_ABOVE - SILENT_BELOW), 0, 1).astype(np.float32)
+
+    def _reach(self, positions: NDArray[np.float64]) -> None:
+        """Have the features up to the last of these positions, and let go of what lies well before the first."""
+        spec, last = self._encoder.spec, int(np.floor(positions.max())) + 1
+        while self._windows is not None and self._first + len(self._features) <= last:
+            window = next(self._windows, None)
+            if window is None:
+                self._windows = None
+                break
+            core = slice(spec.context, spec.context + spec.core)
+            features = self._encoder.encode(window)[core]
+            # A position is as loud as the louder of its two columns.
+            loudness = window.mean(axis=0).reshape(-1, _PER_POSITION).max(axis=1)[core]
+            self._features, self._loudness = np.concatenate([self._features, features]), np.concatenate([self._loudness, loudness])
+        keep_from = int(np.floor(positions.min())) - _KEPT_POSITIONS
+        if keep_from > self._first:
+            gone = min(keep_from - self._first, len(self._features) - 1)
+            self._features, self._loudness, self._first = self._features[gone:], self._loudness[gone:], self._first + gone
+
+
+def interpolated(track: NDArray[np.floating], positions: NDArray[np.float64]) -> NDArray[np.float32]:  # type: ignore[type-arg]
+    """Rows of a track (P, D) at positions of any shape, between two rows linear; the ends go on. float32 (*shape, D)."""
+    exact = np.clip(positions, 0, len(track) - 1)
+    first = np.minimum(np.floor(exact).astype(np.int64), max(0, len(track) - 2))
+    share = (exact - first).astype(np.float32)[..., None]
+    return np.asarray((1 - share) * track[first] + share * track[np.minimum(first + 1, len(track) - 1)], np.float32)
+
+
+def feature_track(samples: NDArray[np.float32], speech_encoder: SpeechEncoder) -> NDArray[np.float32]:
+    """All features of a whole sound, float32 (n,) at 16 kHz: float32 (positions, D), the first position at 0 and one behind the end."""
+    spec = speech_encoder.spec
+    core = slice(spec.context, spec.context + spec.core)
+    whole = np.concatenate([speech_encoder.encode(window)[core] for window in grid_windows([samples], spec)])
+    return whole[: -(-len(samples) * POSITIONS_PER_S // RATE_HZ) + 1]

@@ -1,0 +1,85 @@
+"""From a bundle, an encoder and prepared footage to a bundle that hears through the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub import __version__
+from lipdub.bundles import bundle, encoder
+from lipdub.speech.encoder import SpeechEncoder, feature_track
+from lipdub.speech.whisper_mel import RATE_HZ
+from lipdub.train.data import Clip, load_clips
+from lipdub.train.export import MODEL_CARD, Exported, check_folder, rest_feature, write_bundle
+from lipdub.train.features import find_encoder
+from lipdub.train.hearing import HearingSettings, OnProgress, hearing_config, train_hearing
+from lipdub.train.labelled_speech import SpokenFeatures
+from lipdub.train.weights import load_bundle_networks
+
+FAINT_DB = (-90, -80, -70, -65, -60, -55, -50)
+"""Levels of noise that counts as silence, dB of full scale."""
+_SILENCE_S = 10.0
+REST_CLIPS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class HearingJob:
+    """What is trained. model: whose lip side and generator stay. encoder: name or folder. speech: labelled speech, None for none."""
+
+    model: str
+    encoder: str
+    speech: Path | None
+    drawn_kappa: float
+    tap_distance_s: float
+    steps: int
+    seed: int
+
+
+def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force: bool, tell: OnProgress) -> Exported:
+    """Write the bundle `out`: that of `job.model` with an audio side that stands on the encoder.
+
+    prepared: folders of ``lipdub prepare --encoder``. tell: told (stage, done, in all).
+
+    Raises BundleNotFound, BundleInvalid, TrainingDataError, CheckpointInvalid, OutputRefused, ExportFailed, WriteFailed.
+    """
+    check_folder(out, force=force)
+    source = bundle.resolve(job.model)
+    spec = bundle.load_spec(source)
+    base_config, base, generator = load_bundle_networks(source, spec)
+    folder = find_encoder(job.encoder)
+    described = encoder.load_spec(folder)
+    speech_encoder = SpeechEncoder(folder, described, device="cpu")
+    config = hearing_config(base_config, described, drawn_kappa=job.drawn_kappa)
+    assert config.encoder is not None
+    clips: list[Clip] = [clip for place in prepared for clip in load_clips(place, size=config.size)]
+    tell("preparing speech", 0, None)
+    spoken = None if job.speech is None else SpokenFeatures(job.speech, speech_encoder, config.encoder.taps)
+    settings = HearingSettings(steps=job.steps, seed=job.seed)
+    silence = silent_windows(speech_encoder, config.encoder.taps)
+    memory = train_hearing(base, base_config, config, len(described.layers), clips, spoken, silence, settings, tell)
+    new = replace(
+        spec, name=out.resolve().name, mel=None, encoder=config.encoder, network=config, tap_distance_s=job.tap_distance_s, voice_bands=0,
+        rest_feature=rest_feature(config, memory, clips[:REST_CLIPS]), graphs={}, created_with=__version__,
+    )  # fmt: skip
+    card = source / MODEL_CARD
+    return write_bundle(
+        out, new, config, memory, generator, half=True, beside={MODEL_CARD: card.read_bytes()} if card.is_file() else {}, force=force
+    )
+
+
+def silent_windows(speech_encoder: SpeechEncoder, taps: tuple[int, ...]) -> NDArray[np.float32]:
+    """Feature windows of digital silence and of faint noise: float32 (n, taps, D)."""
+    random = np.random.default_rng(0)
+    count = round(_SILENCE_S * RATE_HZ)
+    sounds = [np.zeros(count, np.float32)]
+    sounds += [(random.standard_normal(count) * 10 ** (level / 20)).astype(np.float32) for level in FAINT_DB]
+    found = []
+    for sound in sounds:
+        track = feature_track(sound, speech_encoder)
+        middle = np.arange(len(track))[max(-taps[0], 0) : len(track) - max(taps[-1], 0)]
+        found.append(track[middle[:, None] + np.array(taps)])
+    return np.concatenate(found)
