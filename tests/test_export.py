@@ -110,7 +110,7 @@ def test_any_batch_is_answered_as_torch_answers(exported: tuple[Path, exporting.
     drawn = opened.generator.draw(targets, references, recall.lip_feature)
     assert drawn.copied is not None
     with torch.no_grad():
-        address, lip_feature = memory(torch.from_numpy(mel)[:, None])
+        address, lip_feature, _ = memory(torch.from_numpy(mel)[:, None])
         to_network = lambda pictures: torch.from_numpy(pictures).movedim(-1, 1).float() / 127.5 - 1.0  # noqa: E731
         face, painted, flow = generator.decoder.drawn(
             torch.from_numpy(recall.lip_feature), generator.encoder(to_network(targets), to_network(references))
@@ -262,6 +262,7 @@ def test_a_bundle_exported_anew_draws_what_it_drew_and_tells_what_it_copied(rand
         before.spec,
         name="anew",
         copies=True,
+        points=True,
         network=replace(COMPACT, drawn_kappa=KAPPA),
         created_with=after.spec.created_with,
         graphs=after.spec.graphs,

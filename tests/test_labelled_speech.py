@@ -170,6 +170,6 @@ def test_sharper_addresses_are_drawn_than_learned() -> None:
     assert (drawn.address.max(dim=1).values > learned.address.max(dim=1).values).all()
     assert torch.equal(drawn.address.argmax(dim=1), learned.address.argmax(dim=1))
     # Inference, and so the exported graph, draws the sharper ones.
-    address, lip_feature = memory(mel)
+    address, lip_feature, _ = memory(mel)
     assert torch.equal(address, drawn.address)
     assert torch.equal(lip_feature, memory.fuse(feature, drawn.recalled))

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub import media
-from lipdub.bundles.bundle import BundleSpec
+from lipdub.bundles.bundle import POINTS, BundleSpec
 from lipdub.errors import BundleInvalid, MediaError, NoAudioStream
 from lipdub.speech import lip_track
 from lipdub.speech.lip_track import BLOCK_FRAMES, PAUSE, Lips, LipTrack, lips_at, lips_of, listen
@@ -68,14 +68,22 @@ def other_spec(smoothing_s: float = 0.03, voice_bands: int = 2) -> BundleSpec:
 
 def joined(pieces: Iterator[Lips]) -> Lips:
     found = list(pieces)
-    return Lips(*(np.concatenate([getattr(lips, name) for lips in found]) for name in ("feature", "silence", "address")))
+
+    def column(name: str) -> NDArray[np.float32] | None:
+        rows = [getattr(lips, name) for lips in found]
+        return None if rows[0] is None else np.concatenate(rows)
+
+    feature, silence = column("feature"), column("silence")
+    assert feature is not None
+    assert silence is not None
+    return Lips(feature, silence, column("points"), column("address"))
 
 
 def heard(speech: Path, memory: OnnxMemory, times_s: NDArray[np.float64] = TIMES_S, *, rest: bool = False) -> Lips:
     """All rows of a `LipTrack`; the addresses are not kept there."""
     with closing(listen(speech, memory, times_s, rest_in_pauses=rest)) as track:
         assert len(track) == len(times_s)
-        return Lips(*track.frames(0, len(track)), np.empty((len(track), 0), np.float32))
+        return track.frames(0, len(track))
 
 
 def no_thread_is_left() -> bool:
@@ -102,6 +110,7 @@ def test_at_any_times_it_is_what_the_memory_recalls_for_their_windows(
     lips = joined(lips_at(speech, memory, times_s))
     assert len(lips) == len(times_s)
     np.testing.assert_allclose(lips.feature, windows.mean(recall.lip_feature), atol=2e-3)
+    assert lips.address is not None
     np.testing.assert_allclose(lips.address, windows.mean(recall.address), atol=2e-3)
     np.testing.assert_allclose(lips.silence, windows.silence, atol=1e-3)
     np.testing.assert_allclose(lips.address.sum(axis=1), 1, atol=1e-5)
@@ -129,9 +138,9 @@ def test_neither_blocks_nor_cores_make_a_difference(
     monkeypatch.setattr(lip_track, "cores", lambda: cores)
     told: list[int] = []
     with closing(listen(speech, memory, TIMES_S, rest_in_pauses=True, on_frames=told.append)) as track:
-        feature, silence = track.frames(0, len(track))
-    np.testing.assert_allclose(feature, expected.feature, atol=1e-5)
-    np.testing.assert_allclose(silence, expected.silence, atol=1e-6)
+        lips = track.frames(0, len(track))
+    np.testing.assert_allclose(lips.feature, expected.feature, atol=1e-5)
+    np.testing.assert_allclose(lips.silence, expected.silence, atol=1e-6)
     assert sum(told) == len(TIMES_S)
     assert max(told) <= block
 
@@ -140,7 +149,8 @@ def test_no_times_are_no_lips(speech: Path, memory: OnnxMemory) -> None:
     assert list(lips_at(speech, memory, np.zeros(0))) == []
     with closing(listen(speech, memory, np.zeros(0), rest_in_pauses=True)) as track:
         assert (len(track), track.pauses) == (0, 0)
-        assert [rows.shape for rows in track.frames(0, 0)] == [(0, SPEC.lip_channels), (0,)]
+        none = track.frames(0, 0)
+        assert (none.feature.shape, none.silence.shape) == ((0, SPEC.lip_channels), (0,))
 
 
 def test_the_sound_is_read_as_far_as_it_is_asked_for(memory: OnnxMemory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,8 +187,7 @@ def test_the_resting_mouth_takes_over_as_far_as_the_speech_pauses(speech: Path, 
 @pytest.mark.parametrize("rest", [True, False])
 def test_pauses_are_counted(speech: Path, memory: OnnxMemory, rest: bool) -> None:
     with closing(listen(speech, memory, TIMES_S, rest_in_pauses=rest)) as track:
-        _, silence = track.frames(0, len(track))
-        assert track.pauses == (silence > PAUSE).sum()
+        assert track.pauses == (track.frames(0, len(track)).silence > PAUSE).sum()
         assert 0.2 * len(track) < track.pauses < 0.8 * len(track)
         assert repr(track) == f"LipTrack(frames={len(TIMES_S)}, pauses={track.pauses})"
 
@@ -186,18 +195,19 @@ def test_pauses_are_counted(speech: Path, memory: OnnxMemory, rest: bool) -> Non
 # ---- where it is kept
 
 
-def some_lips(count: int, seed: int = 0, channels: int = SPEC.lip_channels) -> Lips:
+def some_lips(count: int, seed: int = 0, channels: int = SPEC.lip_channels, *, points: bool = False) -> Lips:
     random = np.random.default_rng(seed)
     feature = random.normal(size=(count, channels)).astype(np.float32)
-    return Lips(feature, random.uniform(0, 1, count).astype(np.float32), np.zeros((count, SPEC.slots), np.float32))
+    silence = random.uniform(0, 1, count).astype(np.float32)
+    return Lips(feature, silence, random.normal(size=(count, POINTS, 2)).astype(np.float32) if points else None)
 
 
-@given(counts=st.lists(st.integers(0, 300), min_size=1, max_size=5), data=st.data())
+@given(counts=st.lists(st.integers(0, 300), min_size=1, max_size=5), points=st.booleans(), data=st.data())
 @settings(max_examples=30)
-def test_any_stretch_is_given_back_as_it_was_added(counts: list[int], data: st.DataObject) -> None:
-    pieces = [some_lips(count, seed) for seed, count in enumerate(counts)]
+def test_any_stretch_is_given_back_as_it_was_added(counts: list[int], points: bool, data: st.DataObject) -> None:
+    pieces = [some_lips(count, seed, points=points) for seed, count in enumerate(counts)]
     whole = joined(iter(pieces))
-    with closing(LipTrack(SPEC)) as track:
+    with closing(LipTrack(replace(SPEC, points=points))) as track:
         for piece in pieces:
             track.add(piece)
         assert len(track) == len(whole)
@@ -205,11 +215,25 @@ def test_any_stretch_is_given_back_as_it_was_added(counts: list[int], data: st.D
         for _ in range(3):
             first = data.draw(st.integers(0, len(whole)))
             end = data.draw(st.integers(first, len(whole)))
-            feature, silence = track.frames(first, end)
-            np.testing.assert_array_equal(feature, whole.feature[first:end])
-            np.testing.assert_array_equal(silence, whole.silence[first:end])
+            lips = track.frames(first, end)
+            np.testing.assert_array_equal(lips.feature, whole.feature[first:end])
+            np.testing.assert_array_equal(lips.silence, whole.silence[first:end])
+            if whole.points is None:
+                assert lips.points is None
+            else:
+                np.testing.assert_array_equal(lips.points, whole.points[first:end])
         with pytest.raises(IndexError, match=f"there are {len(whole)}"):
             track.frames(0, len(whole) + 1)
+
+
+@pytest.mark.parametrize("silence", [0.0, 0.25, 1.0])
+def test_a_pause_brings_the_lips_to_rest_as_far_as_it_is_one(silence: float) -> None:
+    lips = replace(some_lips(5, points=True), silence=np.full(5, silence, np.float32))
+    at_rest = lips.at_rest_in_pauses(REST)
+    np.testing.assert_allclose(at_rest.feature, (1 - silence) * lips.feature + silence * REST, atol=1e-6)
+    assert lips.points is not None
+    assert at_rest.points is not None
+    np.testing.assert_allclose(at_rest.points, (1 - silence) * lips.points, atol=1e-6)
 
 
 def test_memory_does_not_grow_with_the_speech(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +245,7 @@ def test_memory_does_not_grow_with_the_speech(tmp_path: Path, monkeypatch: pytes
         try:
             while len(track) < 3600 * 25:
                 track.add(lips)
-            feature, _ = track.frames(50 * BLOCK_FRAMES, 51 * BLOCK_FRAMES)
+            feature = track.frames(50 * BLOCK_FRAMES, 51 * BLOCK_FRAMES).feature
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

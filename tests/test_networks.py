@@ -237,7 +237,7 @@ def test_inference_takes_the_audio_recall_alone(config: NetworkConfig, monkeypat
     monkeypatch.setattr(memory.memory, "by_lips", forbidden)
     mel = 4 * some(3, 1, 80, 16)
     with torch.no_grad():
-        address, lip_feature = memory(mel)
+        address, lip_feature, _ = memory(mel)
         audio_feature = memory.audio_encoder(mel)
         recall = memory.memory.by_audio_sharpened(audio_feature)
     assert torch.equal(address, recall.address)
@@ -350,7 +350,7 @@ def test_training_can_go_on_from_the_default_bundle(tmp_path: Path) -> None:
     assert config.preset == "compact"
     mel = torch.randn(4, 1, 80, 16)
     assert config == load_spec(BASE).network
-    address, lip_feature = memory.eval()(mel)
+    address, lip_feature, _ = memory.eval()(mel)
     graph = OnnxMemory(BASE, load_spec(BASE), device="cpu").recall(mel[:, 0].numpy())
     # Both hold the same weights as float16.
     np.testing.assert_allclose(graph.address, address.detach().numpy(), atol=1e-3)

@@ -123,7 +123,7 @@ def test_half_precision_weights_answer_alike_behind_float32_tensors(tmp_path: Pa
 def test_windows_that_are_no_numbers_recall_nothing(memory: OnnxMemory) -> None:
     windows = some_windows(3)
     windows[1, 2, 3] = np.nan
-    with pytest.raises(BundleInvalid, match=r"memory\.onnx recalled no lip feature but NaN or infinity"):
+    with pytest.raises(BundleInvalid, match=r"memory\.onnx recalled no address but NaN or infinity"):
         memory.recall(windows)
 
 

@@ -99,15 +99,15 @@ def _redrawn(scene: Scene, stages: Stages, clock: Clock) -> Iterator[_Piece]:
 def _cropped(scene: Scene, frames: YuvChunk, sources: NDArray[np.int64], references: FineReferences) -> _Piece:
     """Crops of the frames that are redrawn, with what is drawn in them. sources: int64 (N,), which source frame each frame is."""
     track = scene.track
-    lip_features, silence = scene.lips.frames(frames.index, frames.index + len(frames))
+    lips = scene.lips.frames(frames.index, frames.index + len(frames))
     strength = track.strength[sources]
     if scene.keep_pauses:
-        strength = strength * (1 - silence)
+        strength = strength * (1 - lips.silence)
     rows = np.flatnonzero((track.status[sources] == DUBBED) & (strength > 0))
     of = sources[rows]
     crops = crop.take(frames, rows, track.similarity[of], track.outline[of].astype(np.float32), scene.spec.crop.size)
     seen = tuple(references.get(int(number), frames.color) for number in track.reference[of])
-    return _Piece(frames, crops, seen, lip_features[rows], strength[rows])
+    return _Piece(frames, crops, seen, lips.feature[rows], strength[rows])
 
 
 def _drawn(pieces: Iterator[_Piece], generator: Generator, clock: Clock) -> Iterator[tuple[_Piece, Drawn]]:

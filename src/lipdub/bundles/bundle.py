@@ -32,8 +32,8 @@ FORMAT_VERSION: Final = 3
 """Version of ``bundle.json`` and of the tensors below; a bundle of another version is refused, but for those of `_EARLIER`."""
 _EARLIER: Final[Mapping[int, Mapping[str, object]]] = types.MappingProxyType(
     {
-        1: types.MappingProxyType({"copies": False, "voice_bands": 0, "network": None, "encoder": None}),
-        2: types.MappingProxyType({"network": None, "encoder": None}),
+        1: types.MappingProxyType({"copies": False, "voice_bands": 0, "network": None, "encoder": None, "points": False}),
+        2: types.MappingProxyType({"network": None, "encoder": None, "points": False}),
     }
 )
 """Versions that are read, too, as if they were of this one: the keys that they do not have, and what those bundles mean by it."""
@@ -48,12 +48,15 @@ MEL: Final = "mel"
 FEATURES: Final = "features"
 ADDRESS: Final = "address"
 LIP_FEATURE: Final = "lip_feature"
+LIP_POINTS: Final = "lip_points"
 TARGET: Final = "target"
 REFERENCE: Final = "reference"
 FACE: Final = "face"
 PAINTED: Final = "painted"
 FLOW: Final = "flow"
 
+POINTS: Final = 40
+"""Lip points: outer ring, then inner ring (``lipdub.faces.landmarks.LIPS``)."""
 BATCH: Final = "B"
 """Name of the one dynamic axis; every other axis has a fixed size in the graph."""
 
@@ -76,7 +79,7 @@ TENSORS: Final[Mapping[str, GraphTensors]] = types.MappingProxyType(
     {
         MEMORY_GRAPH: GraphTensors(
             inputs={MEL: (BATCH, 1, "bands", "window"), FEATURES: (BATCH, "taps", "channels")},
-            outputs={ADDRESS: (BATCH, "slots"), LIP_FEATURE: (BATCH, "lip_channels")},
+            outputs={ADDRESS: (BATCH, "slots"), LIP_FEATURE: (BATCH, "lip_channels"), LIP_POINTS: (BATCH, POINTS, 2)},
         ),
         GENERATOR_GRAPH: GraphTensors(
             inputs={TARGET: (BATCH, 3, "S", "S"), REFERENCE: (BATCH, 3, "S", "S"), LIP_FEATURE: (BATCH, "lip_channels")},
@@ -87,9 +90,9 @@ TENSORS: Final[Mapping[str, GraphTensors]] = types.MappingProxyType(
 """Tensors of each graph file, sizes still by name; `tensors` fills them in.
 
 mel: log-mel windows in [-4, 4]. features: of the speech encoder at the taps around a moment; a memory takes one of the two.
-address: softmax over the slots. target, reference: RGB in [-1, 1]; rows of the target from
-`CropSpec.masked_from` on are 0. face: RGB in [-1, 1], the ``drawn`` box of the crop only, h x w px. All float32, also where
-the weights inside the graph are float16.
+address: softmax over the slots. lip_points: the recalled lips, relative to the person's closed mouth, unit crop; only in a bundle that says
+`points`. target, reference: RGB in [-1, 1]; rows of the target from `CropSpec.masked_from` on are 0. face: RGB in [-1, 1], the ``drawn``
+box of the crop only, h x w px. All float32, also where the weights inside the graph are float16.
 
 Only in a bundle that says `copies`: painted, in [0, 1], the share of each pixel of the face that was painted; the rest of it was copied
 from the reference. flow, (x, y) in crop sides: where it was copied from, minus its own place, at the middles of cells of `FLOW_STRIDE` px.
@@ -138,6 +141,8 @@ class BundleSpec:
     """What fixes the shapes of the networks in weights.safetensors. None in bundles of format versions 1 and 2, and of other backends."""
     encoder: EncoderUse | None = None
     """The speech encoder that the memory stands on."""
+    points: bool = False
+    """memory.onnx also tells lip points."""
 
     def __post_init__(self) -> None:
         for holds, message in (
@@ -209,6 +214,8 @@ def tensors(graph: str, spec: BundleSpec) -> GraphTensors:
     }
 
     absent = set() if spec.copies else set(_OF_COPIES)
+    if not spec.points:
+        absent.add(LIP_POINTS)
     if spec.mel is not None:
         sizes |= {"bands": spec.mel.bands, "window": spec.mel.window}
         absent.add(FEATURES)

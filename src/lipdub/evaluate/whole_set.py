@@ -421,7 +421,7 @@ def _pictures(cross: Score, truth: Known, address: NDArray[np.float32]) -> dict[
 def address_of(model: Model, sound: Path, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
     """The model's address over its slots for the sound at `times_s` (N,): float32 (N, slots)."""
     with closing(lips_at(sound, model.memory, times_s)) as pieces:
-        return np.concatenate([np.empty((0, model.spec.slots), np.float32), *(lips.address for lips in pieces)])
+        return np.concatenate([np.empty((0, model.spec.slots), np.float32), *(lips.address for lips in pieces if lips.address is not None)])
 
 
 def cut_clip(task: ClipTask, folder: Path) -> Pieces:

@@ -215,7 +215,7 @@ def _recall(speech: Path, model: Model, times_s: NDArray[np.float64], tell: OnPr
         for lips in pieces:
             found.append(lips)
             tell("recalling", sum(map(len, found)), len(times_s))
-    return np.concatenate([lips.address for lips in found]), np.concatenate([lips.feature for lips in found])
+    return np.concatenate([lips.address for lips in found if lips.address is not None]), np.concatenate([lips.feature for lips in found])
 
 
 def _track(

@@ -21,9 +21,8 @@ from lipdub.runtime import open_session
 from lipdub.speech.whisper_mel import RATE_HZ, SILENT_BELOW, SOUNDING_ABOVE, WhisperMelStream
 
 _PER_POSITION = COLUMNS_PER_S // POSITIONS_PER_S
-_KEPT_POSITIONS = POSITIONS_PER_S
-"""Times may go back by so much from call to call: a second."""
 _LOUDEST_WITHIN_S = 0.1
+_REACH = round(_LOUDEST_WITHIN_S * POSITIONS_PER_S)
 
 
 class SpeechEncoder:
@@ -50,19 +49,20 @@ class SpeechEncoder:
 
 
 def grid_windows(blocks: Iterable[NDArray[np.float32]], spec: EncoderSpec) -> Iterator[NDArray[np.float32]]:
-    """Log-mel windows of a streamed sound on the encoder's grid, one after the other: float32 (bands, columns); at least one.
+    """Log-mel windows of a streamed sound on the encoder's grid, one after the other: float32 (bands, columns); at least one. The last core
+    ends in silence, which goes on.
 
     blocks: mono float32 samples at 16 kHz in [-1, 1], as ``media.read_audio`` yields them.
     """
     stream, step, context = WhisperMelStream(floor=spec.floor), spec.core * _PER_POSITION, spec.context * _PER_POSITION
     source: Iterator[NDArray[np.float32]] | None = iter(blocks)
     silence = np.float32((spec.floor + 4.0) / 4.0)
-    held = np.full((spec.bands, context), silence, np.float32)
+    held, behind = np.full((spec.bands, context), silence, np.float32), ((0, 0), (0, _REACH * _PER_POSITION))
     while True:
         fresh, have = [held], held.shape[1]
         while have < spec.columns and source is not None:
             block = next(source, None)
-            columns = stream.flush() if block is None else stream.push(block)
+            columns = np.pad(stream.flush(), behind, constant_values=silence) if block is None else stream.push(block)
             source = None if block is None else source
             fresh.append(columns)
             have += columns.shape[1]
@@ -86,10 +86,12 @@ class FeatureTrack:
         self._features = np.zeros((0, spec.channels), np.float32)
         self._loudness = np.zeros(0, np.float32)
         self._first = 0
+        # Times may go back by a second, from either of what is asked for.
+        self._kept = POSITIONS_PER_S + max(_REACH, -taps[0])
 
     def windows(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Feature windows around `times_s` (n,): float32 (n, taps, D). Times may go back by at most one second from call to call. Before
-        the sound and after it the first and the last position go on."""
+        """Feature windows around `times_s` (n,): float32 (n, taps, D). They may lie at most one second before the latest that were
+        asked for. Before the sound its first position goes on, after it silence."""
         if len(times_s) == 0:
             return np.zeros((0, len(self._taps), self._features.shape[1]), np.float32)
         exact = np.asarray(times_s, np.float64)[:, None] * POSITIONS_PER_S + self._taps
@@ -100,15 +102,14 @@ class FeatureTrack:
         """How far each moment is a pause, float32 (n,) from 0 (sounding) to 1 (silent); see `windows` for the times."""
         if len(times_s) == 0:
             return np.zeros(0, np.float32)
-        reach = round(_LOUDEST_WITHIN_S * POSITIONS_PER_S)
-        middle = np.round(np.asarray(times_s, np.float64)[:, None] * POSITIONS_PER_S) + np.arange(-reach, reach + 1)
+        middle = np.round(np.asarray(times_s, np.float64)[:, None] * POSITIONS_PER_S) + np.arange(-_REACH, _REACH + 1)
         self._reach(middle)
         found = self._loudness[np.clip(middle.astype(np.int64) - self._first, 0, len(self._loudness) - 1)].max(axis=1)
         return np.clip((SOUNDING_ABOVE - found) / (SOUNDING_ABOVE - SILENT_BELOW), 0, 1).astype(np.float32)
 
     def _reach(self, positions: NDArray[np.float64]) -> None:
         """Have the features up to the last of these positions, and let go of what lies well before the first."""
-        spec, last = self._encoder.spec, int(np.floor(positions.max())) + 1
+        spec, last = self._encoder.spec, max(0, int(np.floor(positions.max())) + 1)
         while self._windows is not None and self._first + len(self._features) <= last:
             window = next(self._windows, None)
             if window is None:
@@ -119,7 +120,7 @@ class FeatureTrack:
             # A position is as loud as the louder of its two columns.
             loudness = window.mean(axis=0).reshape(-1, _PER_POSITION).max(axis=1)[core]
             self._features, self._loudness = np.concatenate([self._features, features]), np.concatenate([self._loudness, loudness])
-        keep_from = int(np.floor(positions.min())) - _KEPT_POSITIONS
+        keep_from = int(np.floor(positions.min())) - self._kept
         if keep_from > self._first:
             gone = min(keep_from - self._first, len(self._features) - 1)
             self._features, self._loudness, self._first = self._features[gone:], self._loudness[gone:], self._first + gone

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
-from lipdub.bundles.bundle import BundleSpec
+from lipdub.bundles.bundle import POINTS, BundleSpec
 from lipdub.row_file import RowFile
 from lipdub.speech.memory import Memory, Recalls
 from lipdub.speech.windows import SpeechWindows, windows_of
@@ -27,22 +27,25 @@ PAUSE = 0.5
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Lips:
-    """Lip motion at N moments of a speech.
-
-    feature: float32 (N, C), the lip feature that the generator draws. silence: float32 (N,), how far each moment is a pause, from 0
-    (sounding) to 1 (silent). address: float32 (N, slots), the share of each memory slot in the feature.
-    """
+    """Lip motion at N moments of a speech."""
 
     feature: NDArray[np.float32]
+    """(N, C), the lip feature that the generator draws."""
     silence: NDArray[np.float32]
-    address: NDArray[np.float32]
+    """(N,), how far each moment is a pause, from 0 (sounding) to 1 (silent)."""
+    points: NDArray[np.float32] | None
+    """(N, 40, 2), lip points relative to the closed mouth, unit crop; None from a bundle that does not tell."""
+    address: NDArray[np.float32] | None = None
+    """(N, slots), the share of each memory slot; not kept in a `LipTrack`."""
 
     def __len__(self) -> int:
         return len(self.feature)
 
     def at_rest_in_pauses(self, rest_feature: NDArray[np.float32]) -> Lips:
-        """The same, with the resting mouth's feature (C,) taking over as far as the speech pauses."""
-        return Lips(self.feature + self.silence[:, None] * (rest_feature - self.feature), self.silence, self.address)
+        """The same, with the resting mouth, whose feature is (C,), taking over as far as the speech pauses."""
+        feature = self.feature + self.silence[:, None] * (rest_feature - self.feature)
+        points = None if self.points is None else self.points * (1 - self.silence)[:, None, None]
+        return Lips(feature, self.silence, points, self.address)
 
 
 class LipTrack:
@@ -50,8 +53,9 @@ class LipTrack:
     the speech. For one thread at a time."""
 
     def __init__(self, spec: BundleSpec) -> None:
-        self._channels = spec.lip_channels
-        self._rows = RowFile(spec.lip_channels + 1)
+        self._columns = np.cumsum([spec.lip_channels, 1, 2 * POINTS if spec.points else 0]).tolist()
+        self._has_points = spec.points
+        self._rows = RowFile(self._columns[-1])
         self.pauses = 0
         """Frames that count as pauses."""
 
@@ -62,14 +66,15 @@ class LipTrack:
         return f"LipTrack(frames={len(self)}, pauses={self.pauses})"
 
     def add(self, lips: Lips) -> None:
-        """Put the next moments at the end."""
-        self._rows.extend(np.column_stack([lips.feature, lips.silence]))
+        """Put the next moments at the end; their addresses are not kept."""
+        points = [] if lips.points is None else [lips.points.reshape(len(lips), 2 * POINTS)]
+        self._rows.extend(np.column_stack([lips.feature, lips.silence, *points]))
         self.pauses += int((lips.silence > PAUSE).sum())
 
-    def frames(self, first: int, end: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Lip features float32 (n, C) and silence float32 (n,) of the frames [first, end)."""
-        rows = self._rows.rows(np.arange(first, end))
-        return rows[:, : self._channels], rows[:, self._channels]
+    def frames(self, first: int, end: int) -> Lips:
+        """The frames [first, end)."""
+        feature, silence, points, _ = np.split(self._rows.rows(np.arange(first, end)), self._columns, axis=1)
+        return Lips(feature, silence[:, 0], points.reshape(end - first, POINTS, 2) if self._has_points else None)
 
     def close(self) -> None:
         """Give the file back."""
@@ -79,7 +84,11 @@ class LipTrack:
 def lips_of(windows: SpeechWindows, memory: Recalls) -> Lips:
     """What `memory` recalls for the moments that the windows belong to."""
     recall = memory.recall(windows.windows)
-    return Lips(windows.mean(recall.lip_feature), windows.silence, windows.mean(recall.address))
+    points = None
+    if recall.lip_points is not None:
+        flat = recall.lip_points.reshape(len(recall), 2 * POINTS)
+        points = windows.mean(flat).reshape(len(windows.silence), POINTS, 2)
+    return Lips(windows.mean(recall.lip_feature), windows.silence, points, windows.mean(recall.address))
 
 
 def lips_at(speech: Path, memory: Memory, times_s: NDArray[np.float64]) -> Generator[Lips, None, None]:

@@ -25,11 +25,13 @@ class Recall:
     """What a memory answers to N windows of speech.
 
     address: float32 (N, slots), the share of each slot in the answer; rows sum to 1. lip_feature: float32 (N, C), the recalled lip
-    motion, in the unit of the bundle's `rest_feature`.
+    motion, in the unit of the bundle's `rest_feature`. lip_points: float32 (N, 40, 2), the recalled lips relative to the person's closed
+    mouth, unit crop; None from a bundle that does not tell.
     """
 
     address: NDArray[np.float32]
     lip_feature: NDArray[np.float32]
+    lip_points: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("address", self.address), ("lip_feature", self.lip_feature)):
@@ -37,6 +39,8 @@ class Recall:
                 raise ValueError(f"{name} must be float32 with 2 axes, got {value.dtype} {value.shape}")
         if len(self.address) != len(self.lip_feature):
             raise ValueError(f"one address per lip feature, got {self.address.shape = }, {self.lip_feature.shape = }")
+        if self.lip_points is not None and self.lip_points.shape != (len(self.address), bundle.POINTS, 2):
+            raise ValueError(f"lip points must be ({len(self.address)}, {bundle.POINTS}, 2), got {self.lip_points.shape}")
 
     def __len__(self) -> int:
         return len(self.address)
@@ -110,10 +114,12 @@ class OnnxMemory:
         # Equal batches: a last one of one row would cost a quarter more than a row among others.
         pieces = np.array_split(windows if self._encoder is not None else windows[:, None], max(1, -(-count // at_once)))
         answers = [self._session.run({self._input: np.ascontiguousarray(piece)}) for piece in pieces if len(piece)]
-        address = np.concatenate([np.empty((0, self._spec.slots), np.float32), *(answer[bundle.ADDRESS] for answer in answers)])
-        lip_feature = np.concatenate(
-            [np.empty((0, self._spec.lip_channels), np.float32), *(answer[bundle.LIP_FEATURE] for answer in answers)]
-        )
-        if not (np.isfinite(address).all() and np.isfinite(lip_feature).all()):
-            raise BundleInvalid(f"{self._session.path} recalled no lip feature but NaN or infinity: export the bundle again")
-        return Recall(address, lip_feature)
+
+        def whole(name: str, *tail: int) -> NDArray[np.float32]:
+            found = np.concatenate([np.empty((0, *tail), np.float32), *(answer[name] for answer in answers)])
+            if not np.isfinite(found).all():
+                raise BundleInvalid(f"{self._session.path} recalled no {name} but NaN or infinity: export the bundle again")
+            return found
+
+        points = whole(bundle.LIP_POINTS, bundle.POINTS, 2) if self._spec.points else None
+        return Recall(whole(bundle.ADDRESS, self._spec.slots), whole(bundle.LIP_FEATURE, self._spec.lip_channels), points)

@@ -16,10 +16,8 @@ from scipy.linalg import cho_factor, cho_solve
 from sklearn.decomposition import PCA
 
 from lipdub.bundles.network import EncoderUse
-from lipdub.errors import TrainingDataError
 from lipdub.phonetics.classes import CLASSES
 from lipdub.train.data import Clip
-from lipdub.train.features import PreparedFeatures
 from lipdub.train.labelled_speech import SpokenFeatures
 from lipdub.train.networks import LIP_COMPONENTS
 
@@ -61,7 +59,7 @@ def fit_bottleneck(
     sums: dict[str, _Sums] = {}
     frames: Counter[str] = Counter()
     for clip, of_lips in zip(clips, wanted, strict=True):
-        features = features_of(clip)
+        features = clip.features_of(use)
         for voice in range(features.voices):
             windows = features.windows(clip.times_s + clip.offset_s, use.taps, voice)
             sums.setdefault(clip.speaker, _Sums()).add(basis(windows), of_lips)
@@ -70,16 +68,9 @@ def fit_bottleneck(
     solved = [_Sums.joined(sums, {speaker: count ** (balance - 1) for speaker, count in frames.items()}).solved()]
     solved.append(_phonemes(spoken, basis) if spoken is not None else np.zeros((len(solved[0]), len(CLASSES))))
     raw = basis.before(np.concatenate(solved, axis=1))
-    z = np.concatenate([raw(features_of(clip).windows(clip.times_s[::_SCALED_EVERY] + clip.offset_s, use.taps)) for clip in clips])
+    z = np.concatenate([raw(clip.features_of(use).windows(clip.times_s[::_SCALED_EVERY] + clip.offset_s, use.taps)) for clip in clips])
     scale = 1 / (z.std(axis=0) + 1e-4)
     return Bottleneck(raw.weight * scale, (raw.bias - z.mean(axis=0)) * scale)
-
-
-def features_of(clip: Clip) -> PreparedFeatures:
-    """The clip's features. Raises TrainingDataError where it has none."""
-    if clip.features is None:
-        raise TrainingDataError(f"'{clip.source}' has no features of the speech encoder; run lipdub prepare with --encoder")
-    return clip.features
 
 
 def lip_scale(clip: Clip) -> float:
@@ -139,9 +130,9 @@ class _Basis:
 
     @classmethod
     def of(cls, clips: list[Clip], use: EncoderUse, layers: int) -> _Basis:
-        sample = np.concatenate(
-            [features_of(clip).values[: features_of(clip).starts[1] : _PCA_EVERY].astype(np.float32) for clip in clips]
-        ).reshape(-1, layers, use.channels // layers)
+        found = [clip.features_of(use) for clip in clips]
+        sample = np.concatenate([one.values[: one.starts[1] : _PCA_EVERY].astype(np.float32) for one in found])
+        sample = sample.reshape(-1, layers, use.channels // layers)
         count = min(COMPONENTS, sample.shape[2], len(sample))
         fitted = [PCA(count, svd_solver="covariance_eigh").fit(sample[:, layer]) for layer in range(layers)]
         return cls(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lipdub.bundles.network import NetworkConfig
+from lipdub.bundles.network import EncoderUse, NetworkConfig
 from lipdub.errors import TrainingDataError
 from lipdub.records import MelSpec
 from lipdub.speech.mel import cut_windows
@@ -102,9 +102,14 @@ class Clip:
         if config.encoder is None:
             assert config.mel is not None  # the config holds one of the two
             return cut_windows(self.mel.astype(np.float32, copy=False), sound_s, config.mel)[:, None]
-        if self.features is None:
-            raise TrainingDataError(f"'{self.source}' has no features of the speech encoder; run lipdub prepare with --encoder again")
-        return self.features.windows(sound_s, config.encoder.taps, voice)
+        return self.features_of(config.encoder).windows(sound_s, config.encoder.taps, voice)
+
+    def features_of(self, use: EncoderUse) -> PreparedFeatures:
+        """What was prepared with that speech encoder. Raises TrainingDataError where nothing was, or it was another one."""
+        if self.features is None or self.features.sha256 != use.sha256:
+            what = "no features of" if self.features is None else "features of another encoder than"
+            raise TrainingDataError(f"'{self.source}' has {what} '{use.name}'; run lipdub prepare --encoder again")
+        return self.features
 
 
 def _unpickled(values: dict[str, Any]) -> Clip:

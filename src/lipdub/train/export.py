@@ -102,7 +102,8 @@ def export(
     if old is not None and rest_from is None:
         rest = old.rest_feature
     else:
-        rest = rest_feature(config, memory, load_clips(rest_from)[:400] if rest_from is not None else [])
+        place = checkpoint if old is not None else out
+        rest = rest_feature(config, memory, load_clips(rest_from)[:400] if rest_from is not None else [], beside=place)
     if tap_distance_s is None:
         tap_distance_s = old.tap_distance_s if old is not None else 0.0
     if voice_bands is None:
@@ -150,7 +151,7 @@ def write_bundle(
     """
     check_folder(out, force=force)
     # The bundle that was adapted may be of an older format, which did not tell.
-    spec = replace(spec, copies=config.copies, network=config)
+    spec = replace(spec, copies=config.copies, network=config, points=True)
     networks: dict[str, tuple[nn.Module, Callable[[int], tuple[Tensor, ...]]]] = {
         bundle.MEMORY_GRAPH: (memory, partial(_memory_example, config)),
         bundle.GENERATOR_GRAPH: (_Drawing(generator), partial(_generator_example, config)),
@@ -288,10 +289,10 @@ def _store_half(model: onnx.ModelProto) -> None:
 
 
 @torch.no_grad()
-def rest_feature(config: NetworkConfig, memory: LipMemory, clips: Sequence[Clip]) -> tuple[float, ...]:
+def rest_feature(config: NetworkConfig, memory: LipMemory, clips: Sequence[Clip], *, beside: Path | None = None) -> tuple[float, ...]:
     """The lip feature of a resting mouth, C numbers: the memory's answer to silence, with the lip recall averaged over the most closed
-    mouth of each of the `clips` where it is closed."""
-    audio_feature = memory.audio_encoder(torch.from_numpy(silent_windows(config)))
+    mouth of each of the `clips` where it is closed. beside: as for ``silent_windows``."""
+    audio_feature = memory.audio_encoder(torch.from_numpy(silent_windows(config, beside=beside)))
     recalled = memory.memory.by_audio_sharpened(audio_feature).recalled
     found = []
     for clip in clips:

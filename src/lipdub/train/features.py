@@ -137,11 +137,12 @@ def _opened(folder: Path) -> SpeechEncoder:
     return SpeechEncoder(folder, encoder.load_spec(folder), device="cpu", threads=1)
 
 
-def silent_windows(config: NetworkConfig) -> NDArray[np.float32]:
-    """One window of digital silence as the networks of `config` take it: float32 (1, ...). Raises BundleNotFound, BundleInvalid."""
+def silent_windows(config: NetworkConfig, *, beside: Path | None = None) -> NDArray[np.float32]:
+    """One window of digital silence as the networks of `config` take it: float32 (1, ...). beside: the bundle that the encoder lies beside,
+    None for an encoder that came with lipdub. Raises BundleNotFound, BundleInvalid."""
     if config.encoder is None:
         assert config.mel is not None  # the config holds one of the two
         return np.full((1, 1, config.mel.bands, config.mel.window), SILENCE, np.float32)
-    folder, spec = encoder.find(config.encoder.name, config.encoder.sha256, beside=find_encoder(config.encoder.name))
+    folder, spec = encoder.find(config.encoder.name, config.encoder.sha256, beside=beside or find_encoder(config.encoder.name))
     track = feature_track(np.zeros(round(2 * spec.core_s * RATE_HZ), np.float32), SpeechEncoder(folder, spec, device="cpu"))
     return interpolated(track, np.array([[spec.core_s * POSITIONS_PER_S]]) + np.array(config.encoder.taps))

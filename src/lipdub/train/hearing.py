@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from lipdub.bundles.encoder import EncoderSpec
 from lipdub.bundles.network import EncoderUse, NetworkConfig
 from lipdub.train import losses
-from lipdub.train.bottleneck import Bottleneck, features_of, fit_bottleneck, lip_scale, speaker_weights
+from lipdub.train.bottleneck import Bottleneck, fit_bottleneck, lip_scale, speaker_weights
 from lipdub.train.data import Clip
 from lipdub.train.labelled_speech import SpokenFeatures
 from lipdub.train.memory_stage import average, drawn_boxes, lip_windows
@@ -117,12 +117,12 @@ class _Examples:
         silence: NDArray[np.float32], bottleneck: Bottleneck, balance: float, tell: OnProgress,
     ) -> _Examples:  # fmt: skip
         """See `train_hearing` for the arguments."""
-        voices = min(features_of(clip).voices for clip in clips)
+        voices = min(clip.features_of(use).voices for clip in clips)
         z: list[list[NDArray[np.float32]]] = [[] for _ in range(voices)]
         lips, addresses = [], []
         for number, clip in enumerate(clips):
             for voice, found in enumerate(z):
-                found.append(bottleneck(features_of(clip).windows(clip.times_s + clip.offset_s, use.taps, voice)))
+                found.append(bottleneck(clip.features_of(use).windows(clip.times_s + clip.offset_s, use.taps, voice)))
             lips.append(clip.lips * float(np.clip(lip_scale(clip), *EVENED_LIPS)) ** 0.5)
             addresses.append(_lip_address(base, base_config, clip))
             tell("looking at lips", number + 1, len(clips))

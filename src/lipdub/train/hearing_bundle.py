@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lipdub import __version__
 from lipdub.bundles import bundle, encoder
+from lipdub.errors import OutputRefused
 from lipdub.speech.encoder import SpeechEncoder, feature_track
 from lipdub.speech.whisper_mel import RATE_HZ
 from lipdub.train.data import Clip, load_clips
@@ -52,6 +53,12 @@ def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force:
     base_config, base, generator = load_bundle_networks(source, spec)
     folder = find_encoder(job.encoder)
     described = encoder.load_spec(folder)
+    # Where the new bundle will look for it: better told now than after the training.
+    encoder.find(described.name, described.graphs[encoder.GRAPH], beside=out)
+    try:
+        spec = replace(spec, name=out.resolve().name)
+    except ValueError as error:
+        raise OutputRefused(f"'{out}' cannot be the folder of a bundle: {error}; give another one") from error
     speech_encoder = SpeechEncoder(folder, described, device="cpu")
     config = hearing_config(base_config, described, drawn_kappa=job.drawn_kappa)
     assert config.encoder is not None
@@ -62,8 +69,8 @@ def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force:
     silence = silent_windows(speech_encoder, config.encoder.taps)
     memory = train_hearing(base, base_config, config, len(described.layers), clips, spoken, silence, settings, tell)
     new = replace(
-        spec, name=out.resolve().name, mel=None, encoder=config.encoder, network=config, tap_distance_s=job.tap_distance_s, voice_bands=0,
-        rest_feature=rest_feature(config, memory, clips[:REST_CLIPS]), graphs={}, created_with=__version__,
+        spec, mel=None, encoder=config.encoder, network=config, tap_distance_s=job.tap_distance_s, voice_bands=0,
+        rest_feature=rest_feature(config, memory, clips[:REST_CLIPS], beside=out), graphs={}, created_with=__version__,
     )  # fmt: skip
     card = source / MODEL_CARD
     return write_bundle(

@@ -123,8 +123,7 @@ class TorchMemory:
         device = next(self._memory.parameters()).device
         asked = torch.from_numpy(windows if isinstance(self._memory.audio_encoder, FeatureEncoder) else windows[:, None])
         parts = [self._memory(part.to(device)) for part in torch.split(asked, AT_ONCE)]
-        address, lip_feature = (torch.cat([part[which] for part in parts]).float().cpu().numpy() for which in (0, 1))
-        return Recall(address, lip_feature)
+        return Recall(*(torch.cat([part[which] for part in parts]).float().cpu().numpy() for which in range(3)))
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lipdub.bundles.bundle import FLOW_STRIDE
+from lipdub.bundles.bundle import FLOW_STRIDE, POINTS
 from lipdub.bundles.network import EncoderUse, NetworkConfig
 from lipdub.phonetics.classes import CLASSES
 from lipdub.records import MelSpec
 
-LIP_POINTS = 40
+LIP_POINTS = POINTS
 LIP_COMPONENTS = 12
 """Principal components of the lips that the bottleneck tells; phoneme classes are the rest of it."""
 BOTTLENECK = LIP_COMPONENTS + len(CLASSES)
@@ -240,12 +240,12 @@ class LipMemory(nn.Module):
         audio = F.normalize(audio_feature.float(), dim=1) * self._scale
         return self.fusion(torch.cat([audio, recalled * self._scale], dim=1))
 
-    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Inference: windows of speech, mel (B, 1, 80, 16) or features (B, taps, D), to address (B, S) and lip feature (B, C). The lip
-        encoder takes no part."""
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inference: windows of speech, mel (B, 1, 80, 16) or features (B, taps, D), to address (B, S), lip feature (B, C) and lip points
+        (B, 40, 2). The lip encoder takes no part."""
         audio_feature = self.audio_encoder(windows)
         recall = self.memory.by_audio_sharpened(audio_feature)
-        return recall.address, self.fuse(audio_feature, recall.recalled)
+        return recall.address, self.fuse(audio_feature, recall.recalled), self.landmarks(recall.recalled)
 
 
 class FaceFeatures(NamedTuple):

@@ -10,7 +10,6 @@ github.com/openai/whisper (MIT).
 from __future__ import annotations
 
 import mmap
-import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -138,7 +137,7 @@ def _from_openai(file: Path) -> tuple[dict[str, Tensor], int | None]:
         dims, model = content["dims"], content["model_state_dict"]
         state = {name.removeprefix("encoder."): value.float() for name, value in model.items() if name.startswith("encoder.")}
         return state, int(dims["n_audio_head"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # a damaged or another checkpoint makes torch and its content raise nearly anything
         raise TrainingError(f"'{file}' is no Whisper checkpoint of OpenAI's ({' '.join(str(error).split())[:120]}); {_NEXT}") from error
 
 
@@ -159,7 +158,7 @@ def _from_hugging_face(file: Path) -> tuple[dict[str, Tensor], int | None]:
                 name = key.removeprefix("model.")
                 if name.startswith("encoder."):
                     state[_openai_name(name.removeprefix("encoder."))] = content.get_tensor(key).float()
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise TrainingError(f"'{file}' is no whole safetensors file ({error}); download it again") from error
     return state, None
 
@@ -211,7 +210,7 @@ def _from_ctranslate2(file: Path) -> tuple[dict[str, Tensor], int | None]:
                     for which, piece in zip(("query", "key", "value"), _as_float32(values()).chunk(3), strict=True):
                         if (which, kind) != ("key", "bias"):
                             state[f"blocks.{int(layer)}.attn.{which}.{kind}"] = piece.clone()
-    except (struct.error, UnicodeDecodeError) as error:
+    except (struct.error, ValueError) as error:  # also of names and shapes that are none
         raise TrainingError(f"'{file}' breaks off or is damaged; put its parts together with cat, or download it again") from error
     return state, heads
 
