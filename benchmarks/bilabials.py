@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import common
+from lipdub import media
 from lipdub.errors import PhonemesError
 from lipdub.memory_view import closures, random_closures
 from lipdub.memory_view.mouths import draw, find_sitter, measure_openings
@@ -128,7 +129,7 @@ def make_speech(out: Path, sentences: Sequence[tuple[str, str]] = SENTENCES) -> 
         utterances.append(Utterance(voice, text, start_s, start_s + speech.duration_s, Alignment(moved)))
         pieces += [samples, pause]
         length += len(samples) + len(pause)
-    common.write_wav(out, np.concatenate(pieces))
+    media.write_wav(out, np.concatenate(pieces), common.SOUND_HZ)
     together = Alignment(tuple(phoneme for one in utterances for phoneme in one.alignment))
     alignment_files.write_alignment(together, out.with_suffix(".csv"))
     return utterances

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lipdub.errors import UnreadableMedia
 from lipdub.media import Writer, probe, read_frames, read_planes, read_span, to_planes
+from lipdub.media.pictures import SPAN_FRAMES
 from lipdub.records import FrameChunk
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lipdub import __version__, media
-from lipdub.atomic import write_whole
 from lipdub.checkup import isolated, sample_media
-from lipdub.errors import LipdubError, OutputRefused
+from lipdub.errors import LipdubError
 from lipdub.media.excerpt import excerpt
 from lipdub.options import Device
 from lipdub.stages import cores
@@ -123,18 +122,6 @@ def measure(
         device=device, threads=threads, first=speeds[0], again=speeds[1], machine=machine(), versions=versions(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )  # fmt: skip
-
-
-def check_file(path: Path, *, force: bool) -> None:
-    """Raise OutputRefused unless the figures can be written to `path`."""
-    media.check_folder(path)
-    if os.path.lexists(path) and not force:
-        raise OutputRefused(f"'{path}' exists already; add --force to replace it, or choose another name")
-
-
-def write_file(report: BenchReport, path: Path) -> None:
-    """Write the figures as JSON to `path`, whole or not at all. Raises WriteFailed."""
-    write_whole(path, report.to_json())
 
 
 def machine() -> dict[str, object]:

@@ -22,10 +22,9 @@ from lipdub.evaluate.pixels import (
     ssim_map,
     ssim_mouth,
 )
-from lipdub.evaluate.watch import Sight, unit_px
+from lipdub.evaluate.watch import FramePair, unit_px
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
-from lipdub.media.planes import RgbPicture
 from lipdub.paste.mask import mask_of
 from lipdub.records import CropSpec
 
@@ -44,10 +43,9 @@ class PictureMeters:
     track: FaceTrack
     spec: CropSpec
     outside: OutsideError = field(default_factory=OutsideError)
-    _sharp: list[tuple[float, float]] = field(default_factory=list)
-    _sharp_native: list[tuple[float, float]] = field(default_factory=list)
-    _edges: list[tuple[float, float]] = field(default_factory=list)
-    _seams: list[tuple[float, float, float, float]] = field(default_factory=list)
+    _sharp: list[tuple[float, ...]] = field(default_factory=list)
+    """A row a frame: sharpness at the source's resolution, in the 128-px crop, edges; each of the dub, then of the source."""
+    _seams: list[tuple[float, ...]] = field(default_factory=list)
     _flicker: list[tuple[float, float]] = field(default_factory=list)
     _mouths: list[tuple[int, NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
     _native_px: int = 0
@@ -57,40 +55,37 @@ class PictureMeters:
         if dubbed.any():
             self._native_px = int(np.clip(np.round(np.median(unit_px(self.track.similarity[dubbed]))), *NATIVE_PX))
 
-    def add(self, sight: Sight) -> None:
+    def add(self, pair: FramePair) -> None:
         """One frame of the dub beside its source's."""
-        if sight.source is None:
+        if pair.source is None:
             self._mouths.clear()
             return
-        height, width = sight.source.shape[:2]
-        if sight.pixels.shape[0] < height or sight.pixels.shape[1] < width:
+        height, width = pair.source.height, pair.source.width
+        if pair.dub.height < height or pair.dub.width < width:
             return  # scaled: it has no pixels in common with its source
         # An odd side was padded by one when the dub was written.
-        self.outside.add(sight.source, sight.pixels[:height, :width], outside_mask(self.track, sight.row, self.spec, (height, width)))
-        if self.track.status[sight.row] != DUBBED:
+        self.outside.add(
+            pair.source.pixels, pair.dub.pixels[:height, :width], outside_mask(self.track, pair.row, self.spec, (height, width))
+        )
+        if self.track.status[pair.row] != DUBBED:
             self._mouths.clear()
             return
-        aligned = self.track.similarity[sight.row]
-        dub, source = (luma_of(crop.take_one(RgbPicture(pixels), aligned, FACE_PX)) for pixels in (sight.pixels, sight.source))
-        native = [luma_of(crop.take_one(RgbPicture(pixels), aligned, self._native_px)) for pixels in (sight.pixels, sight.source)]
-        self._sharp.append((sharpness(dub), sharpness(source)))
-        self._sharp_native.append((sharpness(native[0]), sharpness(native[1])))
-        self._edges.append((gradient_energy(native[0]), gradient_energy(native[1])))
-        self._add_seam(dub, source, sight.row)
-        self._add_flicker(sight, dub, source)
-
-    def _add_seam(self, dub: NDArray[np.float32], source: NDArray[np.float32], row: int) -> None:
-        outline = (self.track.outline[row].astype(np.float32) * self.spec.size).astype(np.float32)
-        mask = mask_of(outline, self.spec)
+        aligned = self.track.similarity[pair.row]
+        pictures = pair.dub, pair.source
+        small = [luma_of(crop.take_one(picture, aligned, FACE_PX)) for picture in pictures]
+        native = [luma_of(crop.take_one(picture, aligned, self._native_px)) for picture in pictures]
+        self._sharp.append((*map(sharpness, native), *map(sharpness, small), *map(gradient_energy, native)))
+        mask = mask_of((self.track.outline[pair.row].astype(np.float32) * self.spec.size).astype(np.float32), self.spec)
         if self.spec.size != FACE_PX:
             mask = np.asarray(cv2.resize(mask, (FACE_PX, FACE_PX), interpolation=cv2.INTER_AREA), np.float32)
-        self._seams.append((*seam_steps(dub, mask), *seam_steps(source, mask)))
+        self._seams.append((*seam_steps(small[0], mask), *seam_steps(small[1], mask)))
+        self._add_flicker(pair, *small)
 
-    def _add_flicker(self, sight: Sight, dub: NDArray[np.float32], source: NDArray[np.float32]) -> None:
+    def _add_flicker(self, pair: FramePair, dub: NDArray[np.float32], source: NDArray[np.float32]) -> None:
         last = self._mouths[-1][0] if self._mouths else -2
-        if last != sight.number - 1 or (self.track.shot[sight.row] != self.track.shot[sight.row - 1] and sight.row > 0):
+        if last != pair.number - 1 or (self.track.shot[pair.row] != self.track.shot[pair.row - 1] and pair.row > 0):
             self._mouths.clear()
-        self._mouths.append((sight.number, mouth_of(dub), mouth_of(source)))
+        self._mouths.append((pair.number, mouth_of(dub), mouth_of(source)))
         if len(self._mouths) == 3:
             (_, a, x), (_, b, y), (_, c, z) = self._mouths
             self._flicker.append((flicker(a, b, c), flicker(x, y, z)))
@@ -98,11 +93,10 @@ class PictureMeters:
 
     def figures(self) -> dict[str, float]:
         """sharpness, sharpness_128, edges, seam, flicker (all over the source's own), outside_psnr (dB); NaN where nothing was seen."""
+        medians = np.median(self._sharp, axis=0) if self._sharp else np.full(6, np.nan)
         across, beside, own_across, own_beside = np.array(self._seams, np.float64).reshape(-1, 4).sum(axis=0)
         return {
-            "sharpness": _ratio_of_medians(self._sharp_native),
-            "sharpness_128": _ratio_of_medians(self._sharp),
-            "edges": _ratio_of_medians(self._edges),
+            **{name: _ratio(*medians[2 * k : 2 * k + 2]) for k, name in enumerate(("sharpness", "sharpness_128", "edges"))},
             "seam": _ratio(_ratio(across, beside), _ratio(own_across, own_beside)),
             "flicker": _ratio(sum(dub for dub, _ in self._flicker), sum(own for _, own in self._flicker)),
             "outside_psnr": self.outside.rgb_db(),
@@ -116,12 +110,12 @@ class FidelityMeters:
     track: FaceTrack
     _found: list[tuple[float, float, float, float]] = field(default_factory=list)
 
-    def add(self, sight: Sight) -> None:
+    def add(self, pair: FramePair) -> None:
         """One frame of the dub beside its source's, which is the truth."""
-        if sight.source is None or self.track.status[sight.row] != DUBBED:
+        if pair.source is None or self.track.status[pair.row] != DUBBED:
             return
-        aligned = self.track.similarity[sight.row]
-        one, other = (crop.take_one(RgbPicture(pixels), aligned, FACE_PX).astype(np.float32) for pixels in (sight.pixels, sight.source))
+        aligned = self.track.similarity[pair.row]
+        one, other = (crop.take_one(picture, aligned, FACE_PX).astype(np.float32) for picture in (pair.dub, pair.source))
         similarity = ssim_map(luma_of(one), luma_of(other))
         self._found.append((psnr(one, other), ssim_face(similarity), psnr(mouth_of(one), mouth_of(other)), ssim_mouth(similarity)))
 
@@ -135,10 +129,3 @@ class FidelityMeters:
 
 def _ratio(one: float, other: float) -> float:
     return float(one / other) if other > 1e-9 else float("nan")
-
-
-def _ratio_of_medians(pairs: list[tuple[float, float]]) -> float:
-    if not pairs:
-        return float("nan")
-    dub, source = np.median(pairs, axis=0)
-    return _ratio(float(dub), float(source))

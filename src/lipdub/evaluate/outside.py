@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.evaluate.pixels import LUMA, psnr_of
+from lipdub.evaluate.pixels import psnr_of
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.paste.mask import mask_of
@@ -20,35 +20,20 @@ GROW_PX = 8
 
 @dataclass(slots=True)
 class OutsideError:
-    """Squared differences between frames and their dubs, summed over pixels, in RGB and in luma."""
+    """Squared differences between frames and their dubs, summed over RGB values."""
 
-    rgb: float = 0.0
-    luma: float = 0.0
-    pixels: int = 0
-    worst_frame_rgb: float = 0.0
+    squares: float = 0.0
+    values: int = 0
 
     def add(self, one: NDArray[np.uint8], other: NDArray[np.uint8], where: NDArray[np.bool_]) -> None:
         """Count the pixels `where` (H, W) of one frame (H, W, 3)."""
         difference = one[where].astype(np.float32) - other[where].astype(np.float32)
-        if len(difference) == 0:
-            return
-        rgb = float(np.square(difference, dtype=np.float64).sum())
-        self.rgb += rgb
-        self.luma += float(np.square(difference @ LUMA, dtype=np.float64).sum())
-        self.pixels += len(difference)
-        self.worst_frame_rgb = max(self.worst_frame_rgb, rgb / (3 * len(difference)))
+        self.squares += float(np.square(difference, dtype=np.float64).sum())
+        self.values += difference.size
 
     def rgb_db(self) -> float:
         """PSNR in dB over RGB and all counted pixels of all frames, higher is better; what encoding alone costs is in it. NaN: none."""
-        return psnr_of(self.rgb / (3 * self.pixels)) if self.pixels else float("nan")
-
-    def luma_db(self) -> float:
-        """The same of the brightness alone."""
-        return psnr_of(self.luma / self.pixels) if self.pixels else float("nan")
-
-    def worst_frame_rgb_db(self) -> float:
-        """``rgb_db`` of the worst single frame."""
-        return psnr_of(self.worst_frame_rgb) if self.pixels else float("nan")
+        return psnr_of(self.squares / self.values) if self.values else float("nan")
 
 
 def outside_mask(track: FaceTrack, number: int, spec: CropSpec, shape: tuple[int, int]) -> NDArray[np.bool_]:

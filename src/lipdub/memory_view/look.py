@@ -10,13 +10,12 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import __version__, media
 from lipdub.atomic import files_into
-from lipdub.errors import EncodingFailed, MediaError, OutputRefused, PhonemesError
+from lipdub.errors import MediaError, OutputRefused, PhonemesError
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.memory_view import pictures
 from lipdub.memory_view.agreement import Agreement, agreement
@@ -28,6 +27,7 @@ from lipdub.phonetics.alignment import Alignment
 from lipdub.phonetics.alignment_files import write_alignment
 from lipdub.phonetics.classes import CLASSES
 from lipdub.records import MelSpec
+from lipdub.reports import plain
 from lipdub.speech.lip_track import lips_at
 from lipdub.speech.mel import cut_windows, log_mel
 
@@ -66,7 +66,7 @@ class MemoryReport:
 
     def to_json(self) -> str:
         """All of it as JSON; what is not known is null."""
-        return json.dumps(_plain({"version": __version__, "classes": CLASSES, **asdict(self)}), ensure_ascii=False, indent=1) + "\n"
+        return json.dumps(plain({"version": __version__, "classes": CLASSES, **asdict(self)}), ensure_ascii=False, indent=1) + "\n"
 
 
 def look(
@@ -140,7 +140,7 @@ def look(
     )  # fmt: skip
     with files_into(out) as folder:
         for file, picture in sheets.items():
-            _save(picture, folder / file)
+            (folder / file).write_bytes(media.encode_picture(picture, ".png"))
         (folder / "memory.json").write_text(report.to_json(), encoding="utf-8")
         if alignment is not None and kept:
             shutil.copyfile(speech, folder / "speech.wav")
@@ -199,13 +199,7 @@ def _usage_line(usage: Usage) -> str:
 
 def _mel_of(speech: Path) -> NDArray[np.float32]:
     """Mel (bands, columns) of the start of the speech: for the picture, and to compare the address with what it was made from."""
-    held: list[NDArray[np.float32]] = []
-    with closing(media.read_audio(speech, MEL.sample_rate_hz)) as blocks:
-        for block in blocks:
-            held.append(block)
-            if sum(map(len, held)) >= LONGEST_S * MEL.sample_rate_hz:
-                break
-    return log_mel(np.concatenate(held)[: round(LONGEST_S * MEL.sample_rate_hz)], MEL)
+    return log_mel(media.first_samples(speech, MEL.sample_rate_hz, round(LONGEST_S * MEL.sample_rate_hz)), MEL)
 
 
 def _recall(speech: Path, model: Model, times_s: NDArray[np.float64], tell: OnProgress) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -263,23 +257,3 @@ def _commonest(found: Agreement | None, slots: int) -> tuple[tuple[str, ...], ..
     return tuple(
         tuple(CLASSES[present[row]] for row in np.argsort(-ratio[:, slot])[:3] if ratio[row, slot] >= 1.3) for slot in range(slots)
     )
-
-
-def _save(picture: NDArray[np.uint8], file: Path) -> None:
-    done, data = cv2.imencode(".png", picture[:, :, ::-1])
-    if not done:
-        raise EncodingFailed(f"cannot write '{file.name}': the picture could not be encoded; show fewer seconds")
-    file.write_bytes(data.tobytes())
-
-
-def _plain(value: object) -> object:
-    """`value` as JSON knows it, numbers rounded."""
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 6) if np.isfinite(value) else None
-    return value

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
+from lipdub.media.stills import encode_picture
 from lipdub.records import Reference
 
 DETAIL_PX = 768
@@ -117,10 +118,7 @@ class ReferenceStore:
         side = len(detail)
         if detail.shape != (side, side, 3) or detail.dtype != np.uint8 or not self.size < side <= DETAIL_PX:
             raise ValueError(f"a detail is uint8 (D, D, 3), {self.size} < D <= {DETAIL_PX}, got {detail.dtype} {detail.shape}")
-        done, data = cv2.imencode(".jpg", cv2.cvtColor(detail, cv2.COLOR_RGB2BGR), _JPEG)
-        if not done:
-            raise ValueError(f"OpenCV cannot write a JPEG of {side} px")
-        return data.tobytes()
+        return encode_picture(detail, ".jpg", _JPEG)
 
     def _write(self, number: int, pixels: NDArray[np.uint8], jpeg: bytes) -> None:
         self._file.seek(self._places[_KEPT * number + _PIXELS])
