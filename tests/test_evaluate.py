@@ -26,7 +26,7 @@ from lipdub.evaluate.openings import Openings
 from lipdub.evaluate.outside import GROW_PX, OutsideError, outside_mask
 from lipdub.evaluate.scoring import public_crop
 from lipdub.evaluate.watch import same_file, side_by_side, tracked
-from lipdub.faces import crop
+from lipdub.faces import crop, follow
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.media.planes import Picture
 from lipdub.paste.blend import paste
@@ -433,7 +433,7 @@ def test_numbers_for_json_and_for_people():
     assert [scorecard.shown(number) for number in (None, math.nan, 0.0, -0.0001, 0.12345, -12.345, 100.0)] == [
         "-", "-", "0", "0.000", "0.123", "-12.35", "100.00",
     ]  # fmt: skip
-    assert scorecard.shown(44.4444, next(figure for figure in scorecard.FIGURES if figure.name == "psnr_face")) == "44.4"
+    assert scorecard.shown(44.4444, scorecard.BY_NAME["psnr_face"]) == "44.4"
 
 
 def test_curves_break_where_nothing_is_known_and_stay_inside():
@@ -619,3 +619,17 @@ def test_an_analysis_is_kept_until_the_file_changes(tmp_path):
     assert analysed() == [4, 4, 5]
     with pytest.raises(UnreadableMedia, match="check the path"):
         tracked(Path(tmp_path / "gone.mp4"), size=32, cache=cache)
+
+
+@pytest.mark.parametrize(("threads", "watching"), [(None, 4), (1, 1), (2, 1), (6, 3)])
+def test_a_worker_looks_through_no_more_detectors_than_its_cores_carry(tmp_path, monkeypatch, threads, watching):
+    monkeypatch.setattr(follow, "cores", lambda: 8)
+    made: list[ScriptedDetector] = []
+
+    def detectors() -> ScriptedDetector:
+        made.append(ScriptedDetector([[face_at((48, 32), height=50)]] * 4))
+        return made[-1]
+
+    draw_video(tmp_path / "v.mp4", frames=4)
+    STORES.append(tracked(tmp_path / "v.mp4", size=32, detectors=detectors, threads=threads).references)
+    assert len(made) == watching

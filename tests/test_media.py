@@ -24,6 +24,7 @@ from lipdub.media import (
     Writer,
     audio_duration_s,
     check_output,
+    facts,
     has_sound,
     mux,
     muxing,
@@ -82,7 +83,7 @@ def leftovers(folder: Path) -> list[str]:
 def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mux with the FFmpeg on PATH, and with the one that imageio-ffmpeg brings."""
     if request.param == "bundled":
-        monkeypatch.setattr(muxing.shutil, "which", lambda name: None)
+        monkeypatch.setattr(facts.shutil, "which", lambda name: None)
 
 
 # ------------------------------------------------------------------------------------------------------------- times
@@ -628,10 +629,10 @@ def test_old_or_missing_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     old = tmp_path / "ffmpeg"
     old.write_text("#!/bin/sh\necho 'ffmpeg version 4.4.2-0ubuntu0.22.04.1 Copyright'\n")
     old.chmod(0o755)
-    monkeypatch.setattr(muxing.shutil, "which", lambda name: str(old))
+    monkeypatch.setattr(facts.shutil, "which", lambda name: str(old))
     assert muxing._program() == BUNDLED
-    monkeypatch.setattr(muxing.shutil, "which", lambda name: str(tmp_path / "gone"))
-    monkeypatch.setattr(muxing.imageio_ffmpeg, "get_ffmpeg_exe", lambda: (_ for _ in ()).throw(RuntimeError("none")))
+    monkeypatch.setattr(facts.shutil, "which", lambda name: str(tmp_path / "gone"))
+    monkeypatch.setattr(facts.imageio_ffmpeg, "get_ffmpeg_exe", lambda: (_ for _ in ()).throw(RuntimeError("none")))
     with pytest.raises(EncodingFailed, match="install FFmpeg"):
         muxing._program()
 

@@ -67,15 +67,14 @@ def evaluate(
                 raise typer.BadParameter("--source, --speech and --truth go with one finished dub, not with --set")
             if output is None:
                 raise typer.BadParameter("--set needs a folder for the results: -o FOLDER")
-            from lipdub.evaluate.whole_set import SetOptions
-            from lipdub.stages import cores
+            from lipdub.evaluate.whole_set import SetOptions, with_threads
 
             opened, key = _public(syncnet)
             options = SetOptions(
                 model=model, out=output, pieces=pieces or output / "pieces", silence=silence, expert=expert,
-                device=device, threads=max(1, cores() // jobs), open_public=opened, public_key=key,
+                device=device, open_public=opened, public_key=key,
             )  # fmt: skip
-            _evaluate_set(paths, options, seconds_min, only, jobs, json_file, force=force, quiet=quiet)
+            _evaluate_set(paths, with_threads(options, jobs), seconds_min, only, jobs, json_file, force=force, quiet=quiet)
         else:
             if len(paths) != 1 or source is None or speech is None:
                 raise typer.BadParameter("give one finished dub with --source VIDEO and --speech SOUND, or clips with --set")
@@ -208,7 +207,7 @@ def _show_dub(content: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     from lipdub.evaluate import page
-    from lipdub.evaluate.scorecard import FIGURES, shown
+    from lipdub.evaluate.scorecard import BY_NAME, FIGURES, shown
 
     clip = content["clips"][0]
     (found,) = page.all_verdicts(content).values()
@@ -220,7 +219,7 @@ def _show_dub(content: Mapping[str, Any]) -> None:
         value = clip["rows"]["dub"][figure.name]
         verdict = verdicts.get(figure.name)
         bound = "" if verdict is None else verdict.target.bound
-        table.add_row(figure.name, figure.unit, page.ARROWS[figure.better], shown(value, figure), bound, _met(verdict))
+        table.add_row(figure.name, figure.unit, page.ARROWS[figure.better], shown(value, BY_NAME[figure.name]), bound, _met(verdict))
     _print_wide(table)
     for reason, names in page.reasons_of(clip["left_out"].values()).items():
         results().print(f"left out, {reason}: {names}", markup=False, soft_wrap=True)

@@ -43,9 +43,9 @@ class PictureMeters:
     track: FaceTrack
     spec: CropSpec
     outside: OutsideError = field(default_factory=OutsideError)
-    _sharp: list[tuple[float, ...]] = field(default_factory=list)
-    """A row a frame: sharpness at the source's resolution, in the 128-px crop, edges; each of the dub, then of the source."""
-    _seams: list[tuple[float, ...]] = field(default_factory=list)
+    _frames: list[tuple[float, ...]] = field(default_factory=list)
+    """A row a frame, first of the dub, then of the source: sharpness at the source's resolution (2), in the 128-px crop (2), edges (2),
+    steps across and beside the seam (4)."""
     _flicker: list[tuple[float, float]] = field(default_factory=list)
     _mouths: list[tuple[int, NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
     _native_px: int = 0
@@ -74,11 +74,11 @@ class PictureMeters:
         pictures = pair.dub, pair.source
         small = [luma_of(crop.take_one(picture, aligned, FACE_PX)) for picture in pictures]
         native = [luma_of(crop.take_one(picture, aligned, self._native_px)) for picture in pictures]
-        self._sharp.append((*map(sharpness, native), *map(sharpness, small), *map(gradient_energy, native)))
         mask = mask_of((self.track.outline[pair.row].astype(np.float32) * self.spec.size).astype(np.float32), self.spec)
         if self.spec.size != FACE_PX:
             mask = np.asarray(cv2.resize(mask, (FACE_PX, FACE_PX), interpolation=cv2.INTER_AREA), np.float32)
-        self._seams.append((*seam_steps(small[0], mask), *seam_steps(small[1], mask)))
+        sharp = *map(sharpness, native), *map(sharpness, small), *map(gradient_energy, native)
+        self._frames.append((*sharp, *seam_steps(small[0], mask), *seam_steps(small[1], mask)))
         self._add_flicker(pair, *small)
 
     def _add_flicker(self, pair: FramePair, dub: NDArray[np.float32], source: NDArray[np.float32]) -> None:
@@ -93,8 +93,8 @@ class PictureMeters:
 
     def figures(self) -> dict[str, float]:
         """sharpness, sharpness_128, edges, seam, flicker (all over the source's own), outside_psnr (dB); NaN where nothing was seen."""
-        medians = np.median(self._sharp, axis=0) if self._sharp else np.full(6, np.nan)
-        across, beside, own_across, own_beside = np.array(self._seams, np.float64).reshape(-1, 4).sum(axis=0)
+        frames = np.array(self._frames or [(np.nan,) * 10], np.float64)
+        medians, (across, beside, own_across, own_beside) = np.median(frames[:, :6], axis=0), frames[:, 6:].sum(axis=0)
         return {
             **{name: _ratio(*medians[2 * k : 2 * k + 2]) for k, name in enumerate(("sharpness", "sharpness_128", "edges"))},
             "seam": _ratio(_ratio(across, beside), _ratio(own_across, own_beside)),

@@ -58,6 +58,7 @@ FIGURES: Final = (
     Figure("times_off", "s", "lower", "largest difference between a frame's time and the source frame's of the same number"),
     Figure("duration_more", "s", "zero", "duration of the dub's picture less the source's"),
 )
+BY_NAME: Final = {figure.name: figure for figure in FIGURES}
 
 ROWS: Final = {
     "cross": "dub, first half's sound",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from lipdub.evaluate.meters import FidelityMeters, PictureMeters
 from lipdub.evaluate.openings import Openings, openings_of
 from lipdub.evaluate.scorecard import FIGURES
 from lipdub.evaluate.sync import GRID_HZ, GridCrops, PublicSync, embed_centred, embed_forward, sync_of
-from lipdub.evaluate.watch import FramePair, Frames, lip_points_at, same_file, side_by_side, unit_px
+from lipdub.evaluate.watch import Frames, lip_points_at, same_file, side_by_side, unit_px
 from lipdub.faces import crop
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.track import NO_FACE, FaceTrack
@@ -87,23 +87,6 @@ def open_judges(expert: str, *, threads: int | None = None, public: PublicSync |
         return Judges(None, f"no expert: {error}", public)
 
 
-@dataclass(slots=True)
-class _Strip:
-    """Lower faces of source and dub at evenly spaced frames."""
-
-    track: FaceTrack
-    wanted: set[int]
-    times_s: list[float] = field(default_factory=list)
-    source: list[NDArray[np.uint8]] = field(default_factory=list)
-    dubbed: list[NDArray[np.uint8]] = field(default_factory=list)
-
-    def add(self, pair: FramePair) -> None:
-        if pair.number in self.wanted and pair.source is not None and self.track.status[pair.row] != NO_FACE:
-            self.times_s.append(pair.time_s)
-            for picture, row in ((pair.source, self.source), (pair.dub, self.dubbed)):
-                row.append(lower_face(picture, self.track.similarity[pair.row]))
-
-
 def lower_face(picture: Picture, similarity: NDArray[np.float64]) -> NDArray[np.uint8]:
     """From the nose to below the chin, uint8 (STRIP_PX, STRIP_PX, 3), of a frame's aligned face."""
     face = crop.take_one(picture, similarity, STRIP_FACE_PX)
@@ -155,7 +138,7 @@ def score(
     picture = PictureMeters(source.track, mask)
     pixels_compare = truth is not None and same_file(truth.path, source.path)
     fidelity = FidelityMeters(source.track)
-    strip = _Strip(source.track, set(strip_numbers(len(source.track))))
+    wanted, strip = set(strip_numbers(len(source.track))), []
     times, drawn, lips, had_face = [], [], [], []
     with ExitStack() as stack:
         expert_crops = None if judges.expert is None else stack.enter_context(GridCrops(judges.expert.spec.crop.size))
@@ -168,8 +151,9 @@ def score(
             picture.add(pair)
             if pixels_compare:
                 fidelity.add(pair)
-            strip.add(pair)
             aligned = source.track.similarity[pair.row] if had_face[-1] else None
+            if pair.number in wanted and pair.source is not None and aligned is not None:
+                strip.append((pair.time_s, lower_face(pair.source, aligned), lower_face(pair.dub, aligned)))
             if expert_crops is not None:
                 expert_crops.add(pair.time_s, None if aligned is None else crop.take_one(pair.dub, aligned, expert_crops.size))
             if public_crops is not None:
@@ -193,9 +177,9 @@ def score(
         figures=figures,
         left_out={name: _why_left_out(name, judges, truth, unwanted, pixels_compare) for name in unknown},
         drawn=seen,
-        strip_s=np.array(strip.times_s),
-        source_strip=np.array(strip.source, np.uint8).reshape(-1, STRIP_PX, STRIP_PX, 3),
-        strip=np.array(strip.dubbed, np.uint8).reshape(-1, STRIP_PX, STRIP_PX, 3),
+        strip_s=np.array([time_s for time_s, _, _ in strip]),
+        source_strip=np.array([face for _, face, _ in strip], np.uint8).reshape(-1, STRIP_PX, STRIP_PX, 3),
+        strip=np.array([face for _, _, face in strip], np.uint8).reshape(-1, STRIP_PX, STRIP_PX, 3),
     )
 
 
@@ -218,7 +202,7 @@ def clip_record(
         "clip": clip,
         "name": name,
         "frames": len(drawn),
-        "seconds": float(drawn.times_s[-1] + drawn.step_s) if len(drawn) else math.nan,
+        "seconds": float(drawn.times_s[-1] + drawn.step_s) if len(drawn) else 0.0,
         "rows": {row: score.figures for row, score in scores.items()},
         "left_out": {row: score.left_out for row, score in scores.items()},
         "curves": {

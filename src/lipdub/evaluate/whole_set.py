@@ -45,6 +45,7 @@ from lipdub.model import Model, open_model
 from lipdub.options import Device, DubOptions, Fit, Silence
 from lipdub.pipeline import dub
 from lipdub.reports import plain
+from lipdub.stages import cores
 
 FIGURES_VERSION = 4
 """Goes up whenever a figure is measured otherwise than before: kept results are measured again then."""
@@ -287,7 +288,7 @@ def measure(options: SetOptions, settings: dict[str, str], task: ClipTask) -> Cl
         record["key"] = _key(task, settings)
         for suffix, data in pictures.items():
             write_whole(options.out / "clips" / f"{task.name}{suffix}", data)
-        write_whole(_record_file(task, options), json.dumps(record, allow_nan=False))
+        write_whole(options.out / "clips" / f"{task.name}.json", json.dumps(record, allow_nan=False))
     except LipdubError as error:
         return ClipResult(task.name, None, str(error))
     except OSError as error:
@@ -295,10 +296,6 @@ def measure(options: SetOptions, settings: dict[str, str], task: ClipTask) -> Cl
     except Exception as error:  # a bug that one clip brings out must not cost the other clips' hours
         return ClipResult(task.name, None, f"{type(error).__name__}: {' '.join(str(error).split())}")
     return ClipResult(task.name, record)
-
-
-def _record_file(task: ClipTask, options: SetOptions) -> Path:
-    return options.out / "clips" / f"{task.name}.json"
 
 
 def _key(task: ClipTask, settings: dict[str, str]) -> str:
@@ -309,7 +306,7 @@ def _key(task: ClipTask, settings: dict[str, str]) -> str:
 def _kept(task: ClipTask, options: SetOptions, settings: dict[str, str]) -> dict[str, Any] | None:
     """The record of an earlier run with the same clips and settings."""
     try:
-        record: dict[str, Any] = json.loads(_record_file(task, options).read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((options.out / "clips" / f"{task.name}.json").read_text(encoding="utf-8"))
         return record if record["key"] == _key(task, settings) else None
     except (OSError, ValueError, KeyError, TypeError, LipdubError):
         return None
@@ -350,10 +347,9 @@ def measure_clip(options: SetOptions, task: ClipTask) -> tuple[dict[str, Any], d
     pieces = cut_clip(task, options.pieces)
     known = partial(tracked, size=size, cache=options.pieces / "tracks", detectors=options.detectors, threads=options.threads)
     with ExitStack() as stack:
-        source = Known(pieces.picture, known(pieces.picture))
-        stack.enter_context(closing(source.track.references))
-        truth = Known(pieces.truth, known(pieces.truth))
-        stack.enter_context(closing(truth.track.references))
+        source, truth = (Known(path, known(path)) for path in (pieces.picture, pieces.truth))
+        for analysed in (source, truth):
+            stack.enter_context(closing(analysed.track.references))
         own, true = openings_of(source.track), openings_of(truth.track)
         against = partial(score, mask=model.spec.crop, judges=judges, detectors=options.detectors)
 
@@ -463,3 +459,8 @@ def pictures_of(results: Sequence[ClipResult], options: SetOptions) -> dict[str,
             with suppress(OSError):
                 found.setdefault(result.name, {})[ending] = (options.out / "clips" / f"{result.name}{ending}").read_bytes()
     return found
+
+
+def with_threads(options: SetOptions, jobs: int) -> SetOptions:
+    """The options with the processor's cores shared out among `jobs` processes."""
+    return replace(options, threads=max(1, cores() // max(1, jobs)))

@@ -44,8 +44,8 @@ def follow(
     clock = clock or Clock()
     # Stages inside count for themselves: what is left for the cache is reading the file and the kept track.
     with nullcontext() if cache is None else clock("cache"):
-        watching = _side_by_side(cores() if threads is None else threads)
-        analysed = partial(_analysed, video, info, size, detectors, clock, on_frames, watching)
+        at_once = _side_by_side(threads or cores())
+        analysed = partial(_analysed, video, info, size, detectors, clock, on_frames, at_once)
         return cached_track(video, analysed, size_px=size, cache=cache)
 
 
@@ -56,10 +56,10 @@ def _analysed(
     detectors: DetectorFactory,
     clock: Clock,
     on_frames: Callable[[int], None] | None,
-    watching: int,
+    at_once: int,
 ) -> FaceTrack:
     with clock("faces"), ExitStack() as stack:
-        first, *more = [stack.enter_context(closing(detectors())) for _ in range(watching)]
+        first, *more = [stack.enter_context(closing(detectors())) for _ in range(at_once)]
         stages = stack.enter_context(Stages())
         frames = stages.ahead(clock.timed("decode", media.read_planes(video)))
         track = analyse(clock.timed("wait", frames), first, size=size, on_frames=on_frames, more=more)
