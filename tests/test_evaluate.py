@@ -21,9 +21,8 @@ from lipdub import media
 from lipdub.errors import UnreadableMedia
 from lipdub.evaluate import clips, drawings, openings, pixels, scorecard, sync
 from lipdub.evaluate.frozen import FrozenMouth, with_one_reference
-from lipdub.evaluate.lips import lmd
-from lipdub.evaluate.openings import Openings
-from lipdub.evaluate.outside import GROW_PX, OutsideError, outside_mask
+from lipdub.evaluate.openings import Openings, lmd
+from lipdub.evaluate.pixels import GROW_PX, OutsideError, outside_mask
 from lipdub.evaluate.scoring import public_crop
 from lipdub.evaluate.watch import same_file, side_by_side, tracked
 from lipdub.faces import crop, follow

@@ -8,20 +8,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.evaluate.lips import FACE_PX
-from lipdub.evaluate.outside import OutsideError, outside_mask
-from lipdub.evaluate.pixels import (
-    flicker,
-    gradient_energy,
-    luma_of,
-    mouth_of,
-    psnr,
-    seam_steps,
-    sharpness,
-    ssim_face,
-    ssim_map,
-    ssim_mouth,
-)
+from lipdub.evaluate import pixels
+from lipdub.evaluate.openings import FACE_PX
 from lipdub.evaluate.watch import FramePair, unit_px
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
@@ -42,7 +30,7 @@ class PictureMeters:
 
     track: FaceTrack
     spec: CropSpec
-    outside: OutsideError = field(default_factory=OutsideError)
+    outside: pixels.OutsideError = field(default_factory=pixels.OutsideError)
     _frames: list[tuple[float, ...]] = field(default_factory=list)
     """A row a frame, first of the dub, then of the source: sharpness at the source's resolution (2), in the 128-px crop (2), edges (2),
     steps across and beside the seam (4)."""
@@ -65,30 +53,30 @@ class PictureMeters:
             return  # scaled: it has no pixels in common with its source
         # An odd side was padded by one when the dub was written.
         self.outside.add(
-            pair.source.pixels, pair.dub.pixels[:height, :width], outside_mask(self.track, pair.row, self.spec, (height, width))
+            pair.source.pixels, pair.dub.pixels[:height, :width], pixels.outside_mask(self.track, pair.row, self.spec, (height, width))
         )
         if self.track.status[pair.row] != DUBBED:
             self._mouths.clear()
             return
         aligned = self.track.similarity[pair.row]
         pictures = pair.dub, pair.source
-        small = [luma_of(crop.take_one(picture, aligned, FACE_PX)) for picture in pictures]
-        native = [luma_of(crop.take_one(picture, aligned, self._native_px)) for picture in pictures]
+        small = [pixels.luma_of(crop.take_one(picture, aligned, FACE_PX)) for picture in pictures]
+        native = [pixels.luma_of(crop.take_one(picture, aligned, self._native_px)) for picture in pictures]
         mask = mask_of((self.track.outline[pair.row].astype(np.float32) * self.spec.size).astype(np.float32), self.spec)
         if self.spec.size != FACE_PX:
             mask = np.asarray(cv2.resize(mask, (FACE_PX, FACE_PX), interpolation=cv2.INTER_AREA), np.float32)
-        sharp = *map(sharpness, native), *map(sharpness, small), *map(gradient_energy, native)
-        self._frames.append((*sharp, *seam_steps(small[0], mask), *seam_steps(small[1], mask)))
+        sharp = *map(pixels.sharpness, native), *map(pixels.sharpness, small), *map(pixels.gradient_energy, native)
+        self._frames.append((*sharp, *pixels.seam_steps(small[0], mask), *pixels.seam_steps(small[1], mask)))
         self._add_flicker(pair, *small)
 
     def _add_flicker(self, pair: FramePair, dub: NDArray[np.float32], source: NDArray[np.float32]) -> None:
         last = self._mouths[-1][0] if self._mouths else -2
         if last != pair.number - 1 or (self.track.shot[pair.row] != self.track.shot[pair.row - 1] and pair.row > 0):
             self._mouths.clear()
-        self._mouths.append((pair.number, mouth_of(dub), mouth_of(source)))
+        self._mouths.append((pair.number, pixels.mouth_of(dub), pixels.mouth_of(source)))
         if len(self._mouths) == 3:
             (_, a, x), (_, b, y), (_, c, z) = self._mouths
-            self._flicker.append((flicker(a, b, c), flicker(x, y, z)))
+            self._flicker.append((pixels.flicker(a, b, c), pixels.flicker(x, y, z)))
             del self._mouths[0]
 
     def figures(self) -> dict[str, float]:
@@ -116,8 +104,9 @@ class FidelityMeters:
             return
         aligned = self.track.similarity[pair.row]
         one, other = (crop.take_one(picture, aligned, FACE_PX).astype(np.float32) for picture in (pair.dub, pair.source))
-        similarity = ssim_map(luma_of(one), luma_of(other))
-        self._found.append((psnr(one, other), ssim_face(similarity), psnr(mouth_of(one), mouth_of(other)), ssim_mouth(similarity)))
+        similarity = pixels.ssim_map(pixels.luma_of(one), pixels.luma_of(other))
+        face, mouth = pixels.psnr(one, other), pixels.psnr(pixels.mouth_of(one), pixels.mouth_of(other))
+        self._found.append((face, pixels.ssim_face(similarity), mouth, pixels.ssim_mouth(similarity)))
 
     def figures(self) -> dict[str, float]:
         """psnr_face, ssim_face, psnr_mouth, ssim_mouth (dB and none); NaN where nothing was seen."""

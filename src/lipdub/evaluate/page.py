@@ -14,7 +14,7 @@ import jinja2
 
 from lipdub.atomic import write_whole
 from lipdub.evaluate.drawings import CURVE_HEIGHT, CURVE_WIDTH, curve, ticks
-from lipdub.evaluate.lips import LANDMARK_SET
+from lipdub.evaluate.openings import LANDMARK_SET
 from lipdub.evaluate.scorecard import FIGURES, ROW_MEANING, ROWS, Verdict, dub_verdicts, numbers, shown, verdicts
 from lipdub.reports import plain
 

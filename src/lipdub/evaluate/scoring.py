@@ -15,9 +15,8 @@ from lipdub import media
 from lipdub.bundles.expert import Expert, open_expert
 from lipdub.errors import LipdubError
 from lipdub.evaluate import openings
-from lipdub.evaluate.lips import lmd
 from lipdub.evaluate.meters import FidelityMeters, PictureMeters
-from lipdub.evaluate.openings import Openings, openings_of
+from lipdub.evaluate.openings import Openings, lmd, openings_of
 from lipdub.evaluate.scorecard import FIGURES
 from lipdub.evaluate.sync import GRID_HZ, GridCrops, PublicSync, embed_centred, embed_forward, sync_of
 from lipdub.evaluate.watch import Frames, lip_points_at, same_file, side_by_side, unit_px

@@ -30,20 +30,16 @@ class PublicSync(Protocol):
     @property
     def size(self) -> int:
         """Side of the crops, px."""
-        ...
 
     @property
     def frames(self) -> int:
         """Crops that one window looks at."""
-        ...
 
     def embed_lips(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """One row per window of `frames` successive crops, uint8 (N, size, size, 3) RGB at 25 Hz: (N - frames + 1, E)."""
-        ...
 
     def scores(self, lips: NDArray[np.float32], samples: NDArray[np.float32]) -> tuple[float, float, float]:
         """LSE-D, LSE-C and offset in frames of the windows' rows (N, E) and the sound, mono float32 at 16 kHz in [-1, 1]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Generator as TypeGenerator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path
 
 import cv2
@@ -18,10 +18,9 @@ from lipdub.errors import NoFaceFound
 from lipdub.faces import crop
 from lipdub.faces.analysis import analyse
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
-from lipdub.faces.follow import held_still
 from lipdub.faces.landmarks import opening_of
 from lipdub.faces.track import DUBBED
-from lipdub.media.planes import RgbPicture, YuvChunk
+from lipdub.media.planes import RgbPicture
 from lipdub.model import Model
 from lipdub.paste.blend import paste
 from lipdub.records import FrameChunk
@@ -48,12 +47,13 @@ class PortraitCrop:
 def find_portrait(path: Path, size: int, *, detectors: DetectorFactory = MediapipeDetector) -> PortraitCrop:
     """The face of a photo, or in a video the one of its first frames that faces the camera most squarely.
 
-    size: side of the crop in px. detectors: makes what finds faces. Raises UnreadableMedia, NoVideoStream, NoFaceFound.
+    size: side of the crop in px.
+    detectors: makes what finds faces.
+
+    Raises UnreadableMedia, NoVideoStream, NoFaceFound.
     """
-    info = media.probe(path)
-    with closing(detectors()) as detector, closing(_first_frames(path)) as frames:
-        track = analyse(frames, detector, size=size)
-    track = held_still(track) if info.is_still else track
+    with closing(detectors()) as detector, closing(media.read_planes(path)) as chunks:
+        track = analyse(takewhile(lambda chunk: chunk.index < FRAMES_SEARCHED, chunks), detector, size=size)
     with closing(track.references):
         usable = np.flatnonzero(track.status == DUBBED)
         if len(usable) == 0:
@@ -63,14 +63,6 @@ def find_portrait(path: Path, size: int, *, detectors: DetectorFactory = Mediapi
         chunk = media.read_span(path, track.pts, chosen, chosen + 1)
         taken = crop.take(chunk, np.zeros(1, np.int64), track.similarity[[chosen]], outline, size)
         return PortraitCrop(taken.pixels[0], track.references.pixels(int(track.reference[chosen])), outline[0])
-
-
-def _first_frames(path: Path) -> TypeGenerator[YuvChunk, None, None]:
-    with closing(media.read_planes(path)) as chunks:
-        for chunk in chunks:
-            yield chunk
-            if chunk.index + len(chunk) >= FRAMES_SEARCHED:
-                return
 
 
 def draw(model: Model, portrait: PortraitCrop, lip_features: NDArray[np.float32], *, on_drawn: Tell | None = None) -> NDArray[np.uint8]:
