@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import common
+from benchmarks.closures import closures, random_closures
+from lipdub import media
 from lipdub.errors import PhonemesError
-from lipdub.memory_view import closures, random_closures
-from lipdub.memory_view.mouths import draw, find_sitter, measure_openings
+from lipdub.memory_view.mouths import draw, find_portrait, measure_openings
 from lipdub.memory_view.usage import slot_features
 from lipdub.model import open_model
 from lipdub.options import DubOptions
@@ -128,7 +129,7 @@ def make_speech(out: Path, sentences: Sequence[tuple[str, str]] = SENTENCES) -> 
         utterances.append(Utterance(voice, text, start_s, start_s + speech.duration_s, Alignment(moved)))
         pieces += [samples, pause]
         length += len(samples) + len(pause)
-    common.write_wav(out, np.concatenate(pieces))
+    media.write_wav(out, np.concatenate(pieces), common.SOUND_HZ)
     together = Alignment(tuple(phoneme for one in utterances for phoneme in one.alignment))
     alignment_files.write_alignment(together, out.with_suffix(".csv"))
     return utterances
@@ -184,8 +185,8 @@ def opening_by_slots(options: Options, face: Path, times_s: NDArray[np.float64])
     pieces = list(lips_at(options.out / "speech.wav", model.memory, times_s))
     address = np.concatenate([one.address for one in pieces if one.address is not None])
     lip_feature = np.concatenate([one.feature for one in pieces])
-    sitter = find_sitter(face, model.spec.crop.size)
-    own = measure_openings(draw(model, sitter, slot_features(address, lip_feature)))
+    portrait = find_portrait(face, model.spec.crop.size)
+    own = measure_openings(draw(model, portrait, slot_features(address, lip_feature)))
     known = np.isfinite(own)
     if not known.any():
         return np.full(len(times_s), np.nan)

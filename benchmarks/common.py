@@ -13,12 +13,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lipdub.evaluate.clips import SOUND_HZ, write_wav
+from lipdub.evaluate.clips import SOUND_HZ
 from lipdub.evaluate.openings import Openings, openings_of
 from lipdub.evaluate.watch import tracked
 from lipdub.stages import cores
 
-__all__ = ["CONSOLE", "SOUND_HZ", "measure", "short", "spread", "table", "write_json", "write_wav"]
+__all__ = ["CONSOLE", "SOUND_HZ", "measure", "short", "spread", "table", "write_json"]
 
 T = TypeVar("T")
 Task = TypeVar("Task")

@@ -250,7 +250,7 @@ def _make_rows(folder: Path, rows: int) -> Path:
     length = round(SPEECH_S * HZ)
     starts = np.linspace(0, len(samples) - length, SPEECHES).astype(int)
     for number, start in enumerate(starts):
-        common.write_wav(folder / f"speech{number}.wav", samples[start : start + length])
+        media.write_wav(folder / f"speech{number}.wav", samples[start : start + length], common.SOUND_HZ)
     manifest = folder / "rows.jsonl"
     lines = [
         {"video": f"video{number % VIDEOS}.mp4", "speech": f"speech{number % SPEECHES}.wav", "output": f"row{number:03d}.mp4"}

@@ -213,7 +213,7 @@ def test_one_package_brings_cv2():
 )
 def test_two_packages_in_one_folder_are_red(monkeypatch, module, second):
     first = {"cv2": "opencv-contrib-python", "onnxruntime": "onnxruntime-gpu"}[module]
-    monkeypatch.setattr(libraries, "_version", lambda package: "1.0" if package in (first, second) else "")
+    monkeypatch.setattr(libraries, "version_of", lambda package: "1.0" if package in (first, second) else "")
     finding = only(libraries.packages_of(module))
     assert finding.colour == "red"
     assert first in finding.what

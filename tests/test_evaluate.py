@@ -21,17 +21,17 @@ from lipdub import media
 from lipdub.errors import UnreadableMedia
 from lipdub.evaluate import clips, drawings, openings, pixels, scorecard, sync
 from lipdub.evaluate.frozen import FrozenMouth, with_one_reference
-from lipdub.evaluate.lips import lmd
-from lipdub.evaluate.openings import Openings
-from lipdub.evaluate.outside import GROW_PX, OutsideError, outside_mask
+from lipdub.evaluate.openings import Openings, lmd
+from lipdub.evaluate.pixels import GROW_PX, OutsideError, outside_mask
 from lipdub.evaluate.scoring import public_crop
 from lipdub.evaluate.watch import same_file, side_by_side, tracked
-from lipdub.faces import crop
+from lipdub.faces import crop, follow
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.media.planes import Picture
 from lipdub.paste.blend import paste
 from lipdub.records import CropSpec, Drawn
 from lipdub.references.store import ReferenceStore
+from lipdub.reports import plain
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -261,7 +261,7 @@ def test_changes_by_the_paste_alone_leave_the_outside_alone():
     assert (pasted != frame).any()
     error = OutsideError()
     error.add(frame, pasted, where)
-    assert error.rgb_db() == error.luma_db() == error.worst_frame_rgb_db() == pixels.PSNR_MAX
+    assert error.rgb_db() == pixels.PSNR_MAX
     error.add(frame, 255 - frame, where)
     assert error.rgb_db() < 15
     # It is grown, but not to the whole picture.
@@ -427,7 +427,7 @@ def test_a_clip_that_lacks_a_row_does_not_cost_the_others_theirs():
 def test_numbers_for_json_and_for_people():
     import json
 
-    value = scorecard.plain({"a": math.nan, "b": [1.23456789, float("inf")], "c": {"d": True, "e": None}})
+    value = plain({"a": math.nan, "b": [1.23456789, float("inf")], "c": {"d": True, "e": None}})
     assert json.dumps(value, allow_nan=False) == '{"a": null, "b": [1.23457, null], "c": {"d": true, "e": null}}'
     assert [scorecard.shown(number) for number in (None, math.nan, 0.0, -0.0001, 0.12345, -12.345, 100.0)] == [
         "-", "-", "0", "0.000", "0.123", "-12.35", "100.00",
@@ -455,7 +455,7 @@ def test_the_heat_map_shows_slots_below_each_other_and_time_to_the_right():
     assert light[4, 100] > 2 * light[4, 700]
     assert light[19, 700] > 2 * light[19, 100]
     for suffix in (".jpg", ".png"):
-        decoded = cv2.imdecode(np.frombuffer(drawings.encoded(picture, suffix), np.uint8), cv2.IMREAD_COLOR)
+        decoded = cv2.imdecode(np.frombuffer(media.encode_picture(picture, suffix), np.uint8), cv2.IMREAD_COLOR)
         assert np.abs(decoded[:, :, ::-1].astype(int) - picture).mean() < 12
 
 
@@ -481,7 +481,7 @@ def test_clips_come_from_the_manifest_and_else_from_the_folder(tmp_path):
     ]
     (tmp_path / "manifest.csv").write_text("\n".join(rows))
     assert clips.list_clips(folder, seconds_min=8.0) == ([clips.ListedClip(folder / "short.mp4", "ann")], {})
-    assert clips.clips_in(folder, seconds_min=1.0) == [folder / "short.mp4", folder / "late.mp4"]
+    assert [clip.path.name for clip in clips.list_clips(folder, seconds_min=1.0)[0]] == ["short.mp4", "late.mp4"]
     (tmp_path / "manifest.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UnreadableMedia, match=r"manifest\.csv"):
         clips.list_clips(folder, seconds_min=1.0)
@@ -570,11 +570,11 @@ def test_the_face_that_lies_where_the_sources_is_gets_looked_at(tmp_path):
     draw_video(tmp_path / "v.mp4", size=(160, 160), frames=4)
     mine, stranger = face_at((80, 80), height=90, opening=0.2), face_at((20, 90), height=120, opening=0.01)
     seen = list(side_by_side(tmp_path / "v.mp4", tmp_path / "v.mp4", steady_track(), detectors=lambda: Nobody(stranger, mine)))
-    assert [sight.row for sight in seen] == [0, 1, 2, 3]
-    assert [round(sight.opening, 3) for sight in seen] == [0.2] * 4
-    assert all(np.array_equal(sight.pixels, sight.source) for sight in seen)
+    assert [pair.row for pair in seen] == [0, 1, 2, 3]
+    assert [round(pair.opening, 3) for pair in seen] == [0.2] * 4
+    assert all(np.array_equal(pair.dub.pixels, pair.source.pixels) for pair in seen)
     only_a_stranger = list(side_by_side(tmp_path / "v.mp4", tmp_path / "v.mp4", steady_track(), detectors=lambda: Nobody(stranger)))
-    assert all(math.isnan(sight.opening) and np.isnan(sight.lips).all() for sight in only_a_stranger)
+    assert all(math.isnan(pair.opening) and np.isnan(pair.lips).all() for pair in only_a_stranger)
 
 
 def test_a_dub_that_is_longer_than_its_source_has_frames_without_one(tmp_path):
@@ -582,8 +582,8 @@ def test_a_dub_that_is_longer_than_its_source_has_frames_without_one(tmp_path):
     draw_video(tmp_path / "long.mp4", size=(160, 160), frames=7)
     detector = Nobody(face_at((80, 80), height=90))
     seen = list(side_by_side(tmp_path / "long.mp4", tmp_path / "v.mp4", steady_track(), detectors=lambda: detector))
-    assert [sight.row for sight in seen] == [0, 1, 2, 3, -1, -1, -1]
-    assert [sight.source is None for sight in seen] == [False] * 4 + [True] * 3
+    assert [pair.row for pair in seen] == [0, 1, 2, 3, -1, -1, -1]
+    assert [pair.source is None for pair in seen] == [False] * 4 + [True] * 3
     assert detector.closed
 
 
@@ -618,3 +618,17 @@ def test_an_analysis_is_kept_until_the_file_changes(tmp_path):
     assert analysed() == [4, 4, 5]
     with pytest.raises(UnreadableMedia, match="check the path"):
         tracked(Path(tmp_path / "gone.mp4"), size=32, cache=cache)
+
+
+@pytest.mark.parametrize(("threads", "watching"), [(None, 4), (1, 1), (2, 1), (6, 3)])
+def test_a_worker_looks_through_no_more_detectors_than_its_cores_carry(tmp_path, monkeypatch, threads, watching):
+    monkeypatch.setattr(follow, "cores", lambda: 8)
+    made: list[ScriptedDetector] = []
+
+    def detectors() -> ScriptedDetector:
+        made.append(ScriptedDetector([[face_at((48, 32), height=50)]] * 4))
+        return made[-1]
+
+    draw_video(tmp_path / "v.mp4", frames=4)
+    STORES.append(tracked(tmp_path / "v.mp4", size=32, detectors=detectors, threads=threads).references)
+    assert len(made) == watching

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from lipdub.errors import EncodingFailed, MediaError, NoAudioStream, NoVideoStream, OutputRefused, UnreadableMedia, WriteFailed
 from lipdub.media import (
     COMMENT,
-    SPAN_FRAMES,
     Writer,
     audio_duration_s,
     check_output,
+    facts,
     has_sound,
     mux,
     muxing,
@@ -32,7 +32,6 @@ from lipdub.media import (
     read_audio,
     read_frames,
     read_planes,
-    read_span,
     to_planes,
 )
 from lipdub.media.containers import Container
@@ -84,7 +83,7 @@ def leftovers(folder: Path) -> list[str]:
 def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mux with the FFmpeg on PATH, and with the one that imageio-ffmpeg brings."""
     if request.param == "bundled":
-        monkeypatch.setattr(muxing.shutil, "which", lambda name: None)
+        monkeypatch.setattr(facts.shutil, "which", lambda name: None)
 
 
 # ------------------------------------------------------------------------------------------------------------- times
@@ -197,22 +196,6 @@ def test_every_pts_once_in_order(tmp_path_factory: pytest.TempPathFactory, gaps:
     assert [chunk.index for chunk in chunks] == list(range(0, len(ticks), spare))
     rewrite(folder / "in.mp4", folder / "out.mov", preset="veryfast")
     assert times(folder / "out.mov") == [Fraction(tick, 12345) for tick in ticks]
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".avi", ".h264", ".gif"])
-def test_spans_are_what_read_frames_gives(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"in{suffix}"
-    coded = {"codec": "gif", "pix_fmt": "rgb8", "fps": 10} if suffix == ".gif" else {"options": {"bf": "2", "g": "10"}}
-    draw_video(path, frames=45, **coded)
-    whole = pictures(path)
-    pts = np.concatenate([chunk.pts for chunk in read_frames(path)])
-    for first, end in ((0, 1), (0, 3), (7, 12), (8, 9), (9, 11), (10, 12), (20, 36), (5, 45), (44, 45)):
-        span = read_span(path, pts, first, end)
-        assert span.index == max(first, end - SPAN_FRAMES)
-        np.testing.assert_array_equal(span.pts, pts[span.index : end])
-        np.testing.assert_array_equal(span.pixels, whole[span.index : end])
-    with pytest.raises(UnreadableMedia, match="no longer"):
-        read_span(path, np.arange(100) * int(pts[1]), 60, 62)
 
 
 def test_a_broken_clock_is_mended(tmp_path: Path) -> None:
@@ -646,10 +629,10 @@ def test_old_or_missing_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     old = tmp_path / "ffmpeg"
     old.write_text("#!/bin/sh\necho 'ffmpeg version 4.4.2-0ubuntu0.22.04.1 Copyright'\n")
     old.chmod(0o755)
-    monkeypatch.setattr(muxing.shutil, "which", lambda name: str(old))
+    monkeypatch.setattr(facts.shutil, "which", lambda name: str(old))
     assert muxing._program() == BUNDLED
-    monkeypatch.setattr(muxing.shutil, "which", lambda name: str(tmp_path / "gone"))
-    monkeypatch.setattr(muxing.imageio_ffmpeg, "get_ffmpeg_exe", lambda: (_ for _ in ()).throw(RuntimeError("none")))
+    monkeypatch.setattr(facts.shutil, "which", lambda name: str(tmp_path / "gone"))
+    monkeypatch.setattr(facts.imageio_ffmpeg, "get_ffmpeg_exe", lambda: (_ for _ in ()).throw(RuntimeError("none")))
     with pytest.raises(EncodingFailed, match="install FFmpeg"):
         muxing._program()
 

@@ -18,13 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.font_manager import findfont, get_font
 
+from benchmarks.closures import Closures, closures, random_closures
 from lipdub.atomic import files_into
 from lipdub.errors import BundleNotFound, MediaError, NoFaceFound, OutputRefused, PhonemesError, WriteFailed
-from lipdub.memory_view import Closures, closures, look, random_closures
 from lipdub.memory_view import agreement as agreement_module
+from lipdub.memory_view import look
 from lipdub.memory_view import look as look_function
 from lipdub.memory_view.agreement import agreement, clusters, information_bits
-from lipdub.memory_view.mouths import Sitter, draw, find_sitter, measure_openings
+from lipdub.memory_view.mouths import PortraitCrop, draw, find_portrait, measure_openings
 from lipdub.memory_view.pictures import STYLE
 from lipdub.memory_view.usage import explained_by_address, slot_features, usage_of
 from lipdub.model import open_model
@@ -229,22 +230,22 @@ def bundle(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sitter() -> Sitter:
-    return find_sitter(PORTRAIT, 64)
+def portrait() -> PortraitCrop:
+    return find_portrait(PORTRAIT, 64)
 
 
-def test_a_sitter_is_an_aligned_crop(sitter):
-    assert sitter.target.shape == sitter.reference.shape == (64, 64, 3)
-    assert sitter.outline.shape[1] == 2
-    assert 0 < sitter.outline.min() < sitter.outline.max() < 1.2
-    assert np.isfinite(measure_openings(sitter.target[np.newaxis])).all()
+def test_a_portrait_is_an_aligned_crop(portrait):
+    assert portrait.target.shape == portrait.reference.shape == (64, 64, 3)
+    assert portrait.outline.shape[1] == 2
+    assert 0 < portrait.outline.min() < portrait.outline.max() < 1.2
+    assert np.isfinite(measure_openings(portrait.target[np.newaxis])).all()
 
 
-def test_the_sitter_of_a_video_looks_at_the_camera(tmp_path):
+def test_the_portrait_of_a_video_looks_at_the_camera(tmp_path):
     draw_video(tmp_path / "v.mp4", pictures=[np.full((192, 192, 3), 40 + 5 * k, np.uint8) for k in range(20)])
     detector = ScriptedDetector([face_at((96.0, 76.0), height=64.0, yaw_deg=abs(k - 7.0) * 2)] for k in range(20))
-    sitter = find_sitter(tmp_path / "v.mp4", 64, detectors=lambda: detector)
-    assert sitter.target.mean() == pytest.approx(40 + 5 * 7, abs=2)
+    portrait = find_portrait(tmp_path / "v.mp4", 64, detectors=lambda: detector)
+    assert portrait.target.mean() == pytest.approx(40 + 5 * 7, abs=2)
     assert detector.seen == 20
     assert detector.closed
 
@@ -252,21 +253,21 @@ def test_the_sitter_of_a_video_looks_at_the_camera(tmp_path):
 def test_who_has_no_face_cannot_sit(tmp_path):
     draw_photo(tmp_path / "p.png")
     with pytest.raises(NoFaceFound, match="--face"):
-        find_sitter(tmp_path / "p.png", 64)
+        find_portrait(tmp_path / "p.png", 64)
 
 
-def test_lip_features_reach_the_mouth_and_nothing_else(bundle, sitter):
+def test_lip_features_reach_the_mouth_and_nothing_else(bundle, portrait):
     model = open_model(str(bundle))
     features = np.zeros((40, 4), np.float32)
     features[:, 0] = np.linspace(0, 1, 40)
     told = []
-    pictures = draw(model, sitter, features, on_drawn=told.append)
+    pictures = draw(model, portrait, features, on_drawn=told.append)
     assert told == [32, 40]
     light = pictures[:, 44:50, 28:36].reshape(40, -1).mean(axis=1)
     assert np.corrcoef(light, features[:, 0])[0, 1] > 0.9
     assert (pictures[:, :16] == pictures[0, :16]).all()
     # On the way through planes, whose chroma has half the sides, a level or two are lost.
-    assert np.abs(pictures[0, :16].astype(int) - sitter.target[:16]).mean() < 2
+    assert np.abs(pictures[0, :16].astype(int) - portrait.target[:16]).mean() < 2
 
 
 # ------------------------------------------------------------------------------------------------- the whole command
@@ -379,7 +380,7 @@ def test_what_is_refused_leaves_nothing(bundle, speech, tmp_path, change, kind, 
 
 def test_an_input_is_never_replaced(bundle, speech, tmp_path):
     (tmp_path / "slots.png").write_bytes(PORTRAIT.read_bytes())
-    with pytest.raises(OutputRefused, match="it is an input"):
+    with pytest.raises(OutputRefused, match="it is the input"):
         look(str(bundle), speech[0], tmp_path / "slots.png", tmp_path, force=True)
 
 

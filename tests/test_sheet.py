@@ -15,7 +15,7 @@ from faces_for_tests import ScriptedDetector, chunk_of, crops_of, face_at, textu
 
 from lipdub import media
 from lipdub.checkup import sheet
-from lipdub.checkup.sheet import CELL_PX, GAP_PX, SheetReport, check_picture, contact_sheet
+from lipdub.checkup.sheet import CELL_PX, GAP_PX, SheetReport, contact_sheet
 from lipdub.errors import NoVideoStream, OutputRefused, UnreadableMedia, WriteFailed
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -184,7 +184,7 @@ def test_outputs_that_are_refused(tmp_path, name, word):
     with pytest.raises(OutputRefused, match=word):
         contact_sheet(tmp_path / "photo.png", tmp_path / name, faces=False)
     assert (tmp_path / "there.jpg").read_bytes() == b"old"
-    check_picture(tmp_path / "there.jpg", inputs=[tmp_path / "photo.png"], force=True)
+    media.check_picture(tmp_path / "there.jpg", inputs=[tmp_path / "photo.png"], force=True)
 
 
 def test_inputs_that_are_refused_leave_nothing_behind(tmp_path):

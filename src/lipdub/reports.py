@@ -1,13 +1,16 @@
-"""The report of a dub as a JSON file."""
+"""Records as JSON, and the report of a dub as a JSON file."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lipdub import media
 from lipdub.atomic import write_whole
@@ -42,6 +45,19 @@ def content_of(report: DubReport) -> dict[str, Any]:
     """What stands in the JSON file of a report: its fields, with each option in the place of all of them."""
     facts = asdict(report)
     return {**facts.pop("options"), **facts, "frames_per_s": round(report.frames_per_s, 2)}
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: arrays become lists, NaN and infinity null, floats are cut to six digits."""
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
 
 
 def write_report(report: DubReport, path: Path) -> None:

@@ -38,7 +38,7 @@ class RowFile:
             self._flush()
 
     def rows(self, numbers: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The rows of these numbers, float32 (n, width); what lies between the least and the greatest is read. Raises IndexError."""
+        """The rows of these numbers, float32 (n, width). All rows from the first to the last of them are read. Raises IndexError."""
         if len(numbers) == 0:
             return np.empty((0, self.width), np.float32)
         first, last = int(numbers.min()), int(numbers.max())

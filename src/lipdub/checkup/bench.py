@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lipdub import __version__, media
-from lipdub.atomic import write_whole
 from lipdub.checkup import isolated, sample_media
-from lipdub.errors import LipdubError, OutputRefused
+from lipdub.checkup.doctor.libraries import version_of
+from lipdub.errors import LipdubError
 from lipdub.media.excerpt import excerpt
 from lipdub.options import Device
 from lipdub.stages import cores
@@ -30,9 +29,14 @@ OnProgress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class DubSpeed:
-    """One dub in a process of its own. wall_s: from the call of ``dub`` to its return. process_s: with the start of Python and all
-    imports. stage_s: seconds in which a stage was busy; stages overlap, so they add up to more than `wall_s`. peak_bytes: most
-    memory of the process and its children, None where the system does not tell. analysis_cached: the first pass was spared."""
+    """One dub in a process of its own.
+
+    wall_s: from the call of ``dub`` to its return.
+    process_s: with the start of Python and all imports.
+    stage_s: seconds in which a stage was busy; stages overlap, so they add up to more than `wall_s`.
+    peak_bytes: most memory of the process and its children, None where the system does not tell.
+    analysis_cached: the first pass was spared.
+    """
 
     frames: int
     dubbed: int
@@ -56,8 +60,14 @@ class DubSpeed:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """What was measured, on what. video: path, or "" for the portrait that lipdub brings. width, height: px. video_s: seconds of
-    picture. threads: as asked for, None for lipdub's own choice. first, again: the same dub, the second from the cached analysis."""
+    """What was measured, on what.
+
+    video: path, or "" for the portrait that lipdub brings.
+    width, height: px.
+    video_s: seconds of picture.
+    threads: as asked for, None for lipdub's own choice.
+    first, again: the same dub, the second from the cached analysis.
+    """
 
     video: str
     width: int
@@ -125,18 +135,6 @@ def measure(
     )  # fmt: skip
 
 
-def check_file(path: Path, *, force: bool) -> None:
-    """Raise OutputRefused unless the figures can be written to `path`."""
-    media.check_folder(path)
-    if os.path.lexists(path) and not force:
-        raise OutputRefused(f"'{path}' exists already; add --force to replace it, or choose another name")
-
-
-def write_file(report: BenchReport, path: Path) -> None:
-    """Write the figures as JSON to `path`, whole or not at all. Raises WriteFailed."""
-    write_whole(path, report.to_json())
-
-
 def machine() -> dict[str, object]:
     """What the figures were measured on."""
     return {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count() or 1, "usable_cores": cores()}
@@ -144,13 +142,8 @@ def machine() -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """lipdub, Python and the packages that the speed depends on."""
-    found = {"lipdub": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    installed = {package: version for package in _PACKAGES if (version := version_of(package))}
+    return {"lipdub": __version__, "python": platform.python_version(), **installed}
 
 
 def _portrait(folder: Path, seconds: float, tell: OnProgress) -> Path:
@@ -193,14 +186,7 @@ def dub_once(task: Mapping[str, Any]) -> dict[str, Any]:
 
     options = DubOptions(model=task["model"], device=task["device"], threads=task["threads"], fit="video", force=True)
     report = dub(Path(task["video"]), Path(task["speech"]), Path(task["out"]), options, cache=AnalysisCache(Path(task["cache"])))
-    return {
-        "frames": report.frames,
-        "dubbed": report.dubbed,
-        "wall_s": report.wall_s,
-        "stage_s": dict(report.stage_s),
-        "analysis_cached": report.analysis_cached,
-        "provider": report.provider,
-    }
+    return {name: getattr(report, name) for name in ("frames", "dubbed", "wall_s", "stage_s", "analysis_cached", "provider")}
 
 
 def _processor() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -16,13 +15,11 @@ from numpy.typing import NDArray
 
 from lipdub import media
 from lipdub.atomic import write_whole
-from lipdub.errors import EncodingFailed, OutputRefused
 from lipdub.faces import crop
 from lipdub.faces.detector import DetectorFactory, FaceDetector, MediapipeDetector
 from lipdub.media.planes import RgbPicture
 from lipdub.records import VideoInfo
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 CELL_PX = 192
 """Side of an enlarged face, and of the square that a whole frame is fitted into."""
 GAP_PX = 6
@@ -77,26 +74,14 @@ def contact_sheet(
     """
     if not (1 <= rows <= LONGEST_SIDE and 1 <= columns <= LONGEST_SIDE):
         raise ValueError(f"rows and columns must be 1 to {LONGEST_SIDE}, got {rows = }, {columns = }")
-    check_picture(out, inputs=[video], force=force)
+    media.check_picture(out, inputs=[video], force=force)
     info = media.probe(video)
     with ExitStack() as stack:
         detector = stack.enter_context(closing(detectors())) if faces else None
         cells = _choose(info, rows * columns, detector, on_progress or (lambda stage, done, total: None))
     picture = _arrange(cells, columns)
-    _write(picture, out)
+    write_whole(out, media.encode_picture(picture, out.suffix.lower()))
     return SheetReport(len(cells), sum(cell.face is not None for cell in cells), picture.shape[1], picture.shape[0])
-
-
-def check_picture(out: Path, *, inputs: Sequence[Path], force: bool) -> None:
-    """Raise OutputRefused, saying what to do next, unless a picture can be written at `out` and none of `inputs` would be lost."""
-    if out.suffix.lower() not in SUFFIXES:
-        raise OutputRefused(f"cannot write '{out}': a sheet is written as .png or .jpg; give the output one of these endings")
-    media.check_folder(out)
-    for path in inputs:
-        if out.exists() and path.exists() and os.path.samefile(out, path):
-            raise OutputRefused(f"cannot write '{out}': it is the input '{path}'; choose another name")
-    if os.path.lexists(out) and not force:
-        raise OutputRefused(f"'{out}' exists already; add --force to replace it, or choose another name")
 
 
 def _choose(info: VideoInfo, count: int, detector: FaceDetector | None, tell: OnProgress) -> list[_Cell]:
@@ -194,11 +179,3 @@ def _arrange(cells: Sequence[_Cell], columns: int) -> NDArray[np.uint8]:
         if cell.face is not None:
             picture[y + frame_height : y + cell_height, x : x + CELL_PX] = cell.face
     return picture
-
-
-def _write(picture: NDArray[np.uint8], out: Path) -> None:
-    """Write the picture, whole or not at all. Raises EncodingFailed, WriteFailed."""
-    done, data = cv2.imencode(out.suffix.lower(), picture[:, :, ::-1])
-    if not done:
-        raise EncodingFailed(f"cannot write '{out}': the picture could not be encoded; ask for fewer rows or columns")
-    write_whole(out, data.tobytes())

@@ -44,10 +44,12 @@ def bench(
 
     Each dub runs in a fresh process, after a short one that is not counted. Close other programs first. Nothing is kept.
     """
-    from lipdub.checkup.bench import check_file, measure, write_file
+    from lipdub import media
+    from lipdub.atomic import write_whole
+    from lipdub.checkup.bench import measure
 
     if json is not None:
-        check_file(json, force=force)
+        media.check_file(json, force=force)
     try:
         with progress(quiet=quiet) as tell:
             report = measure(video, model=model, device=device, threads=threads, seconds=seconds, on_progress=tell)
@@ -55,7 +57,7 @@ def bench(
         say("stopped; nothing was written")
         raise typer.Exit(130) from None
     if json is not None:
-        write_file(report, json)
+        write_whole(json, report.to_json())
     if not quiet:
         show(report)
 

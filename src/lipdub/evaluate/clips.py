@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import csv
-import wave
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lipdub import media
-from lipdub.atomic import whole_file
 from lipdub.errors import LipdubError, UnreadableMedia
 
 SOUND_HZ = 16000
@@ -56,11 +53,6 @@ def list_clips(folder: Path, *, seconds_min: float) -> tuple[list[ListedClip], d
         except LipdubError as error:
             unreadable[path.name] = str(error)
     return found, unreadable
-
-
-def clips_in(folder: Path, *, seconds_min: float) -> list[Path]:
-    """The paths of ``list_clips``; files that cannot be read are left out."""
-    return [clip.path for clip in list_clips(folder, seconds_min=seconds_min)[0]]
 
 
 def _manifest_rows(folder: Path) -> list[dict[str, str]]:
@@ -107,23 +99,7 @@ def cut_pictures(video: Path, out: Path, first: int, end: int, *, crf: int = 0, 
 def cut_sound(source: Path, out: Path, seconds: float, *, start_s: float = 0.0) -> None:
     """Write the sound of `source` from `start_s` on for `seconds` as 16-bit mono WAV at 16 kHz; silence where it is shorter."""
     samples = np.zeros(max(1, round(seconds * SOUND_HZ)), np.float32)
-    skip, filled = round(start_s * SOUND_HZ), 0
-    with closing(media.read_audio(source, SOUND_HZ)) as blocks:
-        for block in blocks:
-            dropped = min(skip, len(block))
-            skip -= dropped
-            piece = block[dropped : dropped + len(samples) - filled]
-            samples[filled : filled + len(piece)] = piece
-            filled += len(piece)
-            if filled >= len(samples):
-                break
-    write_wav(out, samples)
-
-
-def write_wav(out: Path, samples: NDArray[np.float32]) -> None:
-    """Write mono samples in [-1, 1] at 16 kHz as 16-bit WAV."""
-    with whole_file(out) as part, wave.open(str(part), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SOUND_HZ)
-        file.writeframes(np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    skipped = round(start_s * SOUND_HZ)
+    heard = media.first_samples(source, SOUND_HZ, skipped + len(samples))[skipped:]
+    samples[: len(heard)] = heard
+    media.write_wav(out, samples, SOUND_HZ)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.errors import EncodingFailed
+from lipdub.media import encode_picture
 
 SLOT_PX = 3
 HEAT_WIDTH = (600, 1500)
@@ -37,13 +37,14 @@ def heat_map(address: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.asarray(cv2.applyColorMap(np.asarray(large, np.uint8), cv2.COLORMAP_VIRIDIS)[:, :, ::-1], np.uint8)
 
 
-def encoded(picture: NDArray[np.uint8], suffix: str) -> bytes:
-    """An RGB picture as .jpg or .png. Raises EncodingFailed."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, 88] if suffix == ".jpg" else [cv2.IMWRITE_PNG_COMPRESSION, 9]
-    done, data = cv2.imencode(suffix, np.ascontiguousarray(picture[:, :, ::-1]), options)
-    if not done:
-        raise EncodingFailed(f"a picture of {picture.shape[1]} x {picture.shape[0]} px could not be encoded as {suffix}; run again")
-    return data.tobytes()
+def pictures_of(strips: Sequence[NDArray[np.uint8]], address: NDArray[np.float32]) -> dict[str, bytes]:
+    """A clip's pictures by the ending of their file names: strip and heat map, where there are frames for them. Raises EncodingFailed."""
+    pictures = {}
+    if len(strips[0]):
+        pictures[".strip.jpg"] = encode_picture(strip(strips), ".jpg", [cv2.IMWRITE_JPEG_QUALITY, 88])
+    if len(address):
+        pictures[".address.png"] = encode_picture(heat_map(address), ".png", [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    return pictures
 
 
 @dataclass(frozen=True, slots=True)

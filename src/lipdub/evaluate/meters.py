@@ -8,24 +8,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.evaluate.lips import FACE_PX
-from lipdub.evaluate.outside import OutsideError, outside_mask
-from lipdub.evaluate.pixels import (
-    flicker,
-    gradient_energy,
-    luma_of,
-    mouth_of,
-    psnr,
-    seam_steps,
-    sharpness,
-    ssim_face,
-    ssim_map,
-    ssim_mouth,
-)
-from lipdub.evaluate.watch import Sight, unit_px
+from lipdub.evaluate import pixels
+from lipdub.evaluate.openings import FACE_PX
+from lipdub.evaluate.watch import FramePair, unit_px
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
-from lipdub.media.planes import RgbPicture
 from lipdub.paste.mask import mask_of
 from lipdub.records import CropSpec
 
@@ -43,11 +30,10 @@ class PictureMeters:
 
     track: FaceTrack
     spec: CropSpec
-    outside: OutsideError = field(default_factory=OutsideError)
-    _sharp: list[tuple[float, float]] = field(default_factory=list)
-    _sharp_native: list[tuple[float, float]] = field(default_factory=list)
-    _edges: list[tuple[float, float]] = field(default_factory=list)
-    _seams: list[tuple[float, float, float, float]] = field(default_factory=list)
+    outside: pixels.OutsideError = field(default_factory=pixels.OutsideError)
+    _frames: list[tuple[float, ...]] = field(default_factory=list)
+    """A row a frame, first of the dub, then of the source: sharpness at the source's resolution (2), in the 128-px crop (2), edges (2),
+    steps across and beside the seam (4)."""
     _flicker: list[tuple[float, float]] = field(default_factory=list)
     _mouths: list[tuple[int, NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
     _native_px: int = 0
@@ -57,52 +43,48 @@ class PictureMeters:
         if dubbed.any():
             self._native_px = int(np.clip(np.round(np.median(unit_px(self.track.similarity[dubbed]))), *NATIVE_PX))
 
-    def add(self, sight: Sight) -> None:
+    def add(self, pair: FramePair) -> None:
         """One frame of the dub beside its source's."""
-        if sight.source is None:
+        if pair.source is None:
             self._mouths.clear()
             return
-        height, width = sight.source.shape[:2]
-        if sight.pixels.shape[0] < height or sight.pixels.shape[1] < width:
+        height, width = pair.source.height, pair.source.width
+        if pair.dub.height < height or pair.dub.width < width:
             return  # scaled: it has no pixels in common with its source
         # An odd side was padded by one when the dub was written.
-        self.outside.add(sight.source, sight.pixels[:height, :width], outside_mask(self.track, sight.row, self.spec, (height, width)))
-        if self.track.status[sight.row] != DUBBED:
+        self.outside.add(
+            pair.source.pixels, pair.dub.pixels[:height, :width], pixels.outside_mask(self.track, pair.row, self.spec, (height, width))
+        )
+        if self.track.status[pair.row] != DUBBED:
             self._mouths.clear()
             return
-        aligned = self.track.similarity[sight.row]
-        dub, source = (luma_of(crop.take_one(RgbPicture(pixels), aligned, FACE_PX)) for pixels in (sight.pixels, sight.source))
-        native = [luma_of(crop.take_one(RgbPicture(pixels), aligned, self._native_px)) for pixels in (sight.pixels, sight.source)]
-        self._sharp.append((sharpness(dub), sharpness(source)))
-        self._sharp_native.append((sharpness(native[0]), sharpness(native[1])))
-        self._edges.append((gradient_energy(native[0]), gradient_energy(native[1])))
-        self._add_seam(dub, source, sight.row)
-        self._add_flicker(sight, dub, source)
-
-    def _add_seam(self, dub: NDArray[np.float32], source: NDArray[np.float32], row: int) -> None:
-        outline = (self.track.outline[row].astype(np.float32) * self.spec.size).astype(np.float32)
-        mask = mask_of(outline, self.spec)
+        aligned = self.track.similarity[pair.row]
+        pictures = pair.dub, pair.source
+        small = [pixels.luma_of(crop.take_one(picture, aligned, FACE_PX)) for picture in pictures]
+        native = [pixels.luma_of(crop.take_one(picture, aligned, self._native_px)) for picture in pictures]
+        mask = mask_of((self.track.outline[pair.row].astype(np.float32) * self.spec.size).astype(np.float32), self.spec)
         if self.spec.size != FACE_PX:
             mask = np.asarray(cv2.resize(mask, (FACE_PX, FACE_PX), interpolation=cv2.INTER_AREA), np.float32)
-        self._seams.append((*seam_steps(dub, mask), *seam_steps(source, mask)))
+        sharp = *map(pixels.sharpness, native), *map(pixels.sharpness, small), *map(pixels.gradient_energy, native)
+        self._frames.append((*sharp, *pixels.seam_steps(small[0], mask), *pixels.seam_steps(small[1], mask)))
+        self._add_flicker(pair, *small)
 
-    def _add_flicker(self, sight: Sight, dub: NDArray[np.float32], source: NDArray[np.float32]) -> None:
+    def _add_flicker(self, pair: FramePair, dub: NDArray[np.float32], source: NDArray[np.float32]) -> None:
         last = self._mouths[-1][0] if self._mouths else -2
-        if last != sight.number - 1 or (self.track.shot[sight.row] != self.track.shot[sight.row - 1] and sight.row > 0):
+        if last != pair.number - 1 or (self.track.shot[pair.row] != self.track.shot[pair.row - 1] and pair.row > 0):
             self._mouths.clear()
-        self._mouths.append((sight.number, mouth_of(dub), mouth_of(source)))
+        self._mouths.append((pair.number, pixels.mouth_of(dub), pixels.mouth_of(source)))
         if len(self._mouths) == 3:
             (_, a, x), (_, b, y), (_, c, z) = self._mouths
-            self._flicker.append((flicker(a, b, c), flicker(x, y, z)))
+            self._flicker.append((pixels.flicker(a, b, c), pixels.flicker(x, y, z)))
             del self._mouths[0]
 
     def figures(self) -> dict[str, float]:
         """sharpness, sharpness_128, edges, seam, flicker (all over the source's own), outside_psnr (dB); NaN where nothing was seen."""
-        across, beside, own_across, own_beside = np.array(self._seams, np.float64).reshape(-1, 4).sum(axis=0)
+        frames = np.array(self._frames or [(np.nan,) * 10], np.float64)
+        medians, (across, beside, own_across, own_beside) = np.median(frames[:, :6], axis=0), frames[:, 6:].sum(axis=0)
         return {
-            "sharpness": _ratio_of_medians(self._sharp_native),
-            "sharpness_128": _ratio_of_medians(self._sharp),
-            "edges": _ratio_of_medians(self._edges),
+            **{name: _ratio(*medians[2 * k : 2 * k + 2]) for k, name in enumerate(("sharpness", "sharpness_128", "edges"))},
             "seam": _ratio(_ratio(across, beside), _ratio(own_across, own_beside)),
             "flicker": _ratio(sum(dub for dub, _ in self._flicker), sum(own for _, own in self._flicker)),
             "outside_psnr": self.outside.rgb_db(),
@@ -116,14 +98,15 @@ class FidelityMeters:
     track: FaceTrack
     _found: list[tuple[float, float, float, float]] = field(default_factory=list)
 
-    def add(self, sight: Sight) -> None:
+    def add(self, pair: FramePair) -> None:
         """One frame of the dub beside its source's, which is the truth."""
-        if sight.source is None or self.track.status[sight.row] != DUBBED:
+        if pair.source is None or self.track.status[pair.row] != DUBBED:
             return
-        aligned = self.track.similarity[sight.row]
-        one, other = (crop.take_one(RgbPicture(pixels), aligned, FACE_PX).astype(np.float32) for pixels in (sight.pixels, sight.source))
-        similarity = ssim_map(luma_of(one), luma_of(other))
-        self._found.append((psnr(one, other), ssim_face(similarity), psnr(mouth_of(one), mouth_of(other)), ssim_mouth(similarity)))
+        aligned = self.track.similarity[pair.row]
+        one, other = (crop.take_one(picture, aligned, FACE_PX).astype(np.float32) for picture in (pair.dub, pair.source))
+        similarity = pixels.ssim_map(pixels.luma_of(one), pixels.luma_of(other))
+        face, mouth = pixels.psnr(one, other), pixels.psnr(pixels.mouth_of(one), pixels.mouth_of(other))
+        self._found.append((face, pixels.ssim_face(similarity), mouth, pixels.ssim_mouth(similarity)))
 
     def figures(self) -> dict[str, float]:
         """psnr_face, ssim_face, psnr_mouth, ssim_mouth (dB and none); NaN where nothing was seen."""
@@ -135,10 +118,3 @@ class FidelityMeters:
 
 def _ratio(one: float, other: float) -> float:
     return float(one / other) if other > 1e-9 else float("nan")
-
-
-def _ratio_of_medians(pairs: list[tuple[float, float]]) -> float:
-    if not pairs:
-        return float("nan")
-    dub, source = np.median(pairs, axis=0)
-    return _ratio(float(dub), float(source))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -10,17 +9,16 @@ from typing import Any
 
 from lipdub import __version__, media
 from lipdub.errors import NoFaceFound
-from lipdub.evaluate.drawings import encoded, heat_map, strip
+from lipdub.evaluate.drawings import pictures_of
 from lipdub.evaluate.openings import openings_of
-from lipdub.evaluate.page import dub_scorecard
-from lipdub.evaluate.scorecard import plain
-from lipdub.evaluate.scoring import Known, faces_at, open_judges, score
+from lipdub.evaluate.scoring import Known, address_of, clip_record, faces_at, open_judges, score
 from lipdub.evaluate.sync import PublicSync
 from lipdub.evaluate.watch import same_file, tracked
-from lipdub.evaluate.whole_set import FIGURES_VERSION, address_of
+from lipdub.evaluate.whole_set import FIGURES_VERSION
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.track import NO_FACE
 from lipdub.model import open_model
+from lipdub.reports import plain
 
 OnProgress = Callable[[str, int, int | None], None]
 LONGEST_HEAT_S = 60.0
@@ -41,8 +39,11 @@ def evaluate_dub(
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The scorecard of `dubbed`, ready for JSON, and its pictures by file name ending.
 
-    source: the video that was dubbed, speech: with what. truth: the video whose mouth really spoke it; without it the figures that need
-    it are left out, and say so. model: whose crop and mask drew it, and whose address is shown. detectors: makes what finds faces.
+    source: the video that was dubbed.
+    speech: with what it was dubbed.
+    truth: the video whose mouth really spoke it; without it the figures that need it are left out, and say so.
+    model: whose crop and mask drew it, and whose address is shown.
+    detectors: makes what finds faces.
 
     Raises UnreadableMedia, NoVideoStream, NoAudioStream, BundleNotFound, BundleInvalid. NoFaceFound: none in the source.
     """
@@ -69,33 +70,18 @@ def evaluate_dub(
             dubbed, known, speech, mask=opened.spec.crop, truth=true, unwanted=None if true is known else own, judges=judges,
             detectors=detectors, on_frame=lambda done: tell("comparing", done, len(known.track)),
         )  # fmt: skip
-        times_s = found.drawn.times_s
         strips = [found.source_strip, found.strip]
         if true is not None and true is not known:
             strips.append(faces_at(true, found.strip_s))
-    pictures = {".strip.jpg": encoded(strip(strips), ".jpg")} if len(found.strip) else {}
+    times_s = found.drawn.times_s
     address = address_of(opened, speech, times_s[times_s <= LONGEST_HEAT_S])
-    pictures[".address.png"] = encoded(heat_map(address), ".png")
-    curves = {"times_s": times_s.tolist(), "drawn": found.drawn.opening.tolist(), "source": own.at(times_s).tolist()}
-    if true is not None:
-        curves["truth"] = openings_of(true.track).at(times_s).tolist()
-        if true is known:
-            del curves["source"]
+    others = ({} if true is known else {"source": own}) | ({} if true is None else {"truth": openings_of(true.track)})
     record = {
-        "clip": dubbed.name,
-        "name": dubbed.stem,
+        **clip_record({"dub": found}, others, address, clip=dubbed.name, name=dubbed.stem),
         "source": str(source),
         "speech": str(speech),
         "truth": None if truth is None else str(truth),
-        "frames": len(times_s),
-        "seconds": float(times_s[-1] + found.drawn.step_s) if len(times_s) else math.nan,
-        "rows": {"dub": found.figures},
-        "left_out": {"dub": found.left_out},
-        "curves": curves,
-        "address_max": float(address.max(initial=0)),
         "strip_rows": "source and dub" if len(strips) == 2 else "source, dub, and the mouth that belongs to the sound",
     }
-    answer = plain(record)
-    assert isinstance(answer, dict)
     settings = {"model": opened.spec.name, "figures": str(FIGURES_VERSION), "lipdub": __version__}
-    return dub_scorecard(answer, settings), pictures
+    return {"settings": settings, "clips": [plain(record)]}, pictures_of(strips, address)

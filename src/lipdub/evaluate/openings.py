@@ -1,6 +1,6 @@
-"""Mouth opening over time, and how well a drawn one follows the one that belongs to the sound.
+"""Mouth opening and lips over time, and how well drawn ones follow those that belong to the sound.
 
-The opening is the distance of the inner lips over the distance of the outer eye corners (``tracks.opening_of``): 0 is closed, about
+The opening is the distance of the inner lips over the distance of the outer eye corners (``landmarks.opening_of``): 0 is closed, about
 0.1 an ordinary vowel, 0.3 wide open. It is measured by the same detector in every video that is compared.
 """
 
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from lipdub.faces.track import NO_FACE, FaceTrack
 
+FACE_PX = 128
+"""Side of the aligned crop that distances and pictures are given in."""
+LANDMARK_SET = "mediapipe face mesh, 40 lip points (20 outer, 20 inner)"
 OPEN_ABOVE = 0.06
 """Above this opening a mouth counts as open."""
 MEASURABLE = 0.9
@@ -131,3 +134,22 @@ def open_share(drawn: Openings, where: NDArray[np.bool_] | None = None) -> float
     """
     known = np.isfinite(drawn.opening) if where is None else np.isfinite(drawn.opening) & where
     return float((drawn.opening[known] > OPEN_ABOVE).mean()) if known.any() else float("nan")
+
+
+def lmd(drawn: NDArray[np.float32], truth: NDArray[np.float32], *, relative: bool = False) -> float:
+    """Mean Euclidean distance between drawn and true lip points, over points and over the frames where both are known.
+
+    drawn, truth: float32 (N, 40, 2) in the unit crop (``LANDMARK_SET``), NaN where there was no face. In px of the aligned 128-px crop
+    (forehead to below the chin; the outer eye corners are 49 px apart), 0 and more, lower is better. ``relative``: the mean point of the
+    lips is taken off both sets first, as Chen et al. 2018 ("Lip Movements Generation at a Glance", ECCV) define it; without it the place
+    of the mouth in the face counts, too. Published values use other landmarks (dlib's 20) and other crops: compare rows of one
+    scorecard, not papers. NaN where no frame has both.
+    """
+    if drawn.shape != truth.shape:
+        raise ValueError(f"lips must come in pairs, got {drawn.shape = }, {truth.shape = }")
+    one, other = drawn.astype(np.float64), truth.astype(np.float64)
+    if relative:
+        one, other = one - one.mean(axis=1, keepdims=True), other - other.mean(axis=1, keepdims=True)
+    distances = np.linalg.norm(one - other, axis=2).mean(axis=1)
+    known = np.isfinite(distances)
+    return float(distances[known].mean()) * FACE_PX if known.any() else float("nan")

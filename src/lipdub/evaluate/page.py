@@ -14,8 +14,9 @@ import jinja2
 
 from lipdub.atomic import write_whole
 from lipdub.evaluate.drawings import CURVE_HEIGHT, CURVE_WIDTH, curve, ticks
-from lipdub.evaluate.lips import LANDMARK_SET
-from lipdub.evaluate.scorecard import FIGURES, ROW_MEANING, ROWS, Verdict, dub_verdicts, plain, shown, verdicts
+from lipdub.evaluate.openings import LANDMARK_SET
+from lipdub.evaluate.scorecard import FIGURES, ROW_MEANING, ROWS, Verdict, dub_verdicts, numbers, shown, verdicts
+from lipdub.reports import plain
 
 TEMPLATE = "page.html.j2"
 FILES = ("scorecard.json", "scorecard.html")
@@ -36,8 +37,10 @@ SCOPES = {"all": "all clips", "measurable": "clips on which perfect lips reach r
 def write_scorecard(folder: Path, content: Mapping[str, Any], pictures: Mapping[str, Mapping[str, bytes]]) -> tuple[Path, Path]:
     """Write ``scorecard.json`` and ``scorecard.html`` into `folder`, each whole or not at all; their paths.
 
-    content: as ``set_scorecard`` or ``dub_scorecard`` give it. pictures: clip name to pictures by file name ending. Raises
-    WriteFailed.
+    content: as ``set_scorecard`` or ``evaluate_dub`` give it.
+    pictures: clip name to pictures by file name ending.
+
+    Raises WriteFailed.
     """
     table, page = (folder / name for name in FILES)
     write_whole(table, json_text(content))
@@ -52,37 +55,19 @@ def json_text(content: Mapping[str, Any]) -> str:
     return json.dumps(plain({**told, **content}), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
 
 
-def dub_scorecard(record: Mapping[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
-    """The scorecard of one dub, ready for JSON. record: like a clip's of a set, with the one row ``dub``."""
-    return {"settings": dict(settings), "clips": [dict(record)]}
-
-
 def all_verdicts(content: Mapping[str, Any]) -> dict[str, list[Verdict]]:
     """The targets of a scorecard, by what they are counted over."""
     if "summary" not in content:
-        return {"this dub": dub_verdicts(_numbers(content["clips"][0]["rows"]["dub"]))}
+        return {"this dub": dub_verdicts(numbers(content["clips"][0]["rows"]["dub"]))}
     return {SCOPES[scope]: verdicts(summary) for scope, summary in content["summary"].items() if summary}
 
 
 def _targets(content: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    return {
-        scope: [
-            {
-                "row": verdict.target.row,
-                "figure": verdict.target.figure,
-                "statistic": verdict.target.statistic,
-                "bound": verdict.target.bound,
-                "value": verdict.value,
-                "met": verdict.met,
-            }
-            for verdict in found
-        ]
-        for scope, found in all_verdicts(content).items()
-    }
+    def told(verdict: Verdict) -> dict[str, Any]:
+        target = {name: getattr(verdict.target, name) for name in ("row", "figure", "statistic", "bound")}
+        return {**target, "value": verdict.value, "met": verdict.met}
 
-
-def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else float(value) for name, value in values.items()}
+    return {scope: [told(verdict) for verdict in found] for scope, found in all_verdicts(content).items()}
 
 
 def render(content: Mapping[str, Any], pictures: Mapping[str, Mapping[str, bytes]]) -> str:
@@ -91,52 +76,31 @@ def render(content: Mapping[str, Any], pictures: Mapping[str, Mapping[str, bytes
     template = environment.from_string(files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         settings=content["settings"],
-        verdicts={scope: [_told(verdict) for verdict in found] for scope, found in all_verdicts(content).items()},
+        verdicts=all_verdicts(content),
         summaries=_summaries(content),
         clips=[_clip(clip, pictures.get(clip["name"], {})) for clip in content["clips"]],
         left_out=content.get("left_out", {}),
-        figures=[{"name": figure.name, "unit": figure.unit, "arrow": ARROWS[figure.better], "what": figure.what} for figure in FIGURES],
-        rows=[{"label": label, "what": ROW_MEANING[row]} for row, label in ROWS.items()] if "summary" in content else [],
+        figures=FIGURES,
+        arrows=ARROWS,
+        statistics=STATISTIC,
+        shown=shown,
+        labels=ROWS,
+        meaning=ROW_MEANING if "summary" in content else {},
         landmarks=LANDMARK_SET,
         width=CURVE_WIDTH,
         height=CURVE_HEIGHT,
     )
 
 
-def _told(verdict: Verdict) -> dict[str, Any]:
-    target = verdict.target
-    return {
-        "figure": target.figure,
-        "row": ROWS[target.row],
-        "statistic": STATISTIC[target.statistic],
-        "bound": target.bound,
-        "value": shown(verdict.value),
-        "state": "none" if verdict.met is None else "met" if verdict.met else "missed",
-    }
-
-
 def _summaries(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A table per scope: a line per figure that any row has, a column per row."""
     tables = []
     for scope, summary in content.get("summary", {}).items():
-        if not summary:
-            continue
-        columns = [row for row in ROWS if row in summary]
-        lines = []
-        for figure in FIGURES:
-            cells = [summary[row][figure.name] for row in columns]
-            if all(cell["clips"] == 0 for cell in cells):
-                continue
-            lines.append(
-                {
-                    "name": figure.name,
-                    "unit": figure.unit,
-                    "arrow": ARROWS[figure.better],
-                    "what": figure.what,
-                    "cells": [{name: shown(cell[name], figure) for name in ("mean", "median", "worst")} for cell in cells],
-                }
-            )
-        tables.append({"title": f"{SCOPES[scope]} ({clips_in(summary)})", "columns": [ROWS[row] for row in columns], "lines": lines})
+        if summary:
+            rows = [summary[row] for row in ROWS if row in summary]
+            lines = [(figure, [row[figure.name] for row in rows]) for figure in FIGURES if any(row[figure.name]["clips"] for row in rows)]
+            title = f"{SCOPES[scope]} ({clips_in(summary)})"
+            tables.append({"title": title, "columns": [ROWS[row] for row in ROWS if row in summary], "lines": lines})
     return tables
 
 
@@ -158,12 +122,8 @@ def reasons_of(left_out: Iterable[Mapping[str, str]]) -> dict[str, str]:
 def _clip(clip: Mapping[str, Any], pictures: Mapping[str, bytes]) -> dict[str, Any]:
     """What the page shows of one clip."""
     rows = [row for row in (*ROWS, "dub") if row in clip["rows"]]
-    lines = []
-    for figure in FIGURES:
-        values = [_numbers(clip["rows"][row])[figure.name] for row in rows]
-        if any(math.isfinite(value) for value in values):
-            cells = [shown(value, figure) for value in values]
-            lines.append({"name": figure.name, "unit": figure.unit, "arrow": ARROWS[figure.better], "what": figure.what, "cells": cells})
+    figures = [numbers(clip["rows"][row]) for row in rows]
+    lines = [(figure, [values[figure.name] for values in figures]) for figure in FIGURES]
     facts = [f"{clip['frames']} frames, {clip['seconds']:.1f} s"]
     if clip.get("measurable") is False:
         facts.append("perfect lips stay below r_cross 0.9 here: it says little about a model")
@@ -173,7 +133,7 @@ def _clip(clip: Mapping[str, Any], pictures: Mapping[str, bytes]) -> dict[str, A
         "name": clip["name"],
         "facts": facts,
         "columns": [ROWS.get(row, "this dub") for row in rows],
-        "lines": lines,
+        "lines": [(figure, values) for figure, values in lines if any(map(math.isfinite, values))],
         "reasons": reasons_of(clip["left_out"][row] for row in rows),
         "curves": _curves(clip["curves"]),
         "strip": _uri(pictures, ".strip.jpg", "image/jpeg"),

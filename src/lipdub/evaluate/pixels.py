@@ -1,18 +1,23 @@
-"""Figures of pictures: likeness, sharpness, seam, flicker. Float arithmetic throughout; colour levels run from 0 to 255.
+"""Figures of pictures: likeness, sharpness, seam, flicker, and pixels outside the mask, which are to stay as they were.
 
-All of them look at aligned crops (``crop.take``). A *mouth box* is fixed in the aligned crop: it holds the lips of 99 % of the frames
-of the val clips with some skin around them, wide open ones included.
+Float arithmetic throughout; colour levels run from 0 to 255. All but the last look at aligned crops (``crop.take``). A *mouth box* is
+fixed in the aligned crop: it holds the lips of 99 % of the frames of the val clips with some skin around them, wide open ones included.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.evaluate.lips import FACE_PX
+from lipdub.evaluate.openings import FACE_PX
+from lipdub.faces import crop
+from lipdub.faces.track import DUBBED, FaceTrack
+from lipdub.paste.mask import mask_of
+from lipdub.records import CropSpec
 
 MOUTH = (68 / FACE_PX, 106 / FACE_PX, 38 / FACE_PX, 90 / FACE_PX)
 """The mouth box (y0, y1, x0, x1) in unit crop coordinates: 38 x 52 px of the 128-px crop."""
@@ -23,6 +28,8 @@ PSNR_MAX = 99.0
 SSIM_SIGMA, SSIM_WINDOW = 1.5, 11
 SEAM_REACH = 0.035
 """Half the length of a step of the seam score, unit crop: what lies between is the mask's soft edge."""
+GROW_PX = 8
+"""A codec spreads a change within its blocks: this far around the mask no pixel is counted."""
 
 Picture = NDArray[Any]
 
@@ -139,3 +146,34 @@ def flicker(before: NDArray[np.float32], now: NDArray[np.float32], after: NDArra
     difference measures of video denoising; no standard figure for it exists in lip sync.)
     """
     return float(np.abs(before - 2 * now + after).mean(dtype=np.float64))
+
+
+@dataclass(slots=True)
+class OutsideError:
+    """Squared differences between frames and their dubs, summed over RGB values."""
+
+    squares: float = 0.0
+    values: int = 0
+
+    def add(self, one: NDArray[np.uint8], other: NDArray[np.uint8], where: NDArray[np.bool_]) -> None:
+        """Count the pixels `where` (H, W) of one frame (H, W, 3)."""
+        difference = one[where].astype(np.float32) - other[where].astype(np.float32)
+        self.squares += float(np.square(difference, dtype=np.float64).sum())
+        self.values += difference.size
+
+    def rgb_db(self) -> float:
+        """PSNR in dB over RGB and all counted pixels of all frames, higher is better; what encoding alone costs is in it. NaN: none."""
+        return psnr_of(self.squares / self.values) if self.values else float("nan")
+
+
+def outside_mask(track: FaceTrack, number: int, spec: CropSpec, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which pixels (H, W) of a frame the paste does not reach, `GROW_PX` away from the mask."""
+    if track.status[number] != DUBBED:
+        return np.ones(shape, bool)
+    mask = mask_of((track.outline[number].astype(np.float32) * spec.size).astype(np.float32), spec)
+    to_frame = crop.crop_to_frame(track.similarity[number][None], spec.size)[0]
+    height, width = shape
+    reached = (cv2.warpAffine(mask, to_frame, (width, height), flags=cv2.INTER_LINEAR) > 0).astype(np.uint8)
+    side = 2 * GROW_PX + 1
+    grown = cv2.dilate(reached, cv2.getStructuringElement(cv2.MORPH_RECT, (side, side)))
+    return np.asarray(grown == 0)

@@ -191,15 +191,9 @@ def _verdict(target: Target, summary: Summary) -> Verdict:
     return Verdict(target, value, target.low <= value <= target.high)
 
 
-def plain(value: object) -> object:
-    """`value` as JSON can hold it: NaN and infinity become null, floats are cut to six digits."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+def numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Figures out of a JSON file: null is NaN."""
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
 
 def shown(value: float | None, figure: Figure | None = None) -> str:

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
-from lipdub.bundles.expert import open_expert
+from lipdub.bundles.expert import Expert, open_expert
 from lipdub.errors import LipdubError
 from lipdub.evaluate import openings
-from lipdub.evaluate.lips import lmd
 from lipdub.evaluate.meters import FidelityMeters, PictureMeters
-from lipdub.evaluate.openings import Openings, openings_of
+from lipdub.evaluate.openings import Openings, lmd, openings_of
 from lipdub.evaluate.scorecard import FIGURES
-from lipdub.evaluate.sync import GridCrops, PublicSync, SyncExpert, embed_centred, embed_forward, sync_of
-from lipdub.evaluate.watch import Frames, Sight, lips_at, same_file, side_by_side, unit_px
+from lipdub.evaluate.sync import GRID_HZ, GridCrops, PublicSync, embed_centred, embed_forward, sync_of
+from lipdub.evaluate.watch import Frames, lip_points_at, same_file, side_by_side, unit_px
 from lipdub.faces import crop
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.track import NO_FACE, FaceTrack
-from lipdub.media.planes import RgbPicture
+from lipdub.media.planes import Picture
+from lipdub.model import Model
 from lipdub.records import CropSpec, MelSpec
+from lipdub.speech.lip_track import lips_at
 from lipdub.speech.mel import SILENCE, MelTrack
 
 STRIP_FRAMES = 12
@@ -39,8 +40,6 @@ PUBLIC_SIDE, PUBLIC_DOWN = 1.05, 0.11
 """The public SyncNet's crop: an upright square from the top of a detected face to 0.4 of its height below the chin. With a face of 0.75
 units (unit crop) from just above the mesh's forehead to the chin its side is 1.05 units, and its middle lies 0.11 below the crop's."""
 
-OnProgress = Callable[[str, int, int | None], None]
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Known:
@@ -52,9 +51,13 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """Who judges the sync. expert: None where it could not be opened, and `no_expert` says why. public: where weights were given."""
+    """Who judges the sync.
 
-    expert: SyncExpert | None = None
+    expert: None where it could not be opened; `no_expert` says why.
+    public: None where no weights were given.
+    """
+
+    expert: Expert | None = None
     no_expert: str = "no expert"
     public: PublicSync | None = None
 
@@ -63,7 +66,8 @@ class Judges:
 class Score:
     """Figures of one dub: every name of ``FIGURES``, NaN where it was left out, and then `left_out` says why.
 
-    drawn: the openings. source_strip, strip: uint8 (n, STRIP_PX, STRIP_PX, 3), lower faces of source and dub at `strip_s` seconds.
+    drawn: the dub's openings.
+    source_strip, strip: uint8 (n, STRIP_PX, STRIP_PX, 3), lower faces of source and dub at `strip_s` seconds.
     """
 
     figures: dict[str, float]
@@ -82,26 +86,9 @@ def open_judges(expert: str, *, threads: int | None = None, public: PublicSync |
         return Judges(None, f"no expert: {error}", public)
 
 
-@dataclass(slots=True)
-class _Strip:
-    """Lower faces of source and dub at evenly spaced frames."""
-
-    track: FaceTrack
-    wanted: set[int]
-    times_s: list[float] = field(default_factory=list)
-    source: list[NDArray[np.uint8]] = field(default_factory=list)
-    dubbed: list[NDArray[np.uint8]] = field(default_factory=list)
-
-    def add(self, sight: Sight) -> None:
-        if sight.number in self.wanted and sight.source is not None and self.track.status[sight.row] != NO_FACE:
-            self.times_s.append(sight.time_s)
-            for pixels, row in ((sight.source, self.source), (sight.pixels, self.dubbed)):
-                row.append(lower_face(pixels, self.track.similarity[sight.row]))
-
-
-def lower_face(pixels: NDArray[np.uint8], similarity: NDArray[np.float64]) -> NDArray[np.uint8]:
+def lower_face(picture: Picture, similarity: NDArray[np.float64]) -> NDArray[np.uint8]:
     """From the nose to below the chin, uint8 (STRIP_PX, STRIP_PX, 3), of a frame's aligned face."""
-    face = crop.take_one(RgbPicture(pixels), similarity, STRIP_FACE_PX)
+    face = crop.take_one(picture, similarity, STRIP_FACE_PX)
     return face[_STRIP_TOP : _STRIP_TOP + STRIP_PX, _STRIP_LEFT : _STRIP_LEFT + STRIP_PX]
 
 
@@ -117,9 +104,9 @@ def faces_at(video: Known, times_s: NDArray[np.float64]) -> NDArray[np.uint8]:
     with Frames(video.path) as frames:
         for slot, row in enumerate(rows.tolist()):
             if row >= 0 and video.track.status[row] != NO_FACE:
-                pixels = frames.at(row)
-                if pixels is not None:
-                    found[slot] = lower_face(pixels, video.track.similarity[row])
+                picture = frames.at(row)
+                if picture is not None:
+                    found[slot] = lower_face(picture, video.track.similarity[row])
     return found
 
 
@@ -137,8 +124,11 @@ def score(
 ) -> Score:
     """Score the dub of `source` with `speech` that lies at `dubbed`.
 
-    mask: crop of the model that drew it. truth: the video whose mouth really spoke `speech`; where it is the source itself, its pixels
-    are the true ones, and compared. unwanted: openings that the dub must not show (the source's own). detectors: makes what finds faces.
+    mask: crop of the model that drew it.
+    truth: the video whose mouth really spoke `speech`; where it is the source itself, its pixels are the true ones, and compared.
+    unwanted: openings that the dub must not show (the source's own).
+    judges: None for no sync figures.
+    detectors: makes what finds faces.
     on_frame: told the number of frames done.
 
     Raises UnreadableMedia, NoVideoStream, NoAudioStream.
@@ -147,52 +137,80 @@ def score(
     picture = PictureMeters(source.track, mask)
     pixels_compare = truth is not None and same_file(truth.path, source.path)
     fidelity = FidelityMeters(source.track)
-    strip = _Strip(source.track, set(strip_numbers(len(source.track))))
+    wanted, strip = set(strip_numbers(len(source.track))), []
     times, drawn, lips, had_face = [], [], [], []
     with ExitStack() as stack:
         expert_crops = None if judges.expert is None else stack.enter_context(GridCrops(judges.expert.spec.crop.size))
         public_crops = None if judges.public is None else stack.enter_context(GridCrops(judges.public.size))
-        for sight in side_by_side(dubbed, source.path, source.track, detectors=detectors):
-            times.append(sight.time_s)
-            drawn.append(sight.opening)
-            lips.append(sight.lips)
-            had_face.append(sight.row >= 0 and source.track.status[sight.row] != NO_FACE)
-            picture.add(sight)
+        for pair in side_by_side(dubbed, source.path, source.track, detectors=detectors):
+            times.append(pair.time_s)
+            drawn.append(pair.opening)
+            lips.append(pair.lips)
+            had_face.append(pair.row >= 0 and source.track.status[pair.row] != NO_FACE)
+            picture.add(pair)
             if pixels_compare:
-                fidelity.add(sight)
-            strip.add(sight)
-            aligned = source.track.similarity[sight.row] if had_face[-1] else None
+                fidelity.add(pair)
+            aligned = source.track.similarity[pair.row] if had_face[-1] else None
+            if pair.number in wanted and pair.source is not None and aligned is not None:
+                strip.append((pair.time_s, lower_face(pair.source, aligned), lower_face(pair.dub, aligned)))
             if expert_crops is not None:
-                expert_crops.add(
-                    sight.time_s, None if aligned is None else crop.take_one(RgbPicture(sight.pixels), aligned, expert_crops.size)
-                )
+                expert_crops.add(pair.time_s, None if aligned is None else crop.take_one(pair.dub, aligned, expert_crops.size))
             if public_crops is not None:
-                upright = None if aligned is None else crop.take_one(RgbPicture(sight.pixels), public_crop(aligned), public_crops.size)
-                public_crops.add(sight.time_s, upright)
+                upright = None if aligned is None else crop.take_one(pair.dub, public_crop(aligned), public_crops.size)
+                public_crops.add(pair.time_s, upright)
             if on_frame is not None:
                 on_frame(len(times))
         seen = Openings(np.array(times), np.array(drawn))
-        values: dict[str, float] = {}
-        left_out: dict[str, str] = {}
-        values |= _following(seen, np.array(lips, np.float32).reshape(-1, 40, 2), truth, unwanted)
-        values |= _silent_leak(seen, speech)
-        values |= _expert_figures(judges, expert_crops, speech)
-        values |= _public_figures(judges, public_crops, speech)
+        values = (
+            _following(seen, np.array(lips, np.float32).reshape(-1, 40, 2), truth, unwanted)
+            | _silent_leak(seen, speech)
+            | _expert_figures(judges, expert_crops, speech)
+            | _public_figures(judges, public_crops, speech)
+        )
     values |= fidelity.figures() | picture.figures() | _lengths(dubbed, source, seen)
     lost = np.array(had_face, bool)
     values["faceless"] = float(np.isnan(seen.opening[lost]).mean()) if lost.any() else math.nan
-    for figure in FIGURES:
-        if not math.isfinite(values.setdefault(figure.name, math.nan)):
-            left_out[figure.name] = _why_left_out(figure.name, judges, truth, unwanted, pixels_compare)
-    black = np.zeros((0, STRIP_PX, STRIP_PX, 3), np.uint8)
+    figures = {figure.name: values.get(figure.name, math.nan) for figure in FIGURES}
+    unknown = [name for name, value in figures.items() if not math.isfinite(value)]
     return Score(
-        figures={figure.name: values[figure.name] for figure in FIGURES},
-        left_out=left_out,
+        figures=figures,
+        left_out={name: _why_left_out(name, judges, truth, unwanted, pixels_compare) for name in unknown},
         drawn=seen,
-        strip_s=np.array(strip.times_s),
-        source_strip=np.stack(strip.source) if strip.source else black,
-        strip=np.stack(strip.dubbed) if strip.dubbed else black,
+        strip_s=np.array([time_s for time_s, _, _ in strip]),
+        source_strip=np.array([face for _, face, _ in strip], np.uint8).reshape(-1, STRIP_PX, STRIP_PX, 3),
+        strip=np.array([face for _, _, face in strip], np.uint8).reshape(-1, STRIP_PX, STRIP_PX, 3),
     )
+
+
+def address_of(model: Model, sound: Path, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The model's address over its slots for the sound at `times_s` (N,): float32 (N, slots)."""
+    with closing(lips_at(sound, model.memory, times_s)) as pieces:
+        return np.concatenate([np.empty((0, model.spec.slots), np.float32), *(lips.address for lips in pieces)])
+
+
+def clip_record(
+    scores: Mapping[str, Score], others: Mapping[str, Openings], address: NDArray[np.float32], *, clip: str, name: str
+) -> dict[str, object]:
+    """What the JSON says of one dubbed clip.
+
+    scores: by row; the curves are of the first one.
+    others: openings to draw beside it, by name.
+    """
+    drawn = next(iter(scores.values())).drawn
+    return {
+        "clip": clip,
+        "name": name,
+        "frames": len(drawn),
+        "seconds": float(drawn.times_s[-1] + drawn.step_s) if len(drawn) else 0.0,
+        "rows": {row: score.figures for row, score in scores.items()},
+        "left_out": {row: score.left_out for row, score in scores.items()},
+        "curves": {
+            "times_s": drawn.times_s.tolist(),
+            "drawn": drawn.opening.tolist(),
+            **{other: shown.at(drawn.times_s).tolist() for other, shown in others.items()},
+        },
+        "address_max": float(address.max(initial=0)),
+    }
 
 
 def public_crop(aligned: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -212,7 +230,7 @@ def _following(seen: Openings, lips: NDArray[np.float32], truth: Known | None, u
         return values
     true = openings_of(truth.track)
     best, shift = openings.r_cross_best(seen, true)
-    true_lips = lips_at(truth.track, seen.times_s)
+    true_lips = lip_points_at(truth.track, seen.times_s)
     return values | {
         "r_cross": openings.r_cross(seen, true),
         "r_cross_best": best,
@@ -231,12 +249,9 @@ def _silent_leak(seen: Openings, speech: Path) -> dict[str, float]:
 
 
 def _windows(speech: Path, times_s: NDArray[np.float64], spec: MelSpec) -> NDArray[np.float32]:
-    blocks = media.read_audio(speech, spec.sample_rate_hz)
-    try:
+    with closing(media.read_audio(speech, spec.sample_rate_hz)) as blocks:
         track = MelTrack(blocks, spec)
         pieces = [track.windows(times_s[first : first + 256]) for first in range(0, len(times_s), 256)]
-    finally:
-        blocks.close()
     return np.concatenate(pieces) if pieces else np.zeros((0, spec.bands, spec.window), np.float32)
 
 
@@ -259,18 +274,10 @@ def _public_figures(judges: Judges, crops: GridCrops | None, speech: Path) -> di
     crops.finish()
     if sum(crops.valid) < FEWEST_SYNC:
         return {}
-    blocks = media.read_audio(speech, 16000)
-    try:
-        # As much sound as there are pictures: an hour of it would not fit.
-        samples, wanted = [], round(len(crops) / 25 * 16000)
-        for block in blocks:
-            samples.append(block)
-            if sum(map(len, samples)) >= wanted:
-                break
-    finally:
-        blocks.close()
     rows = embed_forward(crops, judges.public.embed_lips, frames=judges.public.frames)
-    distance, confidence, offset = judges.public.scores(rows, np.concatenate(samples)[:wanted])
+    # As much sound as there are pictures: an hour of it would not fit.
+    samples = media.first_samples(speech, 16000, len(crops) * 16000 // GRID_HZ)
+    distance, confidence, offset = judges.public.scores(rows, samples)
     return {"lse_d": distance, "lse_c": confidence, "lse_offset": offset}
 
 

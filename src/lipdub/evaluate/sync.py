@@ -7,14 +7,12 @@ automated lip sync in the wild"), with cosines in the place of distances, since 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from lipdub.bundles.expert import ExpertSpec
 
 GRID_HZ = 25
 REACH = 15
@@ -25,23 +23,6 @@ PIECE = 64
 """Frames that are embedded together."""
 
 
-class SyncExpert(Protocol):
-    """Our sync expert (``lipdub.bundles.expert.Expert``)."""
-
-    @property
-    def spec(self) -> ExpertSpec:
-        """Crop and mel of the inputs."""
-        ...
-
-    def embed_lips(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Unit rows (N, E) for aligned crops uint8 (N, S, S, 3) at 25 Hz; each looks at `spec.frames` of them, the ends are repeated."""
-        ...
-
-    def embed_sound(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Unit rows (N, E) for mel windows float32 (N, bands, window)."""
-        ...
-
-
 class PublicSync(Protocol):
     """The public SyncNet behind LSE-D and LSE-C (``lipdub.train.public_syncnet``); the command hands it in, so that nothing here
     needs torch."""
@@ -49,28 +30,26 @@ class PublicSync(Protocol):
     @property
     def size(self) -> int:
         """Side of the crops, px."""
-        ...
 
     @property
     def frames(self) -> int:
         """Crops that one window looks at."""
-        ...
 
     def embed_lips(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """One row per window of `frames` successive crops, uint8 (N, size, size, 3) RGB at 25 Hz: (N - frames + 1, E)."""
-        ...
 
     def scores(self, lips: NDArray[np.float32], samples: NDArray[np.float32]) -> tuple[float, float, float]:
         """LSE-D, LSE-C and offset in frames of the windows' rows (N, E) and the sound, mono float32 at 16 kHz in [-1, 1]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class SyncFigures:
-    """offset: frames at 25 Hz by which the lips come after the sound (negative: before it), the shift with the highest mean cosine; 0 is
-    right, but for the clip's own offset. The sign is SyncNet's; training counts how late the sound is. confidence: that mean cosine
-    less the median over all shifts, 0 to 2, higher is better (SyncNet's "median less minimum distance"). cosine: mean cosine at no shift,
-    -1 to 1, higher is better. NaN: too little to go by.
+    """How sound and lips belong together; NaN where there is too little to go by.
+
+    offset: frames at 25 Hz by which the lips come after the sound (negative: before it): the shift with the highest mean cosine. 0 is
+    right, but for the clip's own offset. The sign is SyncNet's; training counts how late the sound is.
+    confidence: that mean cosine less the median over all shifts, 0 to 2, higher is better (SyncNet's "median less minimum distance").
+    cosine: mean cosine at no shift, -1 to 1, higher is better.
     """
 
     offset: float
@@ -175,17 +154,13 @@ class GridCrops:
 def embed_centred(crops: GridCrops, embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]], *, context: int) -> NDArray[np.float32]:
     """Rows of all slots by an `embed` whose row looks `context` slots both ways; a piece at a time, as if all at once."""
     rows = []
-    for first, end in _pieces(len(crops)):
-        low, high = max(0, first - context), min(len(crops), end + context)
-        rows.append(embed(crops.read(low, high))[first - low : first - low + end - first])
+    for first in range(0, len(crops), PIECE):
+        low, end = max(0, first - context), min(len(crops), first + PIECE)
+        rows.append(embed(crops.read(low, min(len(crops), end + context)))[first - low : end - low])
     return np.concatenate(rows)
 
 
 def embed_forward(crops: GridCrops, embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]], *, frames: int) -> NDArray[np.float32]:
     """Rows of all windows of `frames` successive slots by an `embed` that gives one row per window; a piece at a time."""
-    return np.concatenate([embed(crops.read(first, end + frames - 1)) for first, end in _pieces(len(crops) - frames + 1)])
-
-
-def _pieces(count: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, count, PIECE):
-        yield first, min(count, first + PIECE)
+    starts = range(0, len(crops) - frames + 1, PIECE)
+    return np.concatenate([embed(crops.read(first, min(len(crops), first + PIECE + frames - 1))) for first in starts])

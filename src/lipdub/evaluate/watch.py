@@ -1,7 +1,8 @@
 """Reading videos side by side: the face of each one, and the dub beside its source, frame by frame.
 
-Every video is analysed once (``tracked``, kept in a folder where one is given); a dub is read once, its source beside it. Full
-frames are held a chunk at a time.
+* Every video is analysed once (``tracked``), and the analysis is kept in a folder where one is given.
+* A dub and its source are decoded once each, at the same time.
+* Of either one a chunk of frames is held.
 """
 
 from __future__ import annotations
@@ -16,29 +17,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
-from lipdub.evaluate.openings import Openings, nearest
+from lipdub.evaluate.openings import nearest
 from lipdub.faces import crop
 from lipdub.faces.cache import UNLIMITED_BYTES, AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.follow import follow
 from lipdub.faces.landmarks import LIPS, opening_of
 from lipdub.faces.track import NO_FACE, FaceTrack
-from lipdub.records import Face, FrameChunk
+from lipdub.media.planes import RgbPicture, YuvChunk, YuvPicture
+from lipdub.records import Face
 
-CHUNK_BYTES = 16 * 2**20
 SAME_PLACE = 0.25
 """A face whose middle lies further than this from where the source's is (unit crop) is somebody else's."""
 
 
-def tracked(video: Path, *, size: int, cache: Path | None = None, detectors: DetectorFactory = MediapipeDetector) -> FaceTrack:
+def tracked(
+    video: Path,
+    *,
+    size: int,
+    cache: Path | None = None,
+    detectors: DetectorFactory = MediapipeDetector,
+    threads: int | None = None,
+) -> FaceTrack:
     """The face of one person in every frame of `video`, as a dub sees it; its reference store is the caller's to close.
 
-    size: side of the reference crops, px. cache: folder of an analysis cache without a limit. detectors: makes what finds faces.
+    size: side of the reference crops, px.
+    cache: folder of an analysis cache without a limit.
+    detectors: makes what finds faces.
+    threads: cores to use, None for all.
 
     Raises UnreadableMedia, NoVideoStream.
     """
     kept = None if cache is None else AnalysisCache(cache, UNLIMITED_BYTES)
-    return follow(video, media.probe(video), size=size, detectors=detectors, cache=kept)[0]
+    return follow(video, media.probe(video), size=size, detectors=detectors, cache=kept, threads=threads)[0]
 
 
 def same_file(one: Path, other: Path) -> bool:
@@ -58,8 +69,8 @@ class Frames:
     """The frames of one video by number, asked for in rising order; one chunk is held. A context manager."""
 
     def __init__(self, video: Path) -> None:
-        self._chunks = media.read_frames(video, chunk_bytes=CHUNK_BYTES)
-        self._chunk: FrameChunk | None = None
+        self._chunks = media.read_planes(video)
+        self._chunk: YuvChunk | None = None
 
     def __enter__(self) -> Frames:
         return self
@@ -67,8 +78,8 @@ class Frames:
     def __exit__(self, *error: object) -> None:
         self._chunks.close()
 
-    def at(self, number: int) -> NDArray[np.uint8] | None:
-        """Frame `number`, uint8 (H, W, 3); None where the video has fewer. Raises ``ValueError`` for a frame that has gone by."""
+    def at(self, number: int) -> YuvPicture | None:
+        """Frame `number`; None where the video has fewer. Raises ``ValueError`` for a frame that has gone by."""
         while self._chunk is None or number >= self._chunk.index + len(self._chunk):
             chunk = next(self._chunks, None)
             if chunk is None:
@@ -76,40 +87,48 @@ class Frames:
             self._chunk = chunk
         if number < self._chunk.index:
             raise ValueError(f"frame {number} has gone by, the chunk at hand starts with {self._chunk.index}")
-        return np.asarray(self._chunk.pixels[number - self._chunk.index], np.uint8)
+        return self._chunk.picture(number - self._chunk.index)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Sight:
-    """One frame of a dub beside its source.
+class FramePair:
+    """One frame of a dub beside its source's.
 
-    number, time_s: of the dub's frame. row: the source frame that it shows, -1 where that is not known. pixels: uint8 (H, W, 3).
-    source: likewise, None where `row` is -1. opening: of the dubbed mouth, NaN without a face. lips: float32 (40, 2), its lips in the
-    unit crop of the source's alignment (its own, where `row` is -1), NaN without a face.
+    number, time_s: of the dub's frame.
+    row: number of the source frame that it shows, -1 where that is not known.
+    dub: the dub's frame.
+    source: the source's, None where `row` is -1.
+    opening: of the dubbed mouth, NaN without a face.
+    lips: float32 (40, 2), the dubbed lips in the unit crop of the source's alignment, NaN without a face. Where `row` is -1 or the source
+    has no face, the alignment is the dub's own.
     """
 
     number: int
     time_s: float
     row: int
-    pixels: NDArray[np.uint8]
-    source: NDArray[np.uint8] | None
+    dub: RgbPicture
+    source: RgbPicture | None
     opening: float
     lips: NDArray[np.float32]
 
 
-def side_by_side(dubbed: Path, source: Path, track: FaceTrack, *, detectors: DetectorFactory = MediapipeDetector) -> Iterator[Sight]:
-    """The frames of `dubbed`, each with the frame of `source` that it shows: the one at the same time (of a photo, the photo).
+def side_by_side(dubbed: Path, source: Path, track: FaceTrack, *, detectors: DetectorFactory = MediapipeDetector) -> Iterator[FramePair]:
+    """The frames of `dubbed`, each with the frame of `source` at the same time; where that is a photo, with the photo.
 
-    track: of `source`. Of several faces the one that lies where the source's does is looked at. A dub that goes on beyond its source's
-    end (``--fit longest``) has no source frames there. detectors: makes what finds faces. Raises UnreadableMedia, NoVideoStream.
+    track: of `source`.
+    detectors: makes what finds faces.
+
+    Of several faces in the dub, the one that lies where the source's does is measured. A dub that goes on beyond the end of its source
+    (``--fit longest``) has no source frames there.
+
+    Raises UnreadableMedia, NoVideoStream.
     """
     step_s = float(np.median(np.diff(track.times_s))) if len(track) > 1 else 0.0
     still = media.probe(source).is_still
     times_s = track.times_s
     shot = -1
     with ExitStack() as stack:
-        sources, shown = stack.enter_context(Frames(source)), stack.enter_context(Frames(dubbed))
-        # The detector sees planes, as when `track` was made; figures are of RGB.
+        sources = stack.enter_context(Frames(source))
         chunks = stack.enter_context(closing(media.read_planes(dubbed)))
         detector = stack.enter_context(closing(detectors()))
         for chunk in chunks:
@@ -122,19 +141,17 @@ def side_by_side(dubbed: Path, source: Path, track: FaceTrack, *, detectors: Det
                     if shot >= 0:
                         detector.reset()
                     shot = int(track.shot[row])
-                pixels = shown.at(chunk.index + offset)
-                assert pixels is not None
+                # The detector sees planes, as when `track` was made; figures are of RGB.
+                picture = chunk.picture(offset)
                 aligned = track.similarity[row] if row >= 0 and track.status[row] != NO_FACE else None
-                face = _face_at(detector.detect(chunk.picture(offset)), aligned)
+                face = _face_at(detector.detect(picture), aligned)
                 time_s = float(chunk.times_s[offset])
-                yield Sight(chunk.index + offset, time_s, row, pixels, beside, *_mouth(face, aligned))
+                pictures = _rgb(picture), None if beside is None else _rgb(beside)
+                yield FramePair(chunk.index + offset, time_s, row, *pictures, *_mouth(face, aligned))
 
 
-def openings_beside(dubbed: Path, source: Path, track: FaceTrack) -> Openings:
-    """The openings of a dub, looked at where its analysed source has the face."""
-    seen = [(sight.time_s, sight.opening) for sight in side_by_side(dubbed, source, track)]
-    times_s, opening = np.array(seen, np.float64).reshape(-1, 2).T
-    return Openings(times_s, opening)
+def _rgb(picture: YuvPicture) -> RgbPicture:
+    return RgbPicture(picture.rgb(0, 0, picture.width, picture.height))
 
 
 def _face_at(faces: Sequence[Face], aligned: NDArray[np.float64] | None) -> Face | None:
@@ -157,7 +174,7 @@ def _mouth(face: Face | None, aligned: NDArray[np.float64] | None) -> tuple[floa
     return opening_of(face.landmarks), crop.to_unit(face.landmarks[LIPS, :2], similarity)
 
 
-def lips_at(track: FaceTrack, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+def lip_points_at(track: FaceTrack, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
     """The lips of an analysed video at the frames nearest to `times_s` (N,): float32 (N, 40, 2) in the unit crop, NaN without a face."""
     step_s = float(np.median(np.diff(track.times_s))) if len(track) > 1 else 0.04
     rows = nearest(track.times_s, times_s, step_s)

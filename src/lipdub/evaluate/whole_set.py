@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, suppress
@@ -32,13 +31,12 @@ from lipdub.atomic import remove_leftovers, write_whole
 from lipdub.bundles import bundle
 from lipdub.bundles.expert import SPEC_FILE as EXPERT_FILE
 from lipdub.errors import LipdubError, NoAudioStream, OutputRefused, UnreadableMedia
-from lipdub.evaluate import openings
-from lipdub.evaluate.clips import ListedClip, cut_pictures, cut_sound, list_clips, seconds_of, write_wav
-from lipdub.evaluate.drawings import encoded, heat_map, strip
+from lipdub.evaluate import drawings
+from lipdub.evaluate.clips import SOUND_HZ, ListedClip, cut_pictures, cut_sound, list_clips, seconds_of
 from lipdub.evaluate.frozen import FrozenMouth, with_one_reference
-from lipdub.evaluate.openings import MEASURABLE, Openings, open_share, openings_of
-from lipdub.evaluate.scorecard import plain, summarise
-from lipdub.evaluate.scoring import Judges, Known, Score, faces_at, open_judges, score
+from lipdub.evaluate.openings import MEASURABLE, open_share, openings_of
+from lipdub.evaluate.scorecard import numbers, summarise
+from lipdub.evaluate.scoring import Judges, Known, address_of, clip_record, faces_at, open_judges, score
 from lipdub.evaluate.sync import PublicSync
 from lipdub.evaluate.watch import tracked
 from lipdub.faces.analysis_key import content_digest
@@ -46,10 +44,10 @@ from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.model import Model, open_model
 from lipdub.options import Device, DubOptions, Fit, Silence
 from lipdub.pipeline import dub
-from lipdub.speech.lip_track import lips_at
+from lipdub.reports import plain
 from lipdub.stages import cores
 
-FIGURES_VERSION = 3
+FIGURES_VERSION = 4
 """Goes up whenever a figure is measured otherwise than before: kept results are measured again then."""
 SILENCE_S = 4.0
 """So long is the sound of digital silence that each clip is dubbed with for the silent leak."""
@@ -61,8 +59,12 @@ RUN_FILE = "run.json"
 class SetOptions:
     """What every clip is measured with.
 
-    model: bundle by name or folder. out: folder for results and dubs; pieces: folder for what does not depend on the model. expert: by
-    name or folder. open_public: opens the public SyncNet, and `public_key` names its weights. detectors: makes what finds faces.
+    model, expert: by name or folder.
+    out: folder for results and dubs.
+    pieces: folder for what does not depend on the model.
+    threads: cores for one clip.
+    open_public: opens the public SyncNet; `public_key` names its weights.
+    detectors: makes what finds faces.
     """
 
     model: str
@@ -88,7 +90,12 @@ class ClipTask:
 
 @dataclass(frozen=True, slots=True)
 class ClipResult:
-    """What became of a clip. record: as it stands in the JSON, None where it was left out, and `why` says why, in one line."""
+    """What became of a clip.
+
+    record: as it stands in the JSON; None where the clip was left out.
+    why: why it was left out, one line.
+    kept: the record is of an earlier run.
+    """
 
     name: str
     record: dict[str, Any] | None
@@ -165,24 +172,17 @@ def run_settings(options: SetOptions) -> dict[str, str]:
     folder = bundle.resolve(options.model)
     spec = bundle.load_spec(folder)
     expert = "none"
-    with suppress(LipdubError, OSError):
-        expert = _digest([bundle.resolve(options.expert, spec_file=EXPERT_FILE) / EXPERT_FILE])
+    with suppress(LipdubError):
+        expert = content_digest(bundle.resolve(options.expert, spec_file=EXPERT_FILE) / EXPERT_FILE)[:16]
     return {
         "model": spec.name,
-        "bundle": _digest([folder / bundle.SPEC_FILE]),  # which holds the graphs' hashes, as the expert's does
+        "bundle": content_digest(folder / bundle.SPEC_FILE)[:16],  # which holds the graphs' hashes, as the expert's does
         "silence": options.silence,
         "expert": expert,
         "syncnet": options.public_key or "none",
         "figures": str(FIGURES_VERSION),
         "lipdub": __version__,
     }
-
-
-def _digest(files: Iterable[Path]) -> str:
-    found = hashlib.sha256()
-    for file in files:
-        found.update(file.read_bytes())
-    return found.hexdigest()[:16]
 
 
 def begin(options: SetOptions, *, force: bool) -> dict[str, str]:
@@ -235,11 +235,11 @@ def run_set(
     if jobs == 1:
         for task in todo:
             book(work(task))
-    else:
-        for task in _in_pool(todo, work, jobs, book):
-            # One of the clips that were under way brought a worker down: each on its own, so that it is known which.
-            for unlucky in _in_pool([task], work, 1, book):
-                book(ClipResult(unlucky.name, None, "its worker died, most likely for want of memory"))
+        todo = []
+    for task in _in_pool(todo, work, jobs, book):
+        # One of the clips that were under way brought a worker down: each on its own, so that it is known which.
+        for unlucky in _in_pool([task], work, 1, book):
+            book(ClipResult(unlucky.name, None, "its worker died, most likely for want of memory"))
     return [done[task.name] for task in tasks]
 
 
@@ -288,7 +288,7 @@ def measure(options: SetOptions, settings: dict[str, str], task: ClipTask) -> Cl
         record["key"] = _key(task, settings)
         for suffix, data in pictures.items():
             write_whole(options.out / "clips" / f"{task.name}{suffix}", data)
-        write_whole(_record_file(task, options), json.dumps(record, allow_nan=False))
+        write_whole(options.out / "clips" / f"{task.name}.json", json.dumps(record, allow_nan=False))
     except LipdubError as error:
         return ClipResult(task.name, None, str(error))
     except OSError as error:
@@ -296,10 +296,6 @@ def measure(options: SetOptions, settings: dict[str, str], task: ClipTask) -> Cl
     except Exception as error:  # a bug that one clip brings out must not cost the other clips' hours
         return ClipResult(task.name, None, f"{type(error).__name__}: {' '.join(str(error).split())}")
     return ClipResult(task.name, record)
-
-
-def _record_file(task: ClipTask, options: SetOptions) -> Path:
-    return options.out / "clips" / f"{task.name}.json"
 
 
 def _key(task: ClipTask, settings: dict[str, str]) -> str:
@@ -310,7 +306,7 @@ def _key(task: ClipTask, settings: dict[str, str]) -> str:
 def _kept(task: ClipTask, options: SetOptions, settings: dict[str, str]) -> dict[str, Any] | None:
     """The record of an earlier run with the same clips and settings."""
     try:
-        record: dict[str, Any] = json.loads(_record_file(task, options).read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((options.out / "clips" / f"{task.name}.json").read_text(encoding="utf-8"))
         return record if record["key"] == _key(task, settings) else None
     except (OSError, ValueError, KeyError, TypeError, LipdubError):
         return None
@@ -326,8 +322,11 @@ def _opened(options: SetOptions) -> tuple[Model, Judges]:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """What is cut out of one clip. picture: second half; truth: first half; copy: the latter coded as a dub is. Sounds: of the first
-    half, of the second, of another clip, and none."""
+    """What is cut out of one clip.
+
+    picture: second half. truth: first half. copy: the latter coded as a dub is.
+    Sounds: of the first half, of the second, of another clip, and none.
+    """
 
     picture: Path
     truth: Path
@@ -346,12 +345,11 @@ def measure_clip(options: SetOptions, task: ClipTask) -> tuple[dict[str, Any], d
     model, judges = _opened(options)
     size = model.spec.crop.size
     pieces = cut_clip(task, options.pieces)
-    known = partial(tracked, size=size, cache=options.pieces / "tracks", detectors=options.detectors)
+    known = partial(tracked, size=size, cache=options.pieces / "tracks", detectors=options.detectors, threads=options.threads)
     with ExitStack() as stack:
-        source = Known(pieces.picture, known(pieces.picture))
-        stack.enter_context(closing(source.track.references))
-        truth = Known(pieces.truth, known(pieces.truth))
-        stack.enter_context(closing(truth.track.references))
+        source, truth = (Known(path, known(path)) for path in (pieces.picture, pieces.truth))
+        for analysed in (source, truth):
+            stack.enter_context(closing(analysed.track.references))
         own, true = openings_of(source.track), openings_of(truth.track)
         against = partial(score, mask=model.spec.crop, judges=judges, detectors=options.detectors)
 
@@ -379,49 +377,16 @@ def measure_clip(options: SetOptions, task: ClipTask) -> tuple[dict[str, Any], d
         scores["frozen"] = against(frozen, source, pieces.first_sound, truth=truth, unwanted=own)
         scores["frozen_own"] = against(frozen, source, pieces.own_sound, truth=source)
         address = address_of(model, pieces.first_sound, cross.drawn.times_s)
-        pictures = _pictures(cross, truth, address)
-    return {**_record(task, scores, own, true), "address_max": float(address.max(initial=0))}, pictures
-
-
-def _record(task: ClipTask, scores: dict[str, Score], own: Openings, true: Openings) -> dict[str, Any]:
-    drawn = scores["cross"].drawn
-    record = {
-        "clip": task.clip.name,
-        "name": task.name,
-        "wrong_audio_of": None if task.other is None else task.other.name,
-        "frames": len(drawn),
-        "seconds": float(drawn.times_s[-1] + drawn.step_s) if len(drawn) else 0.0,
-        "measurable": bool(scores["ground_truth"].figures["r_cross"] >= MEASURABLE),
-        "source_open_share": openings.open_share(own),
-        "rows": {row: found.figures for row, found in scores.items()},
-        "left_out": {row: found.left_out for row, found in scores.items()},
-        "curves": {
-            "times_s": drawn.times_s.tolist(),
-            "drawn": drawn.opening.tolist(),
-            "truth": true.at(drawn.times_s).tolist(),
-            "source": own.at(drawn.times_s).tolist(),
-        },
-    }
-    answer = plain(record)
-    assert isinstance(answer, dict)
-    return answer
-
-
-def _pictures(cross: Score, truth: Known, address: NDArray[np.float32]) -> dict[str, bytes]:
-    """Strip (source, dubbed, truth) and address heat map."""
-    pictures = {}
-    if len(cross.strip):
-        rows = [cross.source_strip, cross.strip, faces_at(truth, cross.strip_s)]
-        pictures[".strip.jpg"] = encoded(strip(rows), ".jpg")
-    if len(address):
-        pictures[".address.png"] = encoded(heat_map(address), ".png")
-    return pictures
-
-
-def address_of(model: Model, sound: Path, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The model's address over its slots for the sound at `times_s` (N,): float32 (N, slots)."""
-    with closing(lips_at(sound, model.memory, times_s)) as pieces:
-        return np.concatenate([np.empty((0, model.spec.slots), np.float32), *(lips.address for lips in pieces if lips.address is not None)])
+        record = plain(
+            {
+                "wrong_audio_of": None if task.other is None else task.other.name,
+                "measurable": bool(scores["ground_truth"].figures["r_cross"] >= MEASURABLE),
+                "source_open_share": open_share(own),
+                **clip_record(scores, {"truth": true, "source": own}, address, clip=task.clip.name, name=task.name),
+            }
+        )
+        strips = [cross.source_strip, cross.strip, faces_at(truth, cross.strip_s)]
+    return record, drawings.pictures_of(strips, address)
 
 
 def cut_clip(task: ClipTask, folder: Path) -> Pieces:
@@ -455,15 +420,15 @@ def cut_clip(task: ClipTask, folder: Path) -> Pieces:
     if not pieces.copy.exists():
         cut_pictures(clip, pieces.copy, 0, middle, crf=DubOptions().crf, preset=DubOptions().preset)
     seconds = seconds_of(pieces.picture)
-    if not pieces.first_sound.exists():
-        cut_sound(clip, pieces.first_sound, middle_s)
-    if not pieces.own_sound.exists():
-        cut_sound(clip, pieces.own_sound, seconds, start_s=middle_s)
-    if pieces.wrong_sound is not None and not pieces.wrong_sound.exists():
-        assert task.other is not None
-        cut_sound(task.other, pieces.wrong_sound, seconds)
+    for sound, of, start_s, length_s in (
+        (pieces.first_sound, clip, 0.0, middle_s),
+        (pieces.own_sound, clip, middle_s, seconds),
+        (pieces.wrong_sound, task.other, 0.0, seconds),
+    ):
+        if sound is not None and of is not None and not sound.exists():
+            cut_sound(of, sound, length_s, start_s=start_s)
     if not pieces.silence.exists():
-        write_wav(pieces.silence, np.zeros(round(min(SILENCE_S, seconds) * 16000), np.float32))
+        media.write_wav(pieces.silence, np.zeros(round(min(SILENCE_S, seconds) * SOUND_HZ)), SOUND_HZ)
     return pieces
 
 
@@ -476,7 +441,7 @@ def _times_of(video: Path) -> NDArray[np.float64]:
 def set_scorecard(results: Sequence[ClipResult], settings: dict[str, str], left_out: dict[str, str]) -> dict[str, Any]:
     """The scorecard of a set, ready for JSON: statistics over all clips and over the measurable ones, the clips, those left out."""
     clips = [result.record for result in results if result.record is not None]
-    rows = [{row: {name: _number(value) for name, value in figures.items()} for row, figures in clip["rows"].items()} for clip in clips]
+    rows = [{row: numbers(figures) for row, figures in clip["rows"].items()} for clip in clips]
     measurable = [row for row, clip in zip(rows, clips, strict=True) if clip["measurable"]]
     return {
         "settings": settings,
@@ -494,10 +459,6 @@ def pictures_of(results: Sequence[ClipResult], options: SetOptions) -> dict[str,
             with suppress(OSError):
                 found.setdefault(result.name, {})[ending] = (options.out / "clips" / f"{result.name}{ending}").read_bytes()
     return found
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
 
 
 def with_threads(options: SetOptions, jobs: int) -> SetOptions:

@@ -46,15 +46,12 @@ class FaceDetector(Protocol):
 
     def detect(self, picture: Picture) -> list[Face]:
         """Faces of the next frame; empty where there is none."""
-        ...
 
     def reset(self) -> None:
         """Forget what was seen: the next frame belongs to another shot."""
-        ...
 
     def close(self) -> None:
         """Free the models."""
-        ...
 
 
 class DetectorFactory(Protocol):
@@ -62,7 +59,6 @@ class DetectorFactory(Protocol):
 
     def __call__(self, *, max_faces: int = MAX_FACES) -> FaceDetector:
         """A new detector, which the caller closes. max_faces: faces of a frame that it gives at most."""
-        ...
 
 
 @dataclass(slots=True)

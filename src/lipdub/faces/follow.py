@@ -28,26 +28,38 @@ def follow(
     cache: AnalysisCache | None = None,
     clock: Clock | None = None,
     on_frames: Callable[[int], None] | None = None,
+    threads: int | None = None,
 ) -> tuple[FaceTrack, bool]:
     """The face in every frame of `video`, whose `info` was read before, and whether the cache knew it. The caller closes its references.
 
-    size: side of the reference crops in px. detectors: makes one detector, and more where there are cores for them. cache: where analyses
-    are kept, None for nowhere. clock: has the time booked. on_frames: told how many frames each step took.
+    size: side of the reference crops in px.
+    detectors: makes one detector, and more where there are cores for them.
+    cache: where analyses are kept, None for nowhere.
+    clock: has the time booked.
+    on_frames: told how many frames each step took.
+    threads: cores to use, None for all of this process; with fewer cores fewer detectors watch at once.
 
     Raises UnreadableMedia, NoVideoStream.
     """
     clock = clock or Clock()
     # Stages inside count for themselves: what is left for the cache is reading the file and the kept track.
     with nullcontext() if cache is None else clock("cache"):
-        analysed = partial(_analysed, video, info, size, detectors, clock, on_frames)
+        at_once = _side_by_side(threads or cores())
+        analysed = partial(_analysed, video, info, size, detectors, clock, on_frames, at_once)
         return cached_track(video, analysed, size_px=size, cache=cache)
 
 
 def _analysed(
-    video: Path, info: VideoInfo, size: int, detectors: DetectorFactory, clock: Clock, on_frames: Callable[[int], None] | None
+    video: Path,
+    info: VideoInfo,
+    size: int,
+    detectors: DetectorFactory,
+    clock: Clock,
+    on_frames: Callable[[int], None] | None,
+    at_once: int,
 ) -> FaceTrack:
     with clock("faces"), ExitStack() as stack:
-        first, *more = [stack.enter_context(closing(detectors())) for _ in range(_side_by_side())]
+        first, *more = [stack.enter_context(closing(detectors())) for _ in range(at_once)]
         stages = stack.enter_context(Stages())
         frames = stages.ahead(clock.timed("decode", media.read_planes(video)))
         track = analyse(clock.timed("wait", frames), first, size=size, on_frames=on_frames, more=more)
@@ -59,6 +71,6 @@ def held_still(track: FaceTrack) -> FaceTrack:
     return replace(track, strength=(track.status == DUBBED).astype(np.float32))
 
 
-def _side_by_side() -> int:
+def _side_by_side(threads: int) -> int:
     """Detectors that watch at once: one on up to three cores, where decoding and the mesh fill them; at most eight."""
-    return min(8, max(1, cores() // 2))
+    return min(8, max(1, threads // 2))

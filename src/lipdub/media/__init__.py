@@ -10,21 +10,25 @@ the matrix and range of their own stream. The output carries the source's colour
 from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
 from lipdub.media.muxing import mux
-from lipdub.media.output import COMMENT, check_folder, check_output, check_suffix
-from lipdub.media.pictures import SPAN_FRAMES, probe, read_frames, read_planes, read_span, read_span_planes
+from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix
+from lipdub.media.pictures import probe, read_frames, read_planes, read_span
 from lipdub.media.playback import play
-from lipdub.media.sound import audio_duration_s, has_sound, read_audio
+from lipdub.media.sound import audio_duration_s, first_samples, has_sound, read_audio, write_wav
+from lipdub.media.stills import encode_picture
 from lipdub.media.writer import Writer
 
 __all__ = [
     "COMMENT",
-    "SPAN_FRAMES",
     "VIDEO_SUFFIXES",
     "Writer",
     "audio_duration_s",
+    "check_file",
     "check_folder",
     "check_output",
+    "check_picture",
     "check_suffix",
+    "encode_picture",
+    "first_samples",
     "has_sound",
     "mux",
     "play",
@@ -33,6 +37,6 @@ __all__ = [
     "read_frames",
     "read_planes",
     "read_span",
-    "read_span_planes",
     "to_planes",
+    "write_wav",
 ]

@@ -13,6 +13,9 @@ VIDEO_SUFFIXES: Final = frozenset(
 )  # fmt: skip
 """What counts as a video where a folder is searched; a file that is named is read whatever its suffix."""
 
+PICTURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg")
+"""What pictures are written as."""
+
 PCM: Final = frozenset(
     f"pcm_{kind}" for kind in ("u8", "s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be", "f64le", "f64be")
 )

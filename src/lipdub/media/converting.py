@@ -30,15 +30,12 @@ class Converter(Protocol[Chunk]):
 
     def begin(self, count: int) -> None:
         """Take memory for a chunk of up to `count` frames."""
-        ...
 
     def put(self, slot: int, frame: av.VideoFrame) -> None:
         """Convert a frame into its slot."""
-        ...
 
     def chunk(self, index: int, count: int, pts: NDArray[np.int64], time_base: Fraction) -> Chunk:
         """The frames in the first `count` slots."""
-        ...
 
 
 class ToRgb:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import av
@@ -15,8 +17,8 @@ import av.error
 import imageio_ffmpeg
 import numpy as np
 
-from lipdub.media import muxing
-
+OLDEST_FFMPEG = 5
+"""Before it, neither ``setts=duration`` nor ``movie_timescale`` exist."""
 _SIDE_PX = 256
 """Hardware encoders refuse pictures that are much smaller."""
 
@@ -30,12 +32,15 @@ class Program:
     new_enough: bool
 
 
-def programs() -> tuple[Program, ...]:
+def programs() -> Iterator[Program]:
     """The ffmpeg programs there are: the one on PATH, then the one that came with imageio-ffmpeg. The first that is new enough is used."""
-    paths = [shutil.which("ffmpeg")]
+    on_path = shutil.which("ffmpeg")
+    if on_path:
+        yield _described(on_path)
     with suppress(RuntimeError):
-        paths.append(str(imageio_ffmpeg.get_ffmpeg_exe()))
-    return tuple(_described(path) for path in dict.fromkeys(paths) if path)
+        bundled = str(imageio_ffmpeg.get_ffmpeg_exe())
+        if bundled != on_path:
+            yield _described(bundled)
 
 
 def program_encodes(program: Program, codec: str) -> bool:
@@ -81,11 +86,13 @@ def _encoded_sound(context: av.AudioCodecContext) -> list[Any]:
     return [*context.encode(frame), *context.encode(None)]
 
 
+@cache
 def _described(path: str) -> Program:
     try:
         said = subprocess.run([path, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return Program(path, "", False)
-    match = re.match(rb"ffmpeg version (\S+)", said)
+    match = re.match(rb"ffmpeg version (n?(?:(\d+)\.)?\S*)", said)
     version = match[1].decode(errors="replace") if match else "of unknown version"
-    return Program(path, version, muxing._major_version(path) >= muxing._OLDEST_FFMPEG)
+    # One built from a snapshot counts as new.
+    return Program(path, version, not (match and match[2]) or int(match[2]) >= OLDEST_FFMPEG)

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 
 import ffmpeg
-import imageio_ffmpeg
 
 from lipdub.atomic import whole_file
 from lipdub.errors import EncodingFailed, NoAudioStream
 from lipdub.media.clock import shown_until_s
 from lipdub.media.containers import container_of
+from lipdub.media.facts import OLDEST_FFMPEG, programs
 from lipdub.media.files import audio_stream, opened, url_of, video_stream
 from lipdub.media.output import COMMENT, check_output
 from lipdub.media.sound import GAP_S, sounds
-
-_OLDEST_FFMPEG = 5
-"""Before it, neither ``setts=duration`` nor ``movie_timescale`` exist."""
 
 
 def mux(video: Path, speech: Path, out: Path, *, duration_s: Fraction, force: bool) -> None:
@@ -144,28 +138,11 @@ def _seconds(time_s: Fraction) -> str:
 
 
 def _program() -> str:
-    """The FFmpeg program: the one on PATH if it is of version 5 or later, else the one that imageio-ffmpeg brings.
-
-    Raises EncodingFailed.
-    """
-    found = shutil.which("ffmpeg")
-    if found and _major_version(found) >= _OLDEST_FFMPEG:
-        return found
-    try:
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except RuntimeError as error:
-        raise EncodingFailed(f"there is no ffmpeg program of version {_OLDEST_FFMPEG} or later; install FFmpeg") from error
-
-
-@cache
-def _major_version(program: str) -> int:
-    """The major version of an FFmpeg program; 0 if it does not run. One built from a snapshot counts as new."""
-    try:
-        said = subprocess.run([program, "-version"], stdin=subprocess.DEVNULL, capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return 0
-    number = re.match(rb"ffmpeg version n?(\d+)\.", said)
-    return int(number[1]) if number else 99
+    """The FFmpeg program to use: the first one that is new enough. Raises EncodingFailed."""
+    for program in programs():
+        if program.new_enough:
+            return program.path
+    raise EncodingFailed(f"there is no ffmpeg program of version {OLDEST_FFMPEG} or later; install FFmpeg")
 
 
 def _run(command: list[str], out: Path) -> None:

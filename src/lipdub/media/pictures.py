@@ -17,7 +17,7 @@ from lipdub.errors import UnreadableMedia
 from lipdub.media.clock import NO_PTS, FrameClock, shown_until_s
 from lipdub.media.converting import Chunk, Converter, ToPlanes, ToRgb
 from lipdub.media.files import decoded, is_photo_format, opened, origin_of_s, video_stream
-from lipdub.media.planes import YuvChunk
+from lipdub.media.planes import YuvChunk, i420_bytes
 from lipdub.media.turning import quarter_turns
 from lipdub.records import ColorTags, FrameChunk, VideoInfo
 
@@ -144,40 +144,31 @@ SPAN_FRAMES = 16
 """How many frames of a video that is played backwards are held at a time, at most."""
 
 
-def read_span(path: Path, pts: NDArray[np.int64], first: int, end: int) -> FrameChunk:
-    """The frames [first, end) of `path`, upright RGB, decoded from the key frame before them.
+def read_span(path: Path, pts: NDArray[np.int64], first: int, end: int) -> YuvChunk:
+    """The frames [first, end) of `path` as `read_planes` gives them, decoded from the key frame before them.
 
-    pts: int64 (N,), the ticks of all frames as `read_frames` gave them. At least one frame and at most as many as fit 64 MiB
-    are given: the last ones of the span, so ``index`` may be later than `first`.
+    pts: int64 (N,), the ticks of all frames as `read_planes` gave them.
+
+    At least one frame and at most as many as fit 12 MiB are given: the last ones of the span, so ``index`` may be later than `first`.
 
     Raises:
         UnreadableMedia, NoVideoStream: as `probe`; UnreadableMedia, too, where the file no longer holds these frames.
     """
-    return _span(path, pts, first, end, CHUNK_BYTES, lambda frame, photo: ToRgb(frame, path))
-
-
-def read_span_planes(path: Path, pts: NDArray[np.int64], first: int, end: int) -> YuvChunk:
-    """The same frames in planes; at most as many as fit 12 MiB. Raises as `read_span`."""
-    return _span(path, pts, first, end, 2 * PLANES_BYTES, lambda frame, photo: ToPlanes(frame, path, photo=photo))
-
-
-def _span(path: Path, pts: NDArray[np.int64], first: int, end: int, rgb_bytes: int, start: _Start[Chunk]) -> Chunk:
-    """See `read_span`. rgb_bytes: gives as many frames as fit in so many bytes as RGB, which takes twice the room of planes."""
     with opened(path) as container:
         stream = video_stream(container, path)
         time_base = stream.time_base
         assert time_base is not None
-        size = 3 * stream.codec_context.width * stream.codec_context.height
-        first = max(first, end - max(1, min(SPAN_FRAMES, rgb_bytes // max(1, size))))
+        frame_bytes = i420_bytes(stream.codec_context.height, stream.codec_context.width)
+        first = max(first, end - max(1, min(SPAN_FRAMES, PLANES_BYTES // max(1, frame_bytes))))
         wanted, found = pts[first:end], set[int]()
         shift = -round(origin_of_s(container) / time_base)
-        convert: Converter[Chunk] | None = None
+        convert: ToPlanes | None = None
         if not is_photo_format(container) and container.format.name not in NO_PTS:
             with suppress(av.error.FFmpegError):
                 container.seek(int(wanted[0]) - shift, stream=stream, backward=True, any_frame=False)
             for frame in decoded(container, stream):
                 if convert is None:
-                    convert = start(frame, False)
+                    convert = ToPlanes(frame, path, photo=False)
                     convert.begin(len(wanted))
                 tick = None if frame.pts is None else frame.pts + shift
                 if tick is not None and wanted[0] <= tick <= wanted[-1] and tick not in found:
@@ -189,12 +180,12 @@ def _span(path: Path, pts: NDArray[np.int64], first: int, end: int, rgb_bytes: i
                     break
     if convert is not None and len(found) == len(wanted):
         return convert.chunk(first, len(wanted), wanted.astype(np.int64), time_base)
-    return _span_from_start(path, wanted, first, end, start)
+    return _span_from_start(path, wanted, first, end)
 
 
-def _span_from_start(path: Path, wanted: NDArray[np.int64], first: int, end: int, start: _Start[Chunk]) -> Chunk:
+def _span_from_start(path: Path, wanted: NDArray[np.int64], first: int, end: int) -> YuvChunk:
     """The same for streams whose times had to be mended, and formats that cannot seek: read on from the start."""
-    convert: Converter[Chunk] | None = None
+    convert: ToPlanes | None = None
     with opened(path) as container:
         stream = video_stream(container, path)
         time_base = stream.time_base
@@ -203,7 +194,7 @@ def _span_from_start(path: Path, wanted: NDArray[np.int64], first: int, end: int
             if index < first:
                 continue
             if convert is None:
-                convert = start(frame, is_photo_format(container))
+                convert = ToPlanes(frame, path, photo=is_photo_format(container))
                 convert.begin(end - first)
             convert.put(index - first, frame)
             if index == end - 1:

@@ -25,21 +25,17 @@ class Picture(Protocol):
     @property
     def height(self) -> int:
         """Rows in px."""
-        ...
 
     @property
     def width(self) -> int:
         """Columns in px."""
-        ...
 
     def rgb(self, x0: int, y0: int, x1: int, y1: int, *, size: Size | None = None) -> NDArray[np.uint8]:
         """The region [x0, x1) x [y0, y1), which lies in the picture, uint8 (h, w, 3) RGB; with `size`, averaged down to that width
         and height. May be a view."""
-        ...
 
     def grey(self, step: int) -> NDArray[np.float32]:
         """Every `step`-th pixel's brightness both ways, float32 in [0, 1]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.errors import UnreadableMedia
-from lipdub.media.pictures import SPAN_FRAMES, read_planes, read_span_planes
+from lipdub.media.pictures import SPAN_FRAMES, read_planes, read_span
 from lipdub.media.planes import YuvChunk
 from lipdub.timeline import Timeline
 
@@ -55,14 +55,14 @@ def _forward(video: Path, first: int, end: int) -> Generator[YuvChunk, None, Non
 def _backward(video: Path, pts: NDArray[np.int64], first: int, end: int) -> Generator[YuvChunk, None, None]:
     """The frames [first, end), last one first, a few at a time: each piece is decoded forwards from the key frame before it."""
     while end > first:
-        piece = read_span_planes(video, pts, max(first, end - SPAN_FRAMES), end)
+        piece = read_span(video, pts, max(first, end - SPAN_FRAMES), end)
         yield replace(piece, data=piece.data[::-1])
         end = piece.index
 
 
 def _held(video: Path, pts: NDArray[np.int64], source: int, count: int) -> Generator[YuvChunk, None, None]:
     """One frame, shown `count` times."""
-    picture = read_span_planes(video, pts, source, source + 1)
+    picture = read_span(video, pts, source, source + 1)
     for first in range(0, count, HELD_FRAMES):
         shown = min(HELD_FRAMES, count - first)
         yield replace(picture, data=np.repeat(picture.data, shown, axis=0), pts=np.arange(shown, dtype=np.int64))

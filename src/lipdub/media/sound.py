@@ -1,8 +1,10 @@
-"""Sound: read as mono samples, and measured."""
+"""Sound: read as mono samples, measured, and written."""
 
 from __future__ import annotations
 
+import wave
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from numpy.typing import NDArray
 
+from lipdub.atomic import whole_file
 from lipdub.errors import NoAudioStream
 from lipdub.media.files import audio_stream, decoded, opened, origin_of_s
 
@@ -119,6 +122,26 @@ def read_audio(path: Path, sample_rate_hz: int) -> Generator[NDArray[np.float32]
             yield np.concatenate(held)
         if not total:
             raise NoAudioStream(f"the sound of '{path}' has no samples; give a file with speech in it")
+
+
+def first_samples(path: Path, sample_rate_hz: int, count: int) -> NDArray[np.float32]:
+    """The first `count` samples that `read_audio` gives, float32 (n,), fewer where the sound is shorter. Raises as `read_audio`."""
+    held: list[NDArray[np.float32]] = []
+    with closing(read_audio(path, sample_rate_hz)) as blocks:
+        for block in blocks:
+            held.append(block)
+            if sum(map(len, held)) >= count:
+                break
+    return np.concatenate(held)[:count]
+
+
+def write_wav(out: Path, samples: NDArray[np.float32 | np.float64], sample_rate_hz: int) -> None:
+    """Write mono samples (n,) in [-1, 1] as 16-bit WAV, whole or not at all. Raises WriteFailed."""
+    with whole_file(out) as part, wave.open(str(part), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sample_rate_hz)
+        file.writeframes(np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
 
 
 def audio_duration_s(path: Path) -> Fraction:

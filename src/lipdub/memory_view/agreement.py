@@ -124,9 +124,7 @@ def _shuffled(labels: NDArray[np.int64], segments: NDArray[np.int64], random: np
 
 def information_bits(joint: NDArray[np.float64]) -> float:
     """Mutual information in bits of a joint distribution (rows x columns, sums to 1)."""
-    independent = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
-    known = joint > 0
-    return float((joint[known] * np.log2(joint[known] / independent[known])).sum())
+    return float(entropy(joint.sum(axis=1), base=2) + entropy(joint.sum(axis=0), base=2) - entropy(joint, base=2, axis=None))
 
 
 def _joint(labels: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import __version__, media
 from lipdub.atomic import files_into
-from lipdub.errors import EncodingFailed, MediaError, OutputRefused, PhonemesError
+from lipdub.errors import MediaError, OutputRefused, PhonemesError
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.memory_view import pictures
-from lipdub.memory_view.agreement import Agreement, agreement
-from lipdub.memory_view.mouths import Sitter, draw, find_sitter, measure_openings
+from lipdub.memory_view.agreement import Agreement, Partition, agreement
+from lipdub.memory_view.mouths import PortraitCrop, draw, find_portrait, measure_openings
 from lipdub.memory_view.usage import Usage, explained_by_address, slot_features, usage_of
 from lipdub.model import Model, open_model
 from lipdub.options import Device
@@ -28,6 +26,7 @@ from lipdub.phonetics.alignment import Alignment
 from lipdub.phonetics.alignment_files import write_alignment
 from lipdub.phonetics.classes import CLASSES
 from lipdub.records import MelSpec
+from lipdub.reports import plain
 from lipdub.speech.lip_track import lips_at
 from lipdub.speech.mel import cut_windows, log_mel
 
@@ -46,11 +45,13 @@ OnProgress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class MemoryReport:
-    """What was seen. share and opening go by slot; the figures are explained at `Usage` and `Agreement`.
+    """What was seen; the figures are explained at `Usage` and `Agreement`.
 
-    speech_s: how much speech was looked at. explained: share of the lip features' variance that is linear in the address. opening:
-    float64 (S,), of the mouth that each slot draws, NaN where the detector saw none. commonest: for each slot the classes whose
-    windows recall it most above average. files: what was written.
+    speech_s: how much speech was looked at.
+    explained: share of the lip features' variance that is linear in the address.
+    opening: float64 (S,), of the mouth that each slot draws, NaN where the detector saw none.
+    commonest: for each slot the classes whose windows recall it most above average.
+    files: what was written.
     """
 
     model: str
@@ -66,7 +67,7 @@ class MemoryReport:
 
     def to_json(self) -> str:
         """All of it as JSON; what is not known is null."""
-        return json.dumps(_plain({"version": __version__, "classes": CLASSES, **asdict(self)}), ensure_ascii=False, indent=1) + "\n"
+        return json.dumps(plain({"version": __version__, "classes": CLASSES, **asdict(self)}), ensure_ascii=False, indent=1) + "\n"
 
 
 def look(
@@ -87,21 +88,25 @@ def look(
 ) -> MemoryReport:
     """Look into the memory of `model` while it hears `speech`, and draw on `face` (photo or video); pictures and JSON into `out`.
 
-    alignment: the phonemes of the speech; without it there is no ``phonemes.png``. start_s, seconds: the stretch that ``track.png``
-    shows. keep_speech: put a copy of the speech (WAV) and its alignment beside the pictures. detectors: makes what finds faces. The
-    folder `out` is made; the files appear when all of them are complete, or not at all.
+    alignment: the phonemes of the speech; without it there is no ``phonemes.png``.
+    start_s, seconds: the stretch that ``track.png`` shows.
+    keep_speech: put a copy of the speech (WAV) and its alignment beside the pictures.
+    detectors: makes what finds faces.
+
+    The folder `out` is made; the files appear when all of them are complete, or not at all.
 
     Raises:
-        OutputRefused: `out` holds such files and `force` is not given, or cannot be written. MediaError: nothing to hear from `start_s`
-        on. UnreadableMedia, NoAudioStream, NoVideoStream, NoFaceFound, BundleNotFound, BundleInvalid, ProviderUnavailable.
+        OutputRefused: `out` holds such files and `force` is not given, or cannot be written.
+        MediaError: nothing to hear from `start_s` on.
         PhonemesError: the alignment is of another sound.
+        UnreadableMedia, NoAudioStream, NoVideoStream, NoFaceFound, BundleNotFound, BundleInvalid, ProviderUnavailable.
     """
     if not (start_s >= 0 and 0 < seconds <= 120):
         raise ValueError(f"the stretch to show must begin at 0 or later and last up to 120 s, got {start_s = }, {seconds = }")
     check_folder(out, inputs=[speech, face], force=force)
     tell = on_progress or (lambda stage, done, total: None)
     opened = open_model(model, device=device, threads=threads)
-    mel = _mel_of(speech)
+    mel = log_mel(media.first_samples(speech, MEL.sample_rate_hz, round(LONGEST_S * MEL.sample_rate_hz)), MEL)
     speech_s = mel.shape[1] / MEL.columns_per_s
     if alignment is not None and len(alignment) and alignment.phonemes[-1].start_s > speech_s and speech_s < LONGEST_S:
         raise PhonemesError(
@@ -110,13 +115,13 @@ def look(
     if start_s >= speech_s:
         raise MediaError(f"nothing to show from {start_s:g} s on: '{speech}' ends at {speech_s:.2f} s; choose an earlier start")
     tell("finding a face", 0, None)
-    sitter = find_sitter(face, opened.spec.crop.size, detectors=detectors)
+    portrait = find_portrait(face, opened.spec.crop.size, detectors=detectors)
     times_s = np.arange(0, speech_s, STEP_S)
     address, lip_feature = _recall(speech, opened, times_s, tell)
     usage = usage_of(address)
     rest = np.asarray(opened.spec.rest_feature, np.float32)
     features = np.concatenate([slot_features(address, lip_feature), rest[np.newaxis]])
-    drawn = draw(opened, sitter, features, on_drawn=lambda done: tell("drawing", done, len(features)))
+    drawn = draw(opened, portrait, features, on_drawn=lambda done: tell("drawing", done, len(features)))
     slots, at_rest = drawn[:-1], drawn[-1]
     opening = measure_openings(slots, detectors=detectors, on_measured=lambda done: tell("measuring", done, len(slots)))
     order = np.argsort(opening, kind="stable")
@@ -126,10 +131,10 @@ def look(
     sheets = {
         "slots.png": pictures.slot_grid(slots, usage, opening, at_rest, f"the mouth of each slot: {name}, on {Path(face).name}"),
         "usage.png": pictures.usage_bars(usage, f"{name}: {_usage_line(usage)}"),
-        "track.png": _track(opened, sitter, mel, times_s, address, lip_feature, opening, order, alignment, (start_s, seconds), name),
+        "track.png": _track(opened, portrait, mel, times_s, address, lip_feature, opening, order, alignment, (start_s, seconds), name),
     }
     if alignment is not None and found is not None:
-        faces = _class_faces(opened, sitter, lip_feature, alignment.classes_at(times_s))
+        faces = _class_faces(opened, portrait, lip_feature, alignment.classes_at(times_s))
         notes = agreement_lines(found)
         sheets["phonemes.png"] = pictures.phoneme_matrix(found.matrix, found.windows, order, faces, f"phoneme class x slot: {name}", notes)
     kept = ("speech.wav", "alignment.csv") if keep_speech and alignment is not None else ()
@@ -140,7 +145,7 @@ def look(
     )  # fmt: skip
     with files_into(out) as folder:
         for file, picture in sheets.items():
-            _save(picture, folder / file)
+            (folder / file).write_bytes(media.encode_picture(picture, ".png"))
         (folder / "memory.json").write_text(report.to_json(), encoding="utf-8")
         if alignment is not None and kept:
             shutil.copyfile(speech, folder / "speech.wav")
@@ -152,20 +157,13 @@ def look(
 
 def check_folder(out: Path, *, inputs: Sequence[Path] = (), force: bool) -> None:
     """Raise OutputRefused, saying what to do next, unless the pictures can be written into the folder `out` and no input would be lost."""
-    if out.exists() and not out.is_dir():
-        raise OutputRefused(f"cannot write into '{out}': it is a file; give a folder")
-    if not out.exists() and not out.absolute().parent.is_dir():
-        raise OutputRefused(f"cannot make '{out}': there is no folder '{out.absolute().parent}'; create it first")
-    for path in inputs:
+    if out.is_dir():
         for name in FILES:
-            if (out / name).exists() and path.exists() and os.path.samefile(out / name, path):
-                raise OutputRefused(f"cannot write '{out / name}': it is an input; choose another folder")
-    there = [name for name in FILES if os.path.lexists(out / name)]
-    if there and not force:
-        raise OutputRefused(f"'{out / there[0]}' exists already; add --force to replace it, or choose another folder")
-    holder = out if out.exists() else out.absolute().parent
-    if not os.access(holder, os.W_OK | os.X_OK):
-        raise OutputRefused(f"cannot write into '{out}': no permission; choose another folder")
+            media.check_file(out / name, inputs=inputs, force=force)
+    elif out.exists():
+        raise OutputRefused(f"cannot write into '{out}': it is a file; give a folder")
+    else:
+        media.check_folder(out)
 
 
 def agreement_lines(found: Agreement) -> tuple[str, ...]:
@@ -173,11 +171,10 @@ def agreement_lines(found: Agreement) -> tuple[str, ...]:
     if not np.isfinite(found.class_bits):
         return ("too little speech for figures",)
 
-    def of(name: str, part: object) -> str:
-        p = asdict(part)  # type: ignore[call-overload]
+    def of(name: str, part: Partition) -> str:
         return (
-            f"{name} ({p['groups']}): {p['information_bits']:.2f} bits (shuffled {p['shuffled_bits']:.2f}), "
-            f"purity {p['purity']:.2f} (shuffled {p['shuffled_purity']:.2f}), names the class right {100 * p['accuracy']:.0f}%"
+            f"{name} ({part.groups}): {part.information_bits:.2f} bits (shuffled {part.shuffled_bits:.2f}), "
+            f"purity {part.purity:.2f} (shuffled {part.shuffled_purity:.2f}), names the class right {100 * part.accuracy:.0f}%"
         )
 
     return (
@@ -197,17 +194,6 @@ def _usage_line(usage: Usage) -> str:
     )
 
 
-def _mel_of(speech: Path) -> NDArray[np.float32]:
-    """Mel (bands, columns) of the start of the speech: for the picture, and to compare the address with what it was made from."""
-    held: list[NDArray[np.float32]] = []
-    with closing(media.read_audio(speech, MEL.sample_rate_hz)) as blocks:
-        for block in blocks:
-            held.append(block)
-            if sum(map(len, held)) >= LONGEST_S * MEL.sample_rate_hz:
-                break
-    return log_mel(np.concatenate(held)[: round(LONGEST_S * MEL.sample_rate_hz)], MEL)
-
-
 def _recall(speech: Path, model: Model, times_s: NDArray[np.float64], tell: OnProgress) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Address (N, S) and lip feature (N, C) at the times, as a dub recalls them, with progress."""
     found = []
@@ -220,7 +206,7 @@ def _recall(speech: Path, model: Model, times_s: NDArray[np.float64], tell: OnPr
 
 def _track(
     model: Model,
-    sitter: Sitter,
+    portrait: PortraitCrop,
     mel: NDArray[np.float32],
     times_s: NDArray[np.float64],
     address: NDArray[np.float32],
@@ -241,16 +227,18 @@ def _track(
     amounts = np.where(weight > 0.5, address[shown][:, known] @ opening[known] / np.maximum(weight, 1e-9), np.nan)
     return pictures.address_track(
         times_s=times_s[shown], sound=mel[:, columns].T, address=address[shown], order=order, mouths_s=times_s[at],
-        mouths=draw(model, sitter, lip_feature[at]), opening=np.asarray(amounts, np.float64), alignment=alignment,
+        mouths=draw(model, portrait, lip_feature[at]), opening=np.asarray(amounts, np.float64), alignment=alignment,
         title=f"address over time: {name}, from {stretch[0]:g} s",
     )  # fmt: skip
 
 
-def _class_faces(model: Model, sitter: Sitter, lip_feature: NDArray[np.float32], kinds: NDArray[np.int64]) -> dict[int, NDArray[np.uint8]]:
+def _class_faces(
+    model: Model, portrait: PortraitCrop, lip_feature: NDArray[np.float32], kinds: NDArray[np.int64]
+) -> dict[int, NDArray[np.uint8]]:
     """Class to the crop that the mean lip feature of its windows draws."""
     present = [int(kind) for kind in np.unique(kinds)]
     features = np.stack([lip_feature[kinds == kind].mean(axis=0) for kind in present])
-    return dict(zip(present, draw(model, sitter, features), strict=True))
+    return dict(zip(present, draw(model, portrait, features), strict=True))
 
 
 def _commonest(found: Agreement | None, slots: int) -> tuple[tuple[str, ...], ...]:
@@ -263,23 +251,3 @@ def _commonest(found: Agreement | None, slots: int) -> tuple[tuple[str, ...], ..
     return tuple(
         tuple(CLASSES[present[row]] for row in np.argsort(-ratio[:, slot])[:3] if ratio[row, slot] >= 1.3) for slot in range(slots)
     )
-
-
-def _save(picture: NDArray[np.uint8], file: Path) -> None:
-    done, data = cv2.imencode(".png", picture[:, :, ::-1])
-    if not done:
-        raise EncodingFailed(f"cannot write '{file.name}': the picture could not be encoded; show fewer seconds")
-    file.write_bytes(data.tobytes())
-
-
-def _plain(value: object) -> object:
-    """`value` as JSON knows it, numbers rounded."""
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return round(value, 6) if np.isfinite(value) else None
-    return value

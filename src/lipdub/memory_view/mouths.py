@@ -1,12 +1,12 @@
-"""A face that sits for the memory: the same crop again and again, with the mouths that lip features draw on it."""
+"""Mouths drawn on one and the same face, the portrait, so that only the lip features make a difference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Generator as TypeGenerator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path
 
 import cv2
@@ -18,16 +18,15 @@ from lipdub.errors import NoFaceFound
 from lipdub.faces import crop
 from lipdub.faces.analysis import analyse
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
-from lipdub.faces.follow import held_still
 from lipdub.faces.landmarks import opening_of
-from lipdub.faces.track import DUBBED, FaceTrack
-from lipdub.media.planes import RgbPicture, YuvChunk
+from lipdub.faces.track import DUBBED
+from lipdub.media.planes import RgbPicture
 from lipdub.model import Model
 from lipdub.paste.blend import paste
 from lipdub.records import FrameChunk
 
 FRAMES_SEARCHED = 150
-"""A sitter is taken from so many first frames of a video."""
+"""The portrait is taken from so many first frames of a video."""
 MEASURED_PX = 384
 """Drawn crops are enlarged to this side before the detector measures them."""
 PIECE = 32
@@ -37,7 +36,7 @@ Tell = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Sitter:
+class PortraitCrop:
     """An aligned crop and what is needed to draw on it. target, reference: uint8 (S, S, 3). outline: float32 (P, 2), unit crop."""
 
     target: NDArray[np.uint8]
@@ -45,59 +44,43 @@ class Sitter:
     outline: NDArray[np.float32]
 
 
-def find_sitter(path: Path, size: int, *, detectors: DetectorFactory = MediapipeDetector) -> Sitter:
+def find_portrait(path: Path, size: int, *, detectors: DetectorFactory = MediapipeDetector) -> PortraitCrop:
     """The face of a photo, or in a video the one of its first frames that faces the camera most squarely.
 
-    size: side of the crop in px. detectors: makes what finds faces. Raises UnreadableMedia, NoVideoStream, NoFaceFound.
+    size: side of the crop in px.
+    detectors: makes what finds faces.
+
+    Raises UnreadableMedia, NoVideoStream, NoFaceFound.
     """
-    info = media.probe(path)
-    with closing(detectors()) as detector, closing(_first_frames(path)) as frames:
-        track = analyse(frames, detector, size=size)
-    track = held_still(track) if info.is_still else track
+    with closing(detectors()) as detector, closing(media.read_planes(path)) as chunks:
+        track = analyse(takewhile(lambda chunk: chunk.index < FRAMES_SEARCHED, chunks), detector, size=size)
     with closing(track.references):
         usable = np.flatnonzero(track.status == DUBBED)
         if len(usable) == 0:
             raise NoFaceFound(f"no face in the first {len(track)} frames of '{path}' that could be redrawn; give another one with --face")
         chosen = int(usable[np.abs(track.pose[usable]).sum(axis=1).argmin()])
-        return _sit(path, track, chosen, size)
+        outline = track.outline[[chosen]].astype(np.float32)
+        chunk = media.read_span(path, track.pts, chosen, chosen + 1)
+        taken = crop.take(chunk, np.zeros(1, np.int64), track.similarity[[chosen]], outline, size)
+        return PortraitCrop(taken.pixels[0], track.references.pixels(int(track.reference[chosen])), outline[0])
 
 
-def _first_frames(path: Path) -> TypeGenerator[YuvChunk, None, None]:
-    with closing(media.read_planes(path)) as chunks:
-        for chunk in chunks:
-            yield chunk
-            if chunk.index + len(chunk) >= FRAMES_SEARCHED:
-                return
-
-
-def _sit(path: Path, track: FaceTrack, frame: int, size: int) -> Sitter:
-    with closing(media.read_planes(path)) as chunks:
-        for chunk in chunks:
-            if chunk.index <= frame < chunk.index + len(chunk):
-                row = np.array([frame - chunk.index])
-                outline = track.outline[frame][np.newaxis].astype(np.float32)
-                taken = crop.take(chunk, row, track.similarity[frame][np.newaxis], outline, size)
-                return Sitter(taken.pixels[0].copy(), track.references.get(int(track.reference[frame])).pixels.copy(), outline[0])
-    raise NoFaceFound(f"'{path}' gave fewer frames than before; was it changed meanwhile?")
-
-
-def draw(model: Model, sitter: Sitter, lip_features: NDArray[np.float32], *, on_drawn: Tell | None = None) -> NDArray[np.uint8]:
-    """The sitter with each of `lip_features` (N, C): uint8 (N, S, S, 3), pasted as a dub is."""
+def draw(model: Model, portrait: PortraitCrop, lip_features: NDArray[np.float32], *, on_drawn: Tell | None = None) -> NDArray[np.uint8]:
+    """The portrait with each of `lip_features` (N, C): uint8 (N, S, S, 3), pasted as a dub is."""
     spec = model.spec.crop
     pictures = np.empty((len(lip_features), spec.size, spec.size, 3), np.uint8)
-    to_unit = np.array([1 / spec.size, 0, 0, 0], np.float64)
     for first in range(0, len(lip_features), PIECE):
         piece = lip_features[first : first + PIECE]
-        here = np.repeat(sitter.target[np.newaxis], len(piece), axis=0)
-        references = np.repeat(sitter.reference[np.newaxis], len(piece), axis=0)
-        drawn = model.generator.draw(here, references, np.ascontiguousarray(piece, np.float32))
         rows = np.arange(len(piece))
-        chunk = media.to_planes(FrameChunk(0, here, rows, Fraction(1, 25)))
-        outlines = np.repeat(sitter.outline[np.newaxis], len(piece), axis=0)
-        crops = crop.take(chunk, rows, np.repeat(to_unit[np.newaxis], len(piece), axis=0), outlines, spec.size)
-        paste(chunk, crops, drawn, np.ones(len(piece), np.float32), spec)
-        for slot in rows:
-            pictures[first + slot] = chunk.picture(int(slot)).rgb(0, 0, spec.size, spec.size)
+        targets, references, outlines = (
+            np.repeat(one[np.newaxis], len(piece), axis=0) for one in (portrait.target, portrait.reference, portrait.outline)
+        )
+        to_unit = np.tile([1 / spec.size, 0, 0, 0], (len(piece), 1))
+        drawn = model.generator.draw(targets, references, np.ascontiguousarray(piece, np.float32))
+        chunk = media.to_planes(FrameChunk(0, targets, rows, Fraction(1, 25)))
+        paste(chunk, crop.take(chunk, rows, to_unit, outlines, spec.size), drawn, np.ones(len(piece), np.float32), spec)
+        for row in rows:
+            pictures[first + row] = chunk.picture(int(row)).rgb(0, 0, spec.size, spec.size)
         if on_drawn is not None:
             on_drawn(first + len(piece))
     return pictures

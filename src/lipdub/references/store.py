@@ -1,7 +1,9 @@
 """Reference pictures in an unnamed temporary file, so that memory does not grow with the number of shots.
 
-Each is kept twice: as the crop that the generator sees, raw, and, where the video shows the face finer than that, as the same square
-at the video's own resolution, as JPEG: a film has thousands of them.
+A reference has up to two pictures of the same square of the face:
+
+* the crop that the generator sees, stored raw;
+* where the video has a higher resolution than the crop: the detail, at that resolution, stored as JPEG, because a film has thousands.
 """
 
 from __future__ import annotations
@@ -19,22 +21,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.JpegImagePlugin import JpegImageFile
 
+from lipdub.media.stills import encode_picture
 from lipdub.records import Reference
 
 DETAIL_PX = 768
-"""No detail has a longer side: a face that fills a 4K picture is averaged down."""
+"""Longest side of a detail: a face that fills a 4K picture is scaled down to it."""
 FINER_THAN_FRAME = 1.5
-"""Detail px per frame px: it is interpolated twice, here and in the paste, which at one px to one costs a twentieth of the sharpness."""
+"""Detail px per frame px. The detail is interpolated here and again in the paste; at 1 px per px that costs 5 % of the sharpness."""
 LEAST_GAIN = 1.15
-"""Where a video or one of its frames shows a face less than this much finer than the crop, the crop has it all."""
+"""A detail is kept where the frame's resolution is at least this many times the crop's."""
 MOST_JPEG_BYTES = 2**22
-"""No detail takes more: noise of the longest side takes less than half of it."""
+"""Most that a detail may take; pure noise of the longest side takes less than half of it."""
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
 """Colour as fine as brightness: lips end in red, not in grey."""
 _PIXELS, _DETAIL, _BYTES, _ROOM = range(4)
-"""What is kept in memory of each reference: where its pixels and its JPEG lie in the file, how long the JPEG is (0: there is none), and
-how long another one may be in the same place."""
+"""What is kept in memory of each reference.
+
+* Where its pixels and its JPEG begin in the file.
+* Bytes of the JPEG, 0 without one.
+* Bytes that another JPEG may take in the same place.
+"""
 _KEPT = 4
 
 
@@ -117,10 +124,7 @@ class ReferenceStore:
         side = len(detail)
         if detail.shape != (side, side, 3) or detail.dtype != np.uint8 or not self.size < side <= DETAIL_PX:
             raise ValueError(f"a detail is uint8 (D, D, 3), {self.size} < D <= {DETAIL_PX}, got {detail.dtype} {detail.shape}")
-        done, data = cv2.imencode(".jpg", cv2.cvtColor(detail, cv2.COLOR_RGB2BGR), _JPEG)
-        if not done:
-            raise ValueError(f"OpenCV cannot write a JPEG of {side} px")
-        return data.tobytes()
+        return encode_picture(detail, ".jpg", _JPEG)
 
     def _write(self, number: int, pixels: NDArray[np.uint8], jpeg: bytes) -> None:
         self._file.seek(self._places[_KEPT * number + _PIXELS])
@@ -131,8 +135,8 @@ class ReferenceStore:
         first = _KEPT * number
         room = self._places[first + _ROOM]
         if len(jpeg) > room:
-            # What does not fit moves to the end, into at least twice the room: however often a detail is replaced, it takes at most four
-            # times the longest one, and what was never written in it is a hole in the file.
+            # It moves to the end of the file, into at least twice the room. So all places that one reference ever had take at most four
+            # times its longest JPEG, and the bytes that were never written are a hole in the file.
             room = max(len(jpeg), 2 * room)
             self._places[first + _DETAIL], self._places[first + _ROOM] = self._end, room
             self._end += room

@@ -46,14 +46,14 @@ def imports() -> Iterator[Finding]:
             yield Finding(module, "red", f"does not load: {one_line(error)}", hint)
         else:
             if package:
-                versions.append(f"{package} {_version(package)}")
+                versions.append(f"{package} {version_of(package)}")
     if versions:
         yield Finding("libraries", "green", ", ".join(versions))
 
 
 def packages_of(module: str) -> Iterator[Finding]:
     """Exactly one package brings the module."""
-    installed = [f"{package} {version}" for package in _SAME_FOLDER[module] if (version := _version(package))]
+    installed = [f"{package} {version}" for package in _SAME_FOLDER[module] if (version := version_of(package))]
     if len(installed) == 1:
         yield Finding(module, "green", f"from {installed[0]}, and from no other package")
     elif installed:
@@ -80,17 +80,17 @@ def faces() -> Iterator[Finding]:
     with MediapipeDetector() as detector:
         found = detector.detect(picture)
     if len(found) == 1:
-        yield Finding("face detection", "green", f"mediapipe {_version('mediapipe')} finds the face of a portrait")
+        yield Finding("face detection", "green", f"mediapipe {version_of('mediapipe')} finds the face of a portrait")
     else:
         fix = "pip install --force-reinstall mediapipe==0.10.21"
-        yield Finding("face detection", "red", f"mediapipe {_version('mediapipe')} finds {len(found)} faces in a portrait of one", fix)
+        yield Finding("face detection", "red", f"mediapipe {version_of('mediapipe')} finds {len(found)} faces in a portrait of one", fix)
 
 
 def ffmpeg() -> Iterator[Finding]:
     """The ffmpeg program that joins picture and sound."""
     from lipdub.media import facts
 
-    programs = facts.programs()
+    programs = list(facts.programs())
     used = next((program for program in programs if program.new_enough), None)
     if used is None:
         what = ", ".join(f"{program.path} {program.version or 'does not run'}" for program in programs) or "there is none"
@@ -120,7 +120,8 @@ def encoders() -> Iterator[Finding]:
         yield Finding("h264_nvenc", "green", "encodes on the GPU, too; lipdub encodes with libx264")
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The installed version of a package, "" where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lipdub.checkup.doctor.finding import Finding, guarded, one_line
-from lipdub.checkup.doctor.libraries import REINSTALL
+from lipdub.checkup.doctor.libraries import REINSTALL, version_of
 from lipdub.checkup.doctor.machine import gpus
+
+if TYPE_CHECKING:
+    from lipdub.bundles.bundle import BundleSpec
+    from lipdub.bundles.expert import ExpertSpec
 
 _REFETCH = "install lipdub again (pip install --force-reinstall lipdub), or copy the bundle again"
 
@@ -23,36 +27,35 @@ def look(task: object) -> list[dict[str, str]]:
 
 
 def bundles() -> Iterator[Finding]:
-    """Model bundles that came with lipdub: their graphs are the ones that were exported."""
+    """The model bundles that came with lipdub."""
     from lipdub.bundles import bundle
-    from lipdub.errors import LipdubError
 
-    names = bundle.available()
-    if not names:
+    if not bundle.available():
         yield Finding("models", "red", "no model came with this lipdub", REINSTALL)
-    for name in names:
-        try:
-            folder = bundle.resolve(name)
-            spec = bundle.load_spec(folder)
-        except LipdubError as error:
-            yield Finding(f"model {name}", "red", one_line(error), _REFETCH)
-        else:
-            yield Finding(f"model {name}", "green", f"hashes right, {_size(folder, spec.graphs)}, licence {spec.license}")
+    yield from _hashes(bundle.SPEC_FILE, bundle.load_spec)
 
 
 def experts() -> Iterator[Finding]:
     """The sync expert that judges dubs; ``lipdub evaluate`` wants it, a dub does not."""
-    from lipdub.bundles import bundle, expert
+    from lipdub.bundles import expert
+
+    yield from _hashes(expert.SPEC_FILE, expert.load_spec, " (judges dubs)")
+
+
+def _hashes(spec_file: str, load_spec: Callable[[Path], BundleSpec | ExpertSpec], role: str = "") -> Iterator[Finding]:
+    """Whether the graphs of every model of that kind are the ones that were exported."""
+    from lipdub.bundles import bundle
     from lipdub.errors import LipdubError
 
-    for name in bundle.available(expert.SPEC_FILE):
+    for name in bundle.available(spec_file):
         try:
-            folder = bundle.resolve(name, spec_file=expert.SPEC_FILE)
-            spec = expert.load_spec(folder)
+            folder = bundle.resolve(name, spec_file=spec_file)
+            spec = load_spec(folder)
         except LipdubError as error:
             yield Finding(f"model {name}", "red", one_line(error), _REFETCH)
         else:
-            yield Finding(f"model {name}", "green", f"hashes right, {_size(folder, spec.graphs)}, licence {spec.license} (judges dubs)")
+            size = sum((folder / graph).stat().st_size for graph in spec.graphs) / 1e6
+            yield Finding(f"model {name}", "green", f"hashes right, {size:.1f} MB, licence {spec.license}{role}")
 
 
 def processor() -> Iterator[Finding]:
@@ -96,13 +99,5 @@ def _ran(device: str) -> tuple[float, str]:
 
 
 def _version() -> str:
-    for package in ("onnxruntime-gpu", "onnxruntime"):
-        try:
-            return f"{package} {importlib.metadata.version(package)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return "of unknown version"
-
-
-def _size(folder: Path, graphs: dict[str, str]) -> str:
-    return f"{sum((folder / graph).stat().st_size for graph in graphs) / 1e6:.1f} MB"
+    installed = (f"{package} {version}" for package in ("onnxruntime-gpu", "onnxruntime") if (version := version_of(package)))
+    return next(installed, "of unknown version")

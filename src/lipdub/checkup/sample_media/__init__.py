@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import wave
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -51,12 +50,7 @@ def write_video(
 
 def write_speech(path: Path, *, seconds: float) -> None:
     """Write `seconds` of sound as .wav, 16 kHz mono: vowels between closed lips, with pauses, in one voice. It says nothing."""
-    samples = np.round(_voice(max(1, round(seconds * SAMPLE_RATE_HZ))) * 32767).astype("<i2")
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE_HZ)
-        file.writeframes(samples.tobytes())
+    media.write_wav(path, _voice(max(1, round(seconds * SAMPLE_RATE_HZ))), SAMPLE_RATE_HZ)
 
 
 def _portrait() -> NDArray[np.uint8]:
