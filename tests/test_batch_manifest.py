@@ -22,7 +22,7 @@ from lipdub.batch.manifest import _KNOWN
 from lipdub.bundles import bundle
 from lipdub.cli.app import app
 from lipdub.errors import ManifestError
-from lipdub.options import DubOptions
+from lipdub.options import DubOptions, dub_options
 
 
 @pytest.fixture
@@ -339,6 +339,12 @@ def test_json_lines_mean_what_the_table_means(folder):
     other = manifest(folder, "talk.mp4,speech.wav,out.mp4,23,true,speech,,mine,r.json", head=head)
     assert [row.options for row in read_manifest(one)] == [row.options for row in read_manifest(other)]
     assert read_manifest(one)[0].report == folder / "r.json"
+
+
+def test_a_json_line_may_hold_every_option_as_the_number_or_truth_that_it_is(folder):
+    typed = {option.name: option.low if option.kind is int else True for option in dub_options() if option.kind is not str}
+    (row,) = read_manifest(json_lines(folder, ROW | typed))
+    assert {name: getattr(row.options, name) for name in typed} == typed
 
 
 def test_json_lines_are_counted_and_empty_ones_passed_over(folder):

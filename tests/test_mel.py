@@ -77,7 +77,7 @@ def test_speech_is_librosas_mel_too(speech: NDArray[np.float32]) -> None:
 
 
 def by_librosa(samples: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The convention of the design, section 5, in librosa's own words, in double precision."""
+    """The convention of docs/architecture.md in librosa's own words, in double precision."""
     emphasised = samples.astype(np.float64).copy()
     emphasised[1:] -= 0.97 * samples[:-1].astype(np.float64)
     spectrum = np.abs(librosa.stft(emphasised, n_fft=800, hop_length=200, win_length=800, window="hann", center=True, pad_mode="constant"))

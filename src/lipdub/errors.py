@@ -24,7 +24,7 @@
         └── ExportFailed         graph and torch disagree, or torch cannot make the graph
 
 Every message says what is wrong, where, and what to do next; foreign exceptions are mapped where they can appear
-(``media.py``, ``runtime.py``, ``bundle.py``, ``train/``) and chained with ``from``.
+(``media/``, ``runtime/``, ``bundles/``, ``train/``) and chained with ``from``.
 """
 
 from __future__ import annotations

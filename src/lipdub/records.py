@@ -227,7 +227,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class MelSpec:
-    """The log-mel convention (design, section 5). Values in Hz and samples; `floor_db` maps to -4 and 0 dB re `reference_db` to 4."""
+    """The log-mel convention (docs/architecture.md). Values in Hz and samples; `floor_db` maps to -4 and 0 dB re `reference_db` to 4."""
 
     sample_rate_hz: int = 16000
     n_fft: int = 800

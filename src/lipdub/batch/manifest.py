@@ -37,6 +37,8 @@ from lipdub.reports import check_report
 JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
 _KNOWN: Final = (*REQUIRED, *(option.name for option in dub_options()), "report")
 """Columns that there are. A model and a report are paths from the manifest's folder."""
+_KINDS: Final = {option.name: option.kind for option in dub_options()}
+"""What an option's column holds: text, whole numbers, or true and false."""
 Owned = Callable[[Location, Identity], bool]
 """Whether the content that stands at a place was written by this very batch, so that it may be replaced."""
 
@@ -255,9 +257,9 @@ def _json_cells(line: str) -> dict[str, str]:
             given[column] = ""
         elif isinstance(value, str):
             given[column] = value.strip()
-        elif isinstance(value, bool) and column in ("strict", "force"):
+        elif isinstance(value, bool) and _KINDS.get(column) is bool:
             given[column] = str(value).lower()
-        elif isinstance(value, int | float) and not isinstance(value, bool) and column in ("crf", "threads"):
+        elif isinstance(value, int | float) and not isinstance(value, bool) and _KINDS.get(column) is int:
             given[column] = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
         else:
             raise ManifestError(f"{column} cannot be {json.dumps(value, default=lambda _: '...')[:40]}; see lipdub sync --help")

@@ -129,8 +129,8 @@ def bias(drawn: Openings, truth: Openings) -> float:
 def open_share(drawn: Openings, where: NDArray[np.bool_] | None = None) -> float:
     """Share of the frames with a face (of those `where`, bool (N,)) whose opening is above ``OPEN_ABOVE``.
 
-    In [0, 1]; over frames in digital silence it is the *silent leak*, and lower is better ("Leak and articulation", field notes 3.5;
-    KeySync's LipLeak asks the same of a mouth aspect ratio). NaN where there is no such frame.
+    In [0, 1]; over frames in digital silence it is the *silent leak*, and lower is better (KeySync's LipLeak
+    asks the same of a mouth aspect ratio). NaN where there is no such frame.
     """
     known = np.isfinite(drawn.opening) if where is None else np.isfinite(drawn.opening) & where
     return float((drawn.opening[known] > OPEN_ABOVE).mean()) if known.any() else float("nan")

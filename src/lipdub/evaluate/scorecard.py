@@ -117,7 +117,7 @@ TARGETS: Final = (
     Target("cross", "sharpness", "mean", low=0.7),
     Target("own", "sharpness", "mean", low=0.7),
 )
-"""What a model is to reach (issue 3, "To show")."""
+"""What a model is to reach (docs/evaluation.md)."""
 
 
 @dataclass(frozen=True, slots=True)
