@@ -53,7 +53,7 @@ def fake_spec(
     name: str = "fake",
     backend: str = "memory",
     tap_distance_s: float = 0.0,
-    copies: bool = False,
+    has_flow: bool = False,
     heard_by: EncoderSpec | None = None,
 ) -> BundleSpec:
     """The spec of a fake bundle, hashes left out. masked_from: None for half of `size`. heard_by: the speech encoder that it stands on;
@@ -73,7 +73,7 @@ def fake_spec(
         graphs={},
         created_with="0.0.0",
         tap_distance_s=tap_distance_s,
-        copies=copies,
+        has_flow=has_flow,
         encoder=use,
     )
 
@@ -89,7 +89,7 @@ def write_fake_bundle(
     name: str = "fake",
     backend: str = "memory",
     tap_distance_s: float = 0.0,
-    copies: bool = False,
+    has_flow: bool = False,
     heard_by: EncoderSpec | None = None,
     draws: Draws = "reference",
     float16: bool = False,
@@ -110,7 +110,7 @@ def write_fake_bundle(
         name=name,
         backend=backend,
         tap_distance_s=tap_distance_s,
-        copies=copies,
+        has_flow=has_flow,
         heard_by=heard_by,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def rewrite_spec(folder: Path, **changes: object) -> BundleSpec:
 def as_version_1(folder: Path) -> None:
     """Make the bundle in `folder` one of format version 1: its generator gives the face alone, and its description knows no copies."""
     _keep_outputs(folder / bundle.GENERATOR_GRAPH, bundle.FACE)
-    rewrite_spec(folder, copies=False, voice_bands=0, network=None)
+    rewrite_spec(folder, has_flow=False, voice_bands=0, network=None)
     as_version_2(folder)
     described = json.loads((folder / bundle.SPEC_FILE).read_text(encoding="utf-8"))
     del described["copies"], described["voice_bands"]
@@ -190,7 +190,7 @@ def as_version_2(folder: Path) -> None:
     rewrite_spec(folder, points=False)
     described = json.loads((folder / bundle.SPEC_FILE).read_text(encoding="utf-8"))
     del described["network"], described["encoder"], described["points"]
-    described |= {"format_version": 2, "smoothing_s": described.pop("tap_distance_s")}
+    described |= {"format_version": 2, "smoothing_s": described.pop("tap_distance_s"), "copies": described.pop("has_flow")}
     (folder / bundle.SPEC_FILE).write_text(json.dumps(described), encoding="utf-8")
     weights = folder / "weights.safetensors"
     if weights.is_file():
@@ -257,14 +257,14 @@ def generator_graph(
         helper.make_node("Min", ["lit", "white"], [bundle.FACE]),
     ]
     weights = {"pick": pick, "white": np.ones((), np.float32)}
-    if spec.copies:
+    if spec.has_flow:
         cell = [bundle.FLOW_STRIDE] * 2
         shapes |= {"red_from": np.array([0]), "red_to": np.array([1]), "channels": np.array([1])}
         nodes += [
             helper.make_node("Slice", [bundle.REFERENCE, "box_from", "box_to", "rows_columns"], ["seen"]),
             helper.make_node("Slice", ["seen", "red_from", "red_to", "channels"], ["red"]),
             helper.make_node("Add", ["red", "white"], ["red_from_zero"]),
-            helper.make_node("Mul", ["red_from_zero", "share"], [bundle.PAINTED]),
+            helper.make_node("Mul", ["red_from_zero", "share"], [bundle.PAINT_MASK]),
             helper.make_node("AveragePool", ["seen"], ["cells"], kernel_shape=cell, strides=cell),
             helper.make_node("Conv", ["cells", "sideways"], ["places"], name="places"),
             helper.make_node("Mul", ["light", "eighth"], ["by_light"], name="by_light"),

@@ -21,13 +21,14 @@ import pytest
 import torch
 from drawn import draw_photo, draw_video
 from faces_for_tests import ScriptedDetector, face_at, portrait, scaled
-from fakes import MelSound, as_version_1
+from fakes import MelSound, as_version_1, write_fake_encoder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys import COMPACT, SIZE, write_clip
 
 from lipdub import __version__
-from lipdub.bundles import bundle
+from lipdub.bundles import bundle, encoder
+from lipdub.bundles.network import EncoderUse
 from lipdub.cli.app import main
 from lipdub.errors import CheckpointInvalid, LipdubError, OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.faces.detector import DetectorFactory, FaceDetector
@@ -125,7 +126,7 @@ def toy(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def of_clip(monkeypatch: pytest.MonkeyPatch, clip: Clip) -> None:
     """Every video is that toy person, already prepared."""
-    monkeypatch.setattr(adapting, "_prepared", lambda video, folder, config, detectors, tell: clip)
+    monkeypatch.setattr(adapting, "_prepared", lambda video, folder, config, source, detectors, tell: clip)
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +373,7 @@ def test_a_bundle_of_version_1_becomes_one_that_tells_of_copies_where_it_learned
     as_version_1(toy)
     done = adapt(Path("person.mp4"), tmp_path / "out", model=str(toy), settings=FEW)
     assert not done.kept_base
-    assert (done.spec.format_version, done.spec.copies) == (3, True)
+    assert (done.spec.format_version, done.spec.has_flow) == (3, True)
     generator = open_model(str(tmp_path / "out"), device="cpu", threads=1).generator
     pictures = np.zeros((1, SIZE, SIZE, 3), np.uint8)
     assert generator.draw(pictures, pictures, np.zeros((1, COMPACT.channels), np.float32)).copied is not None
@@ -385,7 +386,7 @@ def test_a_bundle_of_version_1_that_is_kept_is_kept_as_it_is(
     spoil(monkeypatch)
     done = adapt(Path("person.mp4"), tmp_path / "out", model=str(toy), settings=replace(FEW, steps=4))
     assert done.kept_base
-    assert not bundle.load_spec(tmp_path / "out").copies
+    assert not bundle.load_spec(tmp_path / "out").has_flow
     assert contents(tmp_path / "out")["generator.onnx"] == contents(toy)["generator.onnx"]
     open_model(str(tmp_path / "out"), device="cpu", threads=1)
 
@@ -612,6 +613,27 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
     yield run
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def test_a_bundle_on_a_speech_encoder_is_adapted_like_any_other(
+    footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Ran]
+) -> None:
+    monkeypatch.setattr(adapting, "LEAST_GAIN", 0.0)  # three steps at the rate for real people
+    monkeypatch.chdir(tmp_path)
+    ear = write_fake_encoder(tmp_path / "ear")
+    config = replace(COMPACT, mel=None, encoder=EncoderUse("ear", ear.graphs[encoder.GRAPH], ear.channels, (-1, 0, 1)))
+    memory, generator = LipMemory(config).eval(), FaceGenerator(config).eval()
+    spec = bundle.BundleSpec(
+        name="heard", backend="memory", format_version=bundle.FORMAT_VERSION, crop=config.crop, mel=None, encoder=config.encoder,
+        slots=config.slots, lip_channels=config.channels, license="CC0-1.0", training_data="none", graphs={}, created_with=__version__,
+        rest_feature=export.rest_feature(config, memory, [], beside=tmp_path / "heard"),
+    )  # fmt: skip
+    export.write_bundle(tmp_path / "heard", spec, config, memory, generator, half=True, beside={}, force=False)
+    ran = run("adapt", footage / "person.mp4", "-o", "anna", "--model", "./heard", "--steps", "3", "--device", "cpu")
+    assert ran.code == 0, ran
+    adapted = bundle.load_spec(tmp_path / "anna")
+    assert adapted.encoder == config.encoder
+    assert len(open_model("./anna", device="cpu", threads=1).memory.recall(np.zeros((2, 3, ear.channels), np.float32))) == 2
 
 
 def test_the_command_from_video_to_bundle(

@@ -52,12 +52,12 @@ def edit(folder: Path, **changes: Any) -> None:
     rest=st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=6),
     tap_distance_s=st.floats(0.0, 1.0),
     text=st.text(min_size=1),
-    copies=st.booleans(),
+    has_flow=st.booleans(),
     voice_bands=st.integers(0, 79),
 )
-def test_a_spec_survives_the_way_to_disk(rest: list[float], tap_distance_s: float, text: str, copies: bool, voice_bands: int) -> None:
+def test_a_spec_survives_the_way_to_disk(rest: list[float], tap_distance_s: float, text: str, has_flow: bool, voice_bands: int) -> None:
     spec = replace(
-        fake_spec(copies=copies),
+        fake_spec(has_flow=has_flow),
         rest_feature=tuple(rest),
         lip_channels=len(rest),
         tap_distance_s=tap_distance_s,
@@ -76,7 +76,7 @@ def test_a_spec_survives_the_way_to_disk(rest: list[float], tap_distance_s: floa
         ({"name": ""}, "name must be"),
         ({"backend": ""}, "backend"),
         ({"format_version": 1}, "format_version must be 3"),
-        ({"copies": True, "crop": CropSpec(32, (16, 31, 4, 28), 16)}, "drawn must lie on cells of 4 px"),
+        ({"has_flow": True, "crop": CropSpec(32, (16, 31, 4, 28), 16)}, "drawn must lie on cells of 4 px"),
         ({"slots": 0}, "slots must be positive"),
         ({"lip_channels": 3}, "rest_feature must hold lip_channels = 3 numbers, got 4"),
         ({"rest_feature": (0.0, 0.0, 0.0, float("nan"))}, "rest_feature must be finite"),
@@ -102,9 +102,9 @@ def test_a_spec_that_does_not_fit_together_is_not_built(changes: dict[str, Any],
         (["voice_bands"], None, "key 'voice_bands' is missing"),
         (["voice_bands"], 80, "voice_bands"),
         (["voice_bands"], -1, "voice_bands"),
-        (["copies"], None, "key 'copies' is missing"),
-        (["copies"], 1, "key 'copies' must be of type bool, got 1"),
-        (["copies"], "yes", "key 'copies' must be of type bool"),
+        (["has_flow"], None, "key 'has_flow' is missing"),
+        (["has_flow"], 1, "key 'has_flow' must be of type bool, got 1"),
+        (["has_flow"], "yes", "key 'has_flow' must be of type bool"),
         (["format_version"], 3.0, "key 'format_version' must be of type int"),
         (["crop", "drawn"], None, "key 'crop.drawn' is missing"),
         (["speed"], 3, "key 'speed' is unknown"),
@@ -194,7 +194,7 @@ def test_a_bundle_of_version_1_is_read_as_one_that_does_not_tell_of_copies(folde
     as_version_2(folder)
     edit(folder, format_version=1, copies=None, voice_bands=None)
     assert bundle.load_spec(folder) == now
-    assert (now.format_version, now.copies, now.voice_bands, now.network) == (3, False, 0, None)
+    assert (now.format_version, now.has_flow, now.voice_bands, now.network) == (3, False, 0, None)
 
 
 def test_a_bundle_of_version_2_is_read_as_one_that_does_not_tell_of_its_network(folder: Path) -> None:
@@ -216,8 +216,8 @@ NETWORK = NetworkConfig(
 
 def test_a_spec_tells_of_its_network(folder: Path) -> None:
     assert rewrite_spec(folder, network=NETWORK) == bundle.load_spec(folder)
-    for other in (replace(NETWORK, slots=9), replace(NETWORK, channels=5), replace(NETWORK, copies=True), replace(NETWORK, size=64)):
-        with pytest.raises(ValueError, match="network must have the bundle's crop, mel, encoder, slots, lip_channels and copies"):
+    for other in (replace(NETWORK, slots=9), replace(NETWORK, channels=5), replace(NETWORK, has_flow=True), replace(NETWORK, size=64)):
+        with pytest.raises(ValueError, match="network must have the bundle's crop, mel, encoder, slots, lip_channels and has_flow"):
             replace(fake_spec(), network=other)
     with pytest.raises(ValueError, match="drawn_kappa must be positive"):
         replace(NETWORK, drawn_kappa=0.0)
@@ -323,7 +323,7 @@ def test_tensors_have_the_sizes_of_the_spec() -> None:
     assert memory.outputs == {"address": ("B", 8), "lip_feature": ("B", 4)}
     assert generator.inputs == {"target": ("B", 3, 32, 32), "reference": ("B", 3, 32, 32), "lip_feature": ("B", 4)}
     assert generator.outputs == {"face": ("B", 3, 15, 24)}
-    copying = bundle.tensors("generator.onnx", fake_spec(size=32, drawn=(16, 32, 4, 28), copies=True))
+    copying = bundle.tensors("generator.onnx", fake_spec(size=32, drawn=(16, 32, 4, 28), has_flow=True))
     assert copying.inputs == generator.inputs
     assert copying.outputs == {"face": ("B", 3, 16, 24), "painted": ("B", 1, 16, 24), "flow": ("B", 2, 4, 6)}
 

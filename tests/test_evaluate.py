@@ -521,7 +521,7 @@ def test_a_frozen_mouth_is_the_references_box_and_hears_nothing():
     found = mouth.draw(targets, references, lip_features)
     drawn, copied = found.pixels, found.copied
     assert copied is not None
-    assert (copied.painted == 0).all()
+    assert (copied.paint_mask == 0).all()
     assert (copied.flow == 0).all()
     y0, y1, x0, x1 = spec.crop.drawn
     assert np.array_equal(drawn[:, y0:y1, x0:x1], references[:, y0:y1, x0:x1])

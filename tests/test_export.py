@@ -121,7 +121,7 @@ def test_any_batch_is_answered_as_torch_answers(exported: tuple[Path, exporting.
     np.testing.assert_allclose(recall.lip_feature, lip_feature.numpy(), atol=1e-4)
     # The network's flow is in half sides of the crop.
     np.testing.assert_allclose(drawn.copied.flow, flow.numpy() / 2, atol=1e-6)
-    assert np.abs(drawn.copied.painted - 255 * painted[:, 0].numpy()).max() <= 0.51
+    assert np.abs(drawn.copied.paint_mask - 255 * painted[:, 0].numpy()).max() <= 0.51
     y0, y1, x0, x1 = config.drawn
     expected = ((face.numpy().transpose(0, 2, 3, 1) + 1) * 127.5).clip(0, 255)
     assert np.abs(drawn.pixels[:, y0:y1, x0:x1] - expected).max() <= 0.55
@@ -146,7 +146,7 @@ def test_the_paper_preset_exports_too(prepared: Path, tmp_path: Path) -> None:
     assert max(done.differences.values()) <= 1e-4
     model = open_model(str(tmp_path / "paper"), device="cpu", threads=1)
     assert model.spec.crop.drawn == (0, 64, 0, 64)
-    assert not model.spec.copies
+    assert not model.spec.has_flow
 
 
 def test_half_weights_are_half_the_size_and_close(prepared: Path, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_bundle_exported_anew_draws_what_it_drew_and_tells_what_it_copied(rand
     if version < 3:
         (as_version_1 if version == 1 else as_version_2)(random)
     before = open_model(str(random), device="cpu", threads=1)
-    assert before.spec.copies == (version > 1)
+    assert before.spec.has_flow == (version > 1)
     assert (before.spec.network is None) == (version < 3)
     done = export(random, tmp_path / "anew", half=True)
     after = open_model(str(tmp_path / "anew"), device="cpu", threads=1)
@@ -261,7 +261,7 @@ def test_a_bundle_exported_anew_draws_what_it_drew_and_tells_what_it_copied(rand
     assert after.spec == replace(
         before.spec,
         name="anew",
-        copies=True,
+        has_flow=True,
         points=True,
         network=replace(COMPACT, drawn_kappa=KAPPA),
         created_with=after.spec.created_with,
@@ -274,7 +274,7 @@ def test_a_bundle_exported_anew_draws_what_it_drew_and_tells_what_it_copied(rand
     assert np.abs(was.pixels.astype(int) - drawn.pixels).max() <= 1
     assert drawn.copied is not None
     np.testing.assert_allclose(drawn.copied.flow, told.flow, atol=1e-4)
-    assert np.abs(drawn.copied.painted.astype(int) - told.painted).max() <= 1
+    assert np.abs(drawn.copied.paint_mask.astype(int) - told.paint_mask).max() <= 1
     assert (tmp_path / "anew" / "MODEL_CARD.md").read_bytes() == b"# random\n"
     assert (tmp_path / "anew" / "adapted.json").read_bytes() == b"{}\n"
     again = load_weights(tmp_path / "anew", COMPACT)
@@ -320,7 +320,7 @@ def test_a_bundle_may_take_its_own_place(random: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputRefused, match="already holds a bundle; add --force"):
         export(random, random, half=True)
     export(random, random, half=True, force=True)
-    assert bundle.load_spec(random).copies
+    assert bundle.load_spec(random).has_flow
     assert [file.name for file in tmp_path.iterdir()] == ["random"]
 
 
@@ -369,7 +369,7 @@ def test_a_folder_that_is_no_whole_bundle_is_refused(
     assert [file.name for file in tmp_path.iterdir()] == ["random"]
 
 
-@pytest.mark.parametrize(("name", "by"), [(bundle.FLOW, 2e-6), (bundle.PAINTED, 2e-4), (bundle.FLOW, float("nan"))])
+@pytest.mark.parametrize(("name", "by"), [(bundle.FLOW, 2e-6), (bundle.PAINT_MASK, 2e-4), (bundle.FLOW, float("nan"))])
 def test_each_output_is_held_to_its_own_scale(random: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, by: float) -> None:
     answer = runtime.Session.run
 

@@ -30,11 +30,11 @@ Y0, Y1, X0, X1 = DRAWN = (16, 32, 4, 28)
 CHANNELS = fake_spec().lip_channels
 
 
-@pytest.fixture(params=[(backend, copies) for backend in GENERATORS for copies in (False, True)], ids=str)
+@pytest.fixture(params=[(backend, has_flow) for backend in GENERATORS for has_flow in (False, True)], ids=str)
 def spec(request: pytest.FixtureRequest, tmp_path: Path) -> BundleSpec:
     """Of a bundle in the test's folder."""
-    backend, copies = request.param
-    return write_fake_bundle(tmp_path, drawn=DRAWN, backend=backend, copies=copies)
+    backend, has_flow = request.param
+    return write_fake_bundle(tmp_path, drawn=DRAWN, backend=backend, has_flow=has_flow)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def assert_same(one: Drawn, other: Drawn) -> None:
     np.testing.assert_array_equal(one.pixels, other.pixels)
     assert (one.copied is None) == (other.copied is None)
     if one.copied is not None and other.copied is not None:
-        np.testing.assert_array_equal(one.copied.painted, other.copied.painted)
+        np.testing.assert_array_equal(one.copied.paint_mask, other.copied.paint_mask)
         np.testing.assert_array_equal(one.copied.flow, other.copied.flow)
 
 
@@ -79,9 +79,9 @@ def test_draw_answers_each_crop(spec: BundleSpec, generator: Generator, count: i
     drawn = generator.draw(targets, some_crops(count, 1), some_features(count))
     assert drawn.pixels.shape == targets.shape
     assert drawn.pixels.dtype == np.uint8
-    assert (drawn.copied is not None) == spec.copies
+    assert (drawn.copied is not None) == spec.has_flow
     if drawn.copied is not None:
-        assert drawn.copied.painted.shape == (count, Y1 - Y0, X1 - X0)
+        assert drawn.copied.paint_mask.shape == (count, Y1 - Y0, X1 - X0)
         assert drawn.copied.flow.shape == (count, 2, (Y1 - Y0) // 4, (X1 - X0) // 4)
 
 
@@ -98,12 +98,12 @@ def plainly_copied(references: NDArray[np.uint8], features: NDArray[np.float32])
 def test_what_was_copied_is_told_of_each_crop(spec: BundleSpec, generator: Generator, count: int) -> None:
     targets, references, features = some_crops(count), some_crops(count, 1), some_features(count)
     drawn = generator.draw(targets, references, features)
-    if not spec.copies:
+    if not spec.has_flow:
         assert drawn.copied is None
         return
     assert drawn.copied is not None
     expected = plainly_copied(references, features)
-    np.testing.assert_array_equal(drawn.copied.painted, expected.painted)
+    np.testing.assert_array_equal(drawn.copied.paint_mask, expected.paint_mask)
     np.testing.assert_allclose(drawn.copied.flow, expected.flow, atol=1e-6)
 
 
@@ -126,7 +126,7 @@ def test_order_is_kept_across_batches(generator: Generator) -> None:
         assert np.abs(alone.pixels.astype(int) - drawn.pixels[one].astype(int)).max() <= 1
         if alone.copied is not None and drawn.copied is not None:
             np.testing.assert_allclose(alone.copied.flow, drawn.copied.flow[one], atol=1e-6)
-            assert np.abs(alone.copied.painted.astype(int) - drawn.copied.painted[one].astype(int)).max() <= 1
+            assert np.abs(alone.copied.paint_mask.astype(int) - drawn.copied.paint_mask[one].astype(int)).max() <= 1
 
 
 def test_inputs_are_not_changed_and_the_answer_is_a_new_array(generator: Generator) -> None:
@@ -135,7 +135,7 @@ def test_inputs_are_not_changed_and_the_answer_is_a_new_array(generator: Generat
     for array in inputs:
         array.flags.writeable = False
     drawn = generator.draw(targets, references, features)
-    answers = [drawn.pixels, *([] if drawn.copied is None else [drawn.copied.painted, drawn.copied.flow])]
+    answers = [drawn.pixels, *([] if drawn.copied is None else [drawn.copied.paint_mask, drawn.copied.flow])]
     assert not any(np.shares_memory(answer, array) for answer in answers for array in inputs)
     kept = [answer.copy() for answer in answers]
     generator.draw(references, targets, 1 - features)
@@ -222,10 +222,10 @@ def test_the_network_does_not_see_the_targets_lower_rows(tmp_path: Path, masked_
     assert (drawn[:, masked_from:, 4:28] == 128).all()
 
 
-@pytest.mark.parametrize("copies", [False, True])
-def test_half_precision_weights_answer_alike_behind_float32_tensors(tmp_path: Path, copies: bool) -> None:
-    write_fake_bundle(tmp_path / "full", copies=copies)
-    write_fake_bundle(tmp_path / "half", float16=True, copies=copies)
+@pytest.mark.parametrize("has_flow", [False, True])
+def test_half_precision_weights_answer_alike_behind_float32_tensors(tmp_path: Path, has_flow: bool) -> None:
+    write_fake_bundle(tmp_path / "full", has_flow=has_flow)
+    write_fake_bundle(tmp_path / "half", float16=True, has_flow=has_flow)
     full, half = (opened(tmp_path / name) for name in ("full", "half"))
     crops, features = some_crops(17), some_features(17)
     assert_same(half.draw(crops, crops, features), full.draw(crops, crops, features))
@@ -233,7 +233,7 @@ def test_half_precision_weights_answer_alike_behind_float32_tensors(tmp_path: Pa
 
 @pytest.mark.parametrize("draws", ["nan", "nan painted", "nan flow"])
 def test_a_network_that_draws_no_numbers_is_refused(tmp_path: Path, draws: Draws) -> None:
-    write_fake_bundle(tmp_path, draws=draws, copies=draws != "nan")
+    write_fake_bundle(tmp_path, draws=draws, has_flow=draws != "nan")
     generator = opened(tmp_path)
     crops = some_crops(1)
     with pytest.raises(BundleInvalid, match="drew no picture"):
@@ -338,7 +338,7 @@ def test_one_pixel_that_is_no_number_is_enough_to_refuse(bad: float) -> None:
 
 
 def test_shares_are_rounded_and_clipped_and_places_kept_as_they_are() -> None:
-    spec, rng = fake_spec(drawn=DRAWN, copies=True), np.random.default_rng(5)
+    spec, rng = fake_spec(drawn=DRAWN, has_flow=True), np.random.default_rng(5)
     box = (Y1 - Y0, X1 - X0)
     painted = rng.permutation(np.resize(np.arange(-10, 521, dtype=np.float32) / 510, 9 * box[0] * box[1])).reshape(9, 1, *box)
     flow = rng.normal(size=(9, 2, box[0] // 4, box[1] // 4)).astype(np.float32)
@@ -346,14 +346,14 @@ def test_shares_are_rounded_and_clipped_and_places_kept_as_they_are() -> None:
     session = Scripted(spec, np.zeros((9, 3, *box), np.float32), painted=painted.copy(), flow=flow.copy())
     copied = ConvertedByHost(session, spec).draw(crops, crops, features).copied  # type: ignore[arg-type]
     assert copied is not None
-    np.testing.assert_array_equal(copied.painted, np.rint(painted[:, 0].clip(0, 1) * np.float32(255)).astype(np.uint8))
+    np.testing.assert_array_equal(copied.paint_mask, np.rint(painted[:, 0].clip(0, 1) * np.float32(255)).astype(np.uint8))
     assert copied.flow.tobytes() == flow.tobytes()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", [bundle.PAINTED, bundle.FLOW])
+@pytest.mark.parametrize("where", [bundle.PAINT_MASK, bundle.FLOW])
 def test_one_share_or_place_that_is_no_number_is_enough_to_refuse(where: str, bad: float) -> None:
-    spec = fake_spec(drawn=DRAWN, copies=True)
+    spec = fake_spec(drawn=DRAWN, has_flow=True)
     outputs = bundle.tensors(bundle.GENERATOR_GRAPH, spec).outputs
     drawn = {name: np.zeros((2, *shape[1:]), np.float32) for name, shape in outputs.items()}  # type: ignore[arg-type]
     drawn[where][1, 0, 2, 1] = bad
@@ -367,10 +367,10 @@ def test_one_share_or_place_that_is_no_number_is_enough_to_refuse(where: str, ba
 
 
 @pytest.mark.parametrize("draws", ["reference", "target"])
-@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("has_flow", [False, True])
 @pytest.mark.parametrize("masked_from", [10, 24, 31])
-def test_a_graph_that_converts_itself_draws_the_same(tmp_path: Path, draws: Draws, masked_from: int, copies: bool) -> None:
-    spec = write_fake_bundle(tmp_path, drawn=(8, 32, 4, 28), masked_from=masked_from, draws=draws, copies=copies)
+def test_a_graph_that_converts_itself_draws_the_same(tmp_path: Path, draws: Draws, masked_from: int, has_flow: bool) -> None:
+    spec = write_fake_bundle(tmp_path, drawn=(8, 32, 4, 28), masked_from=masked_from, draws=draws, has_flow=has_flow)
     generator = opened(tmp_path)
     targets, references, features = some_crops(19), some_crops(19, 1), some_features(19)
     drawing = on_device(tmp_path, spec, device="cpu", half=False)
@@ -378,7 +378,7 @@ def test_a_graph_that_converts_itself_draws_the_same(tmp_path: Path, draws: Draw
 
 
 def test_a_graph_that_converts_itself_rounds_and_clips_as_the_host_does(tmp_path: Path) -> None:
-    spec = write_fake_bundle(tmp_path, copies=True)
+    spec = write_fake_bundle(tmp_path, has_flow=True)
     generator = opened(tmp_path)
     grey = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None, None], (256, 32, 32, 3))
     features = at_rest(256)
@@ -406,7 +406,7 @@ def test_half_precision_arithmetic_draws_within_a_level(tmp_path: Path, float16:
 @pytest.mark.parametrize("float16", [False, True])
 def test_places_stay_float32_where_the_rest_is_half_precision(tmp_path: Path, float16: bool) -> None:
     """A fiftieth of a pixel, of a crop that has 128: what is copied from a video of 4k is looked up there."""
-    spec = write_fake_bundle(tmp_path, float16=float16, copies=True)
+    spec = write_fake_bundle(tmp_path, float16=float16, has_flow=True)
     rewritten = onnx.load_model_from_string(device_graph.rewritten((tmp_path / bundle.GENERATOR_GRAPH).read_bytes(), spec, half=True))
     makers = {name: node for node in rewritten.graph.node for name in node.output}
     kinds = {value.name: value.data_type for value in rewritten.graph.initializer}
@@ -430,12 +430,12 @@ def test_places_stay_float32_where_the_rest_is_half_precision(tmp_path: Path, fl
     assert one is not None
     assert other is not None
     assert 128 * np.abs(one.flow - other.flow).max() < 0.02
-    assert np.abs(one.painted.astype(int) - other.painted).max() <= 1
+    assert np.abs(one.paint_mask.astype(int) - other.paint_mask).max() <= 1
 
 
 @pytest.mark.parametrize("draws", ["nan", "nan painted", "nan flow"])
 def test_a_graph_that_converts_itself_still_tells_of_pictures_that_are_no_numbers(tmp_path: Path, draws: Draws) -> None:
-    spec = write_fake_bundle(tmp_path, draws=draws, copies=draws != "nan")
+    spec = write_fake_bundle(tmp_path, draws=draws, has_flow=draws != "nan")
     drawing = on_device(tmp_path, spec, device="cpu", half=False)
     crops = np.zeros((3, 32, 32, 3), np.uint8)
     with pytest.raises(BundleInvalid, match="drew no picture"):
@@ -479,13 +479,13 @@ def drawn_alike(generator: Generator, folder: Path, count: int = 300) -> int:
     difference = drawn.pixels.astype(int) - expected.pixels
     if drawn.copied is not None and expected.copied is not None:
         np.testing.assert_allclose(drawn.copied.flow, expected.copied.flow, atol=1e-4)
-        assert np.abs(drawn.copied.painted.astype(int) - expected.copied.painted).max() <= 1
+        assert np.abs(drawn.copied.paint_mask.astype(int) - expected.copied.paint_mask).max() <= 1
     return int(np.abs(difference).max())
 
 
-@pytest.mark.parametrize("copies", [False, True])
-def test_a_gpu_draws_in_float16_with_pictures_as_uint8(tmp_path: Path, gpu_machine: pytest.MonkeyPatch, copies: bool) -> None:
-    write_fake_bundle(tmp_path, copies=copies)
+@pytest.mark.parametrize("has_flow", [False, True])
+def test_a_gpu_draws_in_float16_with_pictures_as_uint8(tmp_path: Path, gpu_machine: pytest.MonkeyPatch, has_flow: bool) -> None:
+    write_fake_bundle(tmp_path, has_flow=has_flow)
     generator = opened(tmp_path, "cuda")
     assert isinstance(generator, OnnxGenerator)
     assert isinstance(generator._drawing, ConvertedOnDevice)
@@ -507,7 +507,7 @@ def test_a_graph_that_float16_does_not_suit_stays_float32(tmp_path: Path, gpu_ma
 
 
 def test_a_graph_that_copies_from_elsewhere_in_float16_stays_float32(tmp_path: Path, gpu_machine: pytest.MonkeyPatch) -> None:
-    write_fake_bundle(tmp_path, copies=True)
+    write_fake_bundle(tmp_path, has_flow=True)
     differences = iter((onnx_generator.FLOW_TOLERANCE_PX + 0.1, 0.0))
     gpu_machine.setattr(onnx_generator, "_difference_px", lambda one, other, crop: next(differences))
     generator = opened(tmp_path, "cuda")
@@ -579,8 +579,8 @@ def test_smooth_pictures_are_smooth() -> None:
 
 
 def test_a_bundle_of_version_1_draws_as_before_and_tells_nothing_of_copies(tmp_path: Path) -> None:
-    write_fake_bundle(tmp_path / "now", copies=True)
-    write_fake_bundle(tmp_path / "then", copies=True)
+    write_fake_bundle(tmp_path / "now", has_flow=True)
+    write_fake_bundle(tmp_path / "then", has_flow=True)
     as_version_1(tmp_path / "then")
     now, then = (opened(tmp_path / name) for name in ("now", "then"))
     targets, references, features = some_crops(9), some_crops(9, 1), some_features(9)
@@ -589,10 +589,10 @@ def test_a_bundle_of_version_1_draws_as_before_and_tells_nothing_of_copies(tmp_p
     np.testing.assert_array_equal(drawn.pixels, now.draw(targets, references, features).pixels)
 
 
-@pytest.mark.parametrize("copies", [False, True])
-def test_a_graph_that_does_not_keep_its_word_on_copies_is_refused(tmp_path: Path, copies: bool) -> None:
-    write_fake_bundle(tmp_path, copies=copies)
-    rewrite_spec(tmp_path, copies=not copies)
+@pytest.mark.parametrize("has_flow", [False, True])
+def test_a_graph_that_does_not_keep_its_word_on_copies_is_refused(tmp_path: Path, has_flow: bool) -> None:
+    write_fake_bundle(tmp_path, has_flow=has_flow)
+    rewrite_spec(tmp_path, has_flow=not has_flow)
     with pytest.raises(BundleInvalid, match=r"generator\.onnx gives face .*graphs swapped, or of another export"):
         opened(tmp_path)
 

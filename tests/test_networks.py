@@ -191,12 +191,12 @@ def test_a_face_is_paint_and_what_the_flow_brings(config: NetworkConfig) -> None
         face = decoder.drawn(lips, features)
         assert torch.equal(decoder(lips, features), face.picture)
         if decoder.flow is None:
-            assert face.painted is None
+            assert face.paint_mask is None
             assert face.flow is None
             return
-        assert face.painted is not None
+        assert face.paint_mask is not None
         assert face.flow is not None
-        assert face.painted.shape == (2, 1, *face.picture.shape[2:])
+        assert face.paint_mask.shape == (2, 1, *face.picture.shape[2:])
         assert face.flow.abs().max() > 0.02
         other = decoder.drawn(lips, features._replace(reference=torch.full_like(reference, -1.0)))
         y0, y1, x0, x1 = config.drawn
@@ -208,8 +208,8 @@ def test_a_face_is_paint_and_what_the_flow_brings(config: NetworkConfig) -> None
              for one, x, y in zip(reference, columns, rows, strict=True)]
         ).movedim(3, 1)  # fmt: skip
         # What changes with the reference's pixels alone is what was copied from them; OpenCV looks up at 32nds of a pixel.
-        assert (face.picture - other.picture - (1 - face.painted) * (copied + 1)).abs().max() < 0.1
-        assert (face.picture - other.picture - (1 - face.painted) * (copied + 1)).abs().mean() < 0.01
+        assert (face.picture - other.picture - (1 - face.paint_mask) * (copied + 1)).abs().max() < 0.1
+        assert (face.picture - other.picture - (1 - face.paint_mask) * (copied + 1)).abs().mean() < 0.01
 
 
 def test_rows_of_a_batch_do_not_see_each_other(config: NetworkConfig) -> None:
@@ -348,10 +348,12 @@ def test_training_can_go_on_from_the_default_bundle(tmp_path: Path) -> None:
     """The committed weights are all that lasts of a training run: both stages must be able to begin with them."""
     config, memory = load_bundle_memory(BASE)
     assert config.preset == "compact"
-    mel = torch.randn(4, 1, 80, 16)
-    assert config == load_spec(BASE).network
-    address, lip_feature, _ = memory.eval()(mel)
-    graph = OnnxMemory(BASE, load_spec(BASE), device="cpu").recall(mel[:, 0].numpy())
+    spec = load_spec(BASE)
+    assert spec.encoder is not None
+    features = torch.randn(4, len(spec.encoder.taps), spec.encoder.channels)
+    assert config == spec.network
+    address, lip_feature, _ = memory.eval()(features)
+    graph = OnnxMemory(BASE, spec, device="cpu").recall(features.numpy())
     # Both hold the same weights as float16.
     np.testing.assert_allclose(graph.address, address.detach().numpy(), atol=1e-3)
     np.testing.assert_allclose(graph.lip_feature, lip_feature.detach().numpy(), atol=1e-2)

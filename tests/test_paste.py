@@ -312,7 +312,7 @@ def drawn_as_copied(crops: Crops, reference: Reference, copied: Copied) -> Drawn
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     moved = cv2.warpAffine(reference.pixels, matrix, (SPEC.size, SPEC.size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     pixels = crops.pixels.copy()
-    share = 1 - copied.painted[0, :, :, None] / 255
+    share = 1 - copied.paint_mask[0, :, :, None] / 255
     pixels[0, y0:y1, x0:x1] = np.rint(moved[y0:y1, x0:x1] * share)
     return Drawn(pixels, copied)
 

@@ -554,12 +554,12 @@ def test_what_is_painted_costs_where_the_generator_may_copy(clips: list[Clip]) -
         assert ("painted" in found[0]) == (weight > 0)
         with torch.no_grad():
             features = stage.generator.encoder(to_network(batch["pictures"][:, 2]), to_network(batch["reference"]))
-            share = stage.generator.decoder.drawn(torch.zeros(4, COMPACT.channels), features).painted
+            share = stage.generator.decoder.drawn(torch.zeros(4, COMPACT.channels), features).paint_mask
         assert share is not None
         painted[weight] = float(share.mean())
     # The bias begins at mostly paint, and Adam moves it by a thousandth a step.
     assert painted[20.0] < painted[0.0] - 0.005
-    paper = next(toy for toy in TOYS.values() if not toy.copies)
+    paper = next(toy for toy in TOYS.values() if not toy.has_flow)
     step = _GeneratorStep(generator_stage_of(clips, paper, draw_frames=1))
     assert "painted" not in step(batch_of(clips, 2, frames=1, config=paper))[0]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from drawn import write_wav
 from numpy.typing import NDArray
 
 from lipdub.bundles.network import NetworkConfig
@@ -87,6 +88,21 @@ def write_clips(folder: Path, *, clips: int = 3, frames: int = 48) -> Path:
     entries = [write_clip(folder, f"clip{number}", frames=frames, seed=number) for number in range(clips)]
     (folder / "index.json").write_text(json.dumps({"format": FORMAT, "size": SIZE, "clips": entries}))
     return folder
+
+
+def write_sounds(folder: Path) -> list[tuple[str, Path]]:
+    """A sound for each prepared toy clip in `folder`, noise as loud as the mouth is open; what ``prepare_features`` takes."""
+    found = []
+    for entry in json.loads((folder / "index.json").read_text())["clips"]:
+        name = str(entry["clip_id"])
+        with np.load(folder / f"{name}.npz") as data:
+            times_s, openness = data["times_s"], data["opening"] / 0.15
+        at_s = np.arange(round((times_s[-1] + 0.2) * 16000)) / 16000
+        # Linear in decibels, so that log-mel tells the opening linearly.
+        level = 0.2 * 10 ** (1.2 * (np.interp(at_s, times_s, openness) - 1))
+        write_wav(folder / f"{name}.wav", level * np.random.default_rng(len(found)).standard_normal(len(at_s)))
+        found.append((name, folder / f"{name}.wav"))
+    return found
 
 
 def toy_settings(**changes: object) -> LoopSettings:

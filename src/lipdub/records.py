@@ -180,18 +180,21 @@ class Reference:
 class Copied:
     """Which pixels of M drawn boxes (h, w) were copied from the reference, and from where.
 
-    painted: uint8 (M, h, w), the share of each pixel that was painted and not copied, 255 all of it. flow: float32 (M, 2, h', w'), (x, y):
-    where a pixel was copied from, relative to its own place, in crop sides; at the middles of cells coarser than pixels.
+    paint_mask: uint8 (M, h, w), the share of each pixel that was painted and not copied, 255 all of it. flow: float32 (M, 2, h', w'),
+    (x, y): where a pixel was copied from, relative to its own place, in crop sides; at the middles of cells coarser than pixels.
     """
 
-    painted: NDArray[np.uint8]
+    paint_mask: NDArray[np.uint8]
     flow: NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        _require(self.painted.dtype == np.uint8 and self.painted.ndim == 3, f"painted must be uint8 (M, h, w), got {self.painted.shape}")
         _require(
-            self.flow.dtype == np.float32 and self.flow.ndim == 4 and self.flow.shape[:2] == (len(self.painted), 2),
-            f"flow must be float32 ({len(self.painted)}, 2, h', w'), got {self.flow.dtype} {self.flow.shape}",
+            self.paint_mask.dtype == np.uint8 and self.paint_mask.ndim == 3,
+            f"paint_mask must be uint8 (M, h, w), got {self.paint_mask.shape}",
+        )
+        _require(
+            self.flow.dtype == np.float32 and self.flow.ndim == 4 and self.flow.shape[:2] == (len(self.paint_mask), 2),
+            f"flow must be float32 ({len(self.paint_mask)}, 2, h', w'), got {self.flow.dtype} {self.flow.shape}",
         )
 
 
@@ -211,7 +214,7 @@ class Drawn:
             self.pixels.dtype == np.uint8 and self.pixels.ndim == 4 and self.pixels.shape[3] == 3,
             f"pixels must be uint8 (M, S, S, 3), got {self.pixels.dtype} {self.pixels.shape}",
         )
-        _require(self.copied is None or len(self.copied.painted) == len(self.pixels), "one crop for each drawn box")
+        _require(self.copied is None or len(self.copied.paint_mask) == len(self.pixels), "one crop for each drawn box")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -221,7 +224,7 @@ class Drawn:
 
     def part(self, first: int, end: int) -> Drawn:
         """The crops [first, end), views."""
-        copied = None if self.copied is None else Copied(self.copied.painted[first:end], self.copied.flow[first:end])
+        copied = None if self.copied is None else Copied(self.copied.paint_mask[first:end], self.copied.flow[first:end])
         return Drawn(self.pixels[first:end], copied)
 
 

@@ -32,12 +32,12 @@ FORMAT_VERSION: Final = 3
 """Version of ``bundle.json`` and of the tensors below; a bundle of another version is refused, but for those of `_EARLIER`."""
 _EARLIER: Final[Mapping[int, Mapping[str, object]]] = types.MappingProxyType(
     {
-        1: types.MappingProxyType({"copies": False, "voice_bands": 0, "network": None, "encoder": None, "points": False}),
+        1: types.MappingProxyType({"has_flow": False, "voice_bands": 0, "network": None, "encoder": None, "points": False}),
         2: types.MappingProxyType({"network": None, "encoder": None, "points": False}),
     }
 )
 """Versions that are read, too, as if they were of this one: the keys that they do not have, and what those bundles mean by it."""
-_RENAMED: Final[Mapping[str, str]] = types.MappingProxyType({"smoothing_s": "tap_distance_s"})
+_RENAMED: Final[Mapping[str, str]] = types.MappingProxyType({"smoothing_s": "tap_distance_s", "copies": "has_flow"})
 """Keys of those versions that are called otherwise now."""
 
 SPEC_FILE: Final = "bundle.json"
@@ -52,7 +52,8 @@ LIP_POINTS: Final = "lip_points"
 TARGET: Final = "target"
 REFERENCE: Final = "reference"
 FACE: Final = "face"
-PAINTED: Final = "painted"
+PAINT_MASK: Final = "painted"
+"""The tensor keeps the name that graphs of every format have."""
 FLOW: Final = "flow"
 
 POINTS: Final = 40
@@ -83,7 +84,7 @@ TENSORS: Final[Mapping[str, GraphTensors]] = types.MappingProxyType(
         ),
         GENERATOR_GRAPH: GraphTensors(
             inputs={TARGET: (BATCH, 3, "S", "S"), REFERENCE: (BATCH, 3, "S", "S"), LIP_FEATURE: (BATCH, "lip_channels")},
-            outputs={FACE: (BATCH, 3, "h", "w"), PAINTED: (BATCH, 1, "h", "w"), FLOW: (BATCH, 2, "fh", "fw")},
+            outputs={FACE: (BATCH, 3, "h", "w"), PAINT_MASK: (BATCH, 1, "h", "w"), FLOW: (BATCH, 2, "fh", "fw")},
         ),
     }
 )
@@ -94,10 +95,10 @@ address: softmax over the slots. lip_points: the recalled lips, relative to the 
 `points`. target, reference: RGB in [-1, 1]; rows of the target from `CropSpec.masked_from` on are 0. face: RGB in [-1, 1], the ``drawn``
 box of the crop only, h x w px. All float32, also where the weights inside the graph are float16.
 
-Only in a bundle that says `copies`: painted, in [0, 1], the share of each pixel of the face that was painted; the rest of it was copied
+Only in a bundle that says `has_flow`: painted, in [0, 1], the share of each pixel of the face that was painted; the rest of it was copied
 from the reference. flow, (x, y) in crop sides: where it was copied from, minus its own place, at the middles of cells of `FLOW_STRIDE` px.
 """
-_OF_COPIES: Final = (PAINTED, FLOW)
+_OF_FLOW: Final = (PAINT_MASK, FLOW)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 SHA256_DIGITS: Final = re.compile(r"[0-9a-f]{64}")
@@ -133,7 +134,7 @@ class BundleSpec:
     tap_distance_s: float = 0.0
     """Seconds between the three windows of sound (``lipdub.speech.windows``) whose lip features are averaged, weighted
     1/4, 1/2, 1/4; 0 for one window alone."""
-    copies: bool = False
+    has_flow: bool = False
     """generator.onnx also tells what of the face was copied from the reference, and from where."""
     voice_bands: int = 0
     """The outer two windows are heard with their mel bands moved down and up by this many."""
@@ -169,20 +170,20 @@ class BundleSpec:
                 f"voice_bands must be less than the mel's bands, got {self.voice_bands}",
             ),
             (
-                not self.copies or not any(edge % FLOW_STRIDE for edge in self.crop.drawn),
+                not self.has_flow or not any(edge % FLOW_STRIDE for edge in self.crop.drawn),
                 f"drawn must lie on cells of {FLOW_STRIDE} px where pixels are copied, got {self.crop.drawn}",
             ),
             (
                 self.network is None or self._is_of(self.network),
-                "network must have the bundle's crop, mel, encoder, slots, lip_channels and copies",
+                "network must have the bundle's crop, mel, encoder, slots, lip_channels and has_flow",
             ),
         ):
             if not holds:
                 raise ValueError(message)
 
     def _is_of(self, network: NetworkConfig) -> bool:
-        told = (network.crop, network.mel, network.encoder, network.slots, network.channels, network.copies)
-        return told == (self.crop, self.mel, self.encoder, self.slots, self.lip_channels, self.copies)
+        told = (network.crop, network.mel, network.encoder, network.slots, network.channels, network.has_flow)
+        return told == (self.crop, self.mel, self.encoder, self.slots, self.lip_channels, self.has_flow)
 
     def to_json(self) -> str:
         """The text of ``bundle.json``; `from_json` gives an equal spec back."""
@@ -191,7 +192,7 @@ class BundleSpec:
     @classmethod
     def from_json(cls, text: str, *, where: str = SPEC_FILE) -> BundleSpec:
         """The spec that `text` holds. Every key must be there and no other may be. One of format version 1 or 2 is read as it would
-        be written today, without a `network`; one of version 1 also with `copies` False and no `voice_bands`.
+        be written today, without a `network`; one of version 1 also with `has_flow` False and no `voice_bands`.
 
         `where` names the text in messages. Raises BundleInvalid: no JSON, another format version, a missing, unknown or
         wrongly typed key (named), or values that do not fit together.
@@ -213,7 +214,7 @@ def tensors(graph: str, spec: BundleSpec) -> GraphTensors:
         "fw": (x1 - x0) // FLOW_STRIDE,
     }
 
-    absent = set() if spec.copies else set(_OF_COPIES)
+    absent = set() if spec.has_flow else set(_OF_FLOW)
     if not spec.points:
         absent.add(LIP_POINTS)
     if spec.mel is not None:
@@ -331,7 +332,7 @@ def read_record(
         )
     try:
         if added is not None:
-            for name in (*added, *renamed.values()):
+            for name in (*(old for old, new in renamed.items() if new in added), *added, *renamed.values()):
                 if name in data:
                     raise ValueError(f"key {name!r} is unknown")
             data = {renamed.get(name, name): value for name, value in data.items()} | {**added, "format_version": version}

@@ -59,7 +59,7 @@ class NetworkConfig:
     modulated: bool
     """The coarse levels of the decoder are scaled and shifted by the lip feature."""
     fusion_dropout: float
-    copies: bool = False
+    has_flow: bool = False
     """The decoder may take pixels of the reference, moved by a smooth flow that it draws, instead of drawing them."""
     kappa: float = 16.0
     """Sharpness of the addresses."""

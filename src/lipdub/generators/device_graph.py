@@ -50,13 +50,13 @@ def tensors(spec: BundleSpec) -> GraphTensors:
     face_levels: uint8 (B, h, w, 3) RGB, the drawn box, rounded and clipped. face_mean: float32 (B, 3, 1, 1), mean of each channel
     before that: NaN or infinite where the network drew no numbers, which uint8 would hide.
 
-    Where the bundle says `copies`: painted_levels, uint8 (B, h, w), 255 times painted, rounded and clipped; painted_mean, float32
+    Where the bundle says `has_flow`: painted_levels, uint8 (B, h, w), 255 times painted, rounded and clipped; painted_mean, float32
     (B, 1, 1, 1); flow, as the bundle's graph gives it.
     """
     y0, y1, x0, x1 = spec.crop.drawn
     size = spec.crop.size
     copied: dict[str, Shape] = {}
-    if spec.copies:
+    if spec.has_flow:
         flow = bundle.tensors(bundle.GENERATOR_GRAPH, spec).outputs[bundle.FLOW]
         copied = {PAINTED_LEVELS: (BATCH, y1 - y0, x1 - x0), PAINTED_MEAN: (BATCH, 1, 1, 1), bundle.FLOW: flow}
     return GraphTensors(
@@ -176,15 +176,15 @@ def _wrap(model: ModelProto, spec: BundleSpec) -> None:
         helper.make_node("Transpose", ["face_planes"], [FACE_LEVELS], perm=[0, 2, 3, 1]),
         helper.make_node("GlobalAveragePool", [bundle.FACE], [FACE_MEAN]),
     ]
-    if spec.copies:
+    if spec.has_flow:
         constants |= {"levels_most": np.float32(255), "levels_channel": np.array([1], np.int64)}
         behind += [
-            helper.make_node("Clip", [bundle.PAINTED, "levels_zero", "levels_one"], ["painted_clipped"]),
+            helper.make_node("Clip", [bundle.PAINT_MASK, "levels_zero", "levels_one"], ["painted_clipped"]),
             helper.make_node("Mul", ["painted_clipped", "levels_most"], ["painted_scaled"]),
             helper.make_node("Round", ["painted_scaled"], ["painted_rounded"]),
             helper.make_node("Cast", ["painted_rounded"], ["painted_plane"], to=TensorProto.UINT8),
             helper.make_node("Squeeze", ["painted_plane", "levels_channel"], [PAINTED_LEVELS]),
-            helper.make_node("GlobalAveragePool", [bundle.PAINTED], [PAINTED_MEAN]),
+            helper.make_node("GlobalAveragePool", [bundle.PAINT_MASK], [PAINTED_MEAN]),
         ]
     graph = model.graph
     nodes = [*before, *graph.node, *behind]

@@ -75,11 +75,11 @@ class ConvertedByHost:
                 _require_numbers(np.array([values.min(), values.max()]), self._session)
             self._from_network(faces, drawn[rows, y0:y1, x0:x1])
             if copied is not None:
-                painted = outputs[bundle.PAINTED][:, 0]
+                painted = outputs[bundle.PAINT_MASK][:, 0]
                 np.clip(painted, _ZERO, _ONE, out=painted)
                 np.multiply(painted, _LEVELS, out=painted)
                 np.rint(painted, out=painted)
-                copied.painted[rows] = painted
+                copied.paint_mask[rows] = painted
                 copied.flow[rows] = outputs[bundle.FLOW]
 
         self._session.stream(len(targets), fill=fill, collect=collect)
@@ -136,7 +136,7 @@ class ConvertedOnDevice:
             if copied is not None:
                 _require_numbers(outputs[device_graph.PAINTED_MEAN], self._session)
                 _require_numbers(outputs[bundle.FLOW], self._session)
-                copied.painted[rows] = outputs[device_graph.PAINTED_LEVELS]
+                copied.paint_mask[rows] = outputs[device_graph.PAINTED_LEVELS]
                 copied.flow[rows] = outputs[bundle.FLOW]
 
         self._session.stream(len(targets), fill=fill, collect=collect)
@@ -145,7 +145,7 @@ class ConvertedOnDevice:
 
 def _room_for_copies(spec: BundleSpec, count: int) -> Copied | None:
     """Room for what is copied into `count` crops; None where the bundle does not tell."""
-    if not spec.copies:
+    if not spec.has_flow:
         return None
     y0, y1, x0, x1 = spec.crop.drawn
     height, width = y1 - y0, x1 - x0

@@ -134,7 +134,7 @@ def _difference_px(one: Drawn, other: Drawn, crop: CropSpec) -> float:
     if one.copied is None or other.copied is None:
         return 0.0
     count, _, rows, columns = one.copied.flow.shape
-    least_painted = one.copied.painted.reshape(count, rows, bundle.FLOW_STRIDE, columns, bundle.FLOW_STRIDE).min(axis=(2, 4))
+    least_painted = one.copied.paint_mask.reshape(count, rows, bundle.FLOW_STRIDE, columns, bundle.FLOW_STRIDE).min(axis=(2, 4))
     difference = crop.size * np.abs(one.copied.flow - other.copied.flow).max(axis=1)
     return float(difference.max(initial=0.0, where=least_painted < 128))
 

@@ -31,7 +31,7 @@ class Generator(Protocol):
 
     def draw(self, targets: NDArray[np.uint8], references: NDArray[np.uint8], lip_features: NDArray[np.float32]) -> Drawn:
         """The crops with lips that speak: new arrays, the `drawn` box drawn anew and every pixel outside of it the target's own.
-        Where the bundle says `copies`, also what of the box was copied from the references, and from where; else None for that.
+        Where the bundle says `has_flow`, also what of the box was copied from the references, and from where; else None for that.
 
         targets, references: uint8 (M, S, S, 3) RGB, aligned crops of the same person; the target's mouth is not looked at.
         lip_features: float32 (M, C). M may be 0. Raises ``ValueError`` for other shapes or types, BundleInvalid where the

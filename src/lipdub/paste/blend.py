@@ -47,7 +47,7 @@ def paste(
         patch = _patch(crops, slot, drawn.pixels[slot], float(strength[slot]), spec)
         if drawn.copied is not None:
             box = patch.drawn[y0:y1, x0:x1]
-            box[...] = without_green(box, drawn.copied.painted[slot], crops.pixels[slot])
+            box[...] = without_green(box, drawn.copied.paint_mask[slot], crops.pixels[slot])
         new, old = (np.asarray(cv2.transform(picture, to_yuv), np.float32) for picture in (patch.drawn, patch.taken))
         change = new - old
         half = 0.5 * to_frame
@@ -83,7 +83,7 @@ class _Copied:
 
     @classmethod
     def of(cls, copied: Copied, slot: int, spec: CropSpec) -> _Copied:
-        painted = copied.painted[slot]
+        painted = copied.paint_mask[slot]
         height, width = painted.shape
         flow = cv2.resize(np.moveaxis(copied.flow[slot], 0, 2), (width, height), interpolation=cv2.INTER_LINEAR)
         return cls(np.float32(1) - painted * np.float32(1 / 255), np.asarray(flow, np.float32), spec)

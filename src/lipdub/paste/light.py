@@ -47,16 +47,16 @@ def match_colour(drawn: NDArray[np.uint8], target: NDArray[np.uint8], mask: NDAr
     return np.asarray(np.clip(cv2.add(carried, drawn, dtype=cv2.CV_32F), 0, 255, out=carried), np.float32)
 
 
-def without_green(drawn: NDArray[np.float32], painted: NDArray[np.uint8], taken: NDArray[np.uint8]) -> NDArray[np.float32]:
+def without_green(drawn: NDArray[np.float32], paint_mask: NDArray[np.uint8], taken: NDArray[np.uint8]) -> NDArray[np.float32]:
     """A drawn box (h, w, 3), float32 levels, whose paint is nowhere greener than the light on the face allows; brightness stays.
 
-    painted: uint8 (h, w), 255 for all paint; from half on it counts as that. taken: uint8 (S, S, 3), the whole crop as it was. Teeth that
-    are painted in the grey of another light look green beside reddish skin.
+    paint_mask: uint8 (h, w), 255 for all paint; from half on it counts as that. taken: uint8 (S, S, 3), the whole crop as it was. Teeth
+    that are painted in the grey of another light look green beside reddish skin.
     """
     size = len(taken)
     skin = taken[int(0.45 * size) : int(0.6 * size), int(0.25 * size) : int(0.75 * size)].astype(np.float32)
     least = LEAST_RED * max(0.0, float(np.median(skin[..., 0] - skin[..., 1])))
-    missing = np.clip(least - (drawn[..., 0] - drawn[..., 1]), 0, None) * np.minimum(1, painted * np.float32(2 / 255))
+    missing = np.clip(least - (drawn[..., 0] - drawn[..., 1]), 0, None) * np.minimum(1, paint_mask * np.float32(2 / 255))
     result = drawn.copy()
     # Shares that leave luma as it is (ITU-R BT.601: 0.299 R + 0.587 G).
     result[..., 0] += np.float32(0.66) * missing

@@ -10,7 +10,6 @@ import copy
 import json
 import logging
 import math
-import os
 import re
 import tempfile
 import time
@@ -28,13 +27,14 @@ from numpy.typing import NDArray
 
 from lipdub import __version__, media
 from lipdub.atomic import write_whole
-from lipdub.bundles import bundle
+from lipdub.bundles import bundle, encoder
 from lipdub.bundles.network import NetworkConfig
-from lipdub.errors import EncodingFailed, OutputRefused, TrainingDataError, TrainingError, WriteFailed
+from lipdub.errors import OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.faces.detector import DetectorFactory, FaceDetector, MediapipeDetector
 from lipdub.options import Device
 from lipdub.train import export
 from lipdub.train.data import Clip, load_clip, loader
+from lipdub.train.features import write_features
 from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights
 from lipdub.train.held_out import HeldOut, Judged, split
 from lipdub.train.loop import LoopSettings, new_fabric
@@ -57,7 +57,6 @@ NOTE_FILE = export.ADAPTED_NOTE
 """In the bundle: what it was adapted from and to, in figures."""
 SHEET_COLUMNS = 8
 SHEET_PX = 192
-SHEET_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 OnProgress = Callable[[str, int, int | None], None]
 """Told (stage, done, total) as work goes on."""
@@ -191,9 +190,9 @@ def adapt(
     weights = load_weights(source, config)
     fabric = _fabric(settings, device)
     with _frames_folder() as folder, closing(detectors(max_faces=1)) as detector:
-        clip = _prepared(video, folder, config, detectors, tell)
+        clip = _prepared(video, folder, config, source, detectors, tell)
         learned, first, end = split(clip)
-        held = HeldOut.of(clip, first, end, spec, config, detector)
+        held = HeldOut.of(clip, first, end, spec, config, detector, beside=source)
         stage = GeneratorStage(
             config, memory, learned, [], settings.rate, settings.rate, settings.seed, decode="split", audio_share=settings.audio_share,
             draw_frames=1, ema=settings.ema, weights=GeneratorWeights(adversarial=0.0, audio_picture=settings.audio_picture),
@@ -224,15 +223,8 @@ def _check_outputs(out: Path, sheet: Path | None, inputs: Sequence[Path], force:
     for path in inputs:
         if out.resolve() in (path.resolve(), *path.resolve().parents):
             raise OutputRefused(f"cannot write '{out}': '{path}' is needed to make it; choose another folder with -o")
-    if sheet is None:
-        return
-    if sheet.suffix.lower() not in SHEET_SUFFIXES:
-        raise OutputRefused(f"cannot write '{sheet}': a sheet is written as .png or .jpg; give it one of these endings")
-    media.check_folder(sheet)
-    if any(sheet.resolve() == path.resolve() for path in inputs):
-        raise OutputRefused(f"cannot write '{sheet}': it is an input; choose another name")
-    if os.path.lexists(sheet) and not force:
-        raise OutputRefused(f"'{sheet}' exists already; add --force to replace it, or choose another name")
+    if sheet is not None:
+        media.check_picture(sheet, inputs=inputs, force=force)
 
 
 def _fabric(settings: AdaptSettings, device: Device) -> Fabric:
@@ -272,8 +264,11 @@ def _frames_folder() -> Iterator[Path]:
         ) from error
 
 
-def _prepared(video: Path, folder: Path, config: NetworkConfig, detectors: DetectorFactory, tell: OnProgress) -> Clip:
-    """The video's frames with a usable face, as training sees them. Raises TrainingDataError where there are too few."""
+def _prepared(video: Path, folder: Path, config: NetworkConfig, source: Path, detectors: DetectorFactory, tell: OnProgress) -> Clip:
+    """The video's frames with a usable face and its sound, as training sees and hears them with the networks of the bundle `source`.
+
+    Raises TrainingDataError where there are too few frames, BundleNotFound, BundleInvalid for the bundle's speech encoder.
+    """
     info = media.probe(video)
     total = None if info.duration_s is None else max(1, round(min(float(info.duration_s), LONGEST_S) * float(info.frame_rate)))
     done = 0
@@ -289,6 +284,9 @@ def _prepared(video: Path, folder: Path, config: NetworkConfig, detectors: Detec
     needed = f"give one with at least {FEWEST_S:g} s of one person who speaks to the camera"
     if prepared.why is not None:
         raise TrainingDataError(f"cannot adapt to '{video}': {prepared.why}; {needed}")
+    if config.encoder is not None:
+        encoder_folder, _ = encoder.find(config.encoder.name, config.encoder.sha256, beside=source)
+        write_features(folder, prepared.clip_id, video, encoder_folder, voices=0, until_s=LONGEST_S)
     clip = load_clip(folder, str(video), prepared.clip_id, "", 0.0, config.size)
     if _seconds(clip.times_s) < FEWEST_S:
         raise TrainingDataError(f"cannot adapt to '{video}': it shows a usable face for {_seconds(clip.times_s):.1f} s only; {needed}")
@@ -372,7 +370,7 @@ def _weights(stage: GeneratorStage, held: HeldOut, detector: FaceDetector, step:
     """The averaged weights as they are now, judged."""
     averaged = copy.deepcopy(stage.averaged).cpu().eval()
     # The resting mouth is this person's own.
-    rest = export.rest_feature(stage.config, averaged.memory, stage.clips)
+    rest = export.rest_feature(stage.config, averaged.memory, stage.clips, beside=held.beside)
     drawn = held.draw(stage.averaged.generator, stage.averaged.memory, np.array(rest, np.float32))
     return _Weights(averaged.memory, averaged.generator, rest, held.judge(drawn, detector), drawn, step)
 
@@ -484,7 +482,4 @@ def _write_sheet(out: Path, rows: Sequence[NDArray[np.uint8]]) -> None:
         for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
             cv2.putText(line, label, (5, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, thickness, cv2.LINE_AA)
         lines.append(line)
-    done, data = cv2.imencode(out.suffix.lower(), np.concatenate(lines)[:, :, ::-1])
-    if not done:
-        raise EncodingFailed(f"the bundle was written, but not '{out}': the picture could not be encoded")
-    write_whole(out, data.tobytes(), failed="the bundle was written, but not")
+    write_whole(out, media.encode_picture(np.concatenate(lines), out.suffix.lower()), failed="the bundle was written, but not")

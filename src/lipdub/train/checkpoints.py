@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from lipdub.atomic import whole_file
+from lipdub.bundles.network import EncoderUse
 from lipdub.errors import CheckpointInvalid, TrainingError
 from lipdub.records import MelSpec
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 FORMAT = 1
+_RECORDS = {"mel": MelSpec, "encoder": EncoderUse}
+"""Settings that are records themselves."""
 _Settings = TypeVar("_Settings", bound="DataclassInstance")
 
 
@@ -80,8 +83,9 @@ def settings_of(record: type[_Settings], values: dict[str, Any], where: str) -> 
         raise TrainingError(f"the network of '{where}' has unknown settings {sorted(unknown)}; use the lipdub that wrote it")
     plain = {key: _tupled(value) for key, value in values.items()}
     try:
-        if isinstance(plain.get("mel"), dict):
-            plain["mel"] = MelSpec(**plain["mel"])
+        for name, kind in _RECORDS.items():
+            if isinstance(plain.get(name), dict):
+                plain[name] = kind(**{key: _tupled(value) for key, value in plain[name].items()})
         return record(**plain)
     except (TypeError, ValueError) as error:
         raise TrainingError(f"the network of '{where}' has unusable settings ({error}); use the lipdub that wrote it") from error

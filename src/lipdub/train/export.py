@@ -61,9 +61,9 @@ class _Drawing(nn.Module):
 
     def forward(self, target: Tensor, reference: Tensor, lip_feature: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         face = self.generator.decoder.drawn(lip_feature, self.generator.encoder(target, reference))
-        if face.painted is None or face.flow is None:
+        if face.paint_mask is None or face.flow is None:
             return face.picture
-        return face.picture, face.painted, 0.5 * face.flow
+        return face.picture, face.paint_mask, 0.5 * face.flow
 
 
 def export(
@@ -115,8 +115,8 @@ def export(
     try:
         spec = bundle.BundleSpec(
             name=name or out.resolve().name, backend="memory", format_version=bundle.FORMAT_VERSION, crop=config.crop, mel=config.mel,
-            slots=config.slots, lip_channels=config.channels, rest_feature=rest, license=license_text,
-            training_data=training_data, graphs={}, created_with=__version__, tap_distance_s=tap_distance_s, copies=config.copies,
+            encoder=config.encoder, slots=config.slots, lip_channels=config.channels, rest_feature=rest, license=license_text,
+            training_data=training_data, graphs={}, created_with=__version__, tap_distance_s=tap_distance_s, has_flow=config.has_flow,
             voice_bands=voice_bands, network=config,
         )  # fmt: skip
     except ValueError as error:
@@ -145,13 +145,13 @@ def write_bundle(
     force: bool,
 ) -> Exported:
     """Write the bundle folder `out` from networks in inference mode: graphs that agree with torch, weights, the description `spec` (its
-    hashes, `copies` and `network` are filled in), and the files `beside` them by name.
+    hashes, `has_flow` and `network` are filled in), and the files `beside` them by name.
 
     Raises OutputRefused, ExportFailed, WriteFailed; all of it is written, or nothing.
     """
     check_folder(out, force=force)
     # The bundle that was adapted may be of an older format, which did not tell.
-    spec = replace(spec, copies=config.copies, network=config, points=True)
+    spec = replace(spec, has_flow=config.has_flow, network=config, points=True)
     networks: dict[str, tuple[nn.Module, Callable[[int], tuple[Tensor, ...]]]] = {
         bundle.MEMORY_GRAPH: (memory, partial(_memory_example, config)),
         bundle.GENERATOR_GRAPH: (_Drawing(generator), partial(_generator_example, config)),

@@ -10,7 +10,6 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -30,6 +29,8 @@ from lipdub.speech.mel import SILENCE
 from lipdub.speech.whisper_mel import RATE_HZ
 from lipdub.train.sound_variants import speed_of, varied
 
+_ALL_S = 24 * 3600.0
+"""More sound than any clip for training has."""
 _FEATURES, _ABOUT = ".features.npy", ".features.json"
 
 
@@ -89,7 +90,7 @@ def prepare_features(
         else:
             todo.append((clip_id, source))
     with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_prepare_one, folder, clip_id, source, encoder_folder, voices) for clip_id, source in todo]
+        futures = [pool.submit(write_features, folder, clip_id, source, encoder_folder, voices) for clip_id, source in todo]
         try:
             for future in futures:
                 future.result()
@@ -112,11 +113,13 @@ def _is_there(folder: Path, clip_id: str, sha256: str, voices: int) -> bool:
     return found is not None and found.sha256 == sha256 and found.voices > voices
 
 
-def _prepare_one(folder: Path, clip_id: str, source: Path, encoder_folder: Path, voices: int) -> None:
-    """The unit of work of the pool."""
+def write_features(folder: Path, clip_id: str, source: Path, encoder_folder: Path, voices: int, *, until_s: float = _ALL_S) -> None:
+    """Write the features of one prepared clip into `folder`, those of the first `until_s` of its sound.
+
+    Raises TrainingDataError, WriteFailed.
+    """
     try:
-        with closing(media.read_audio(source, RATE_HZ)) as blocks:
-            samples = np.concatenate(list(blocks))
+        samples = media.first_samples(source, RATE_HZ, round(until_s * RATE_HZ))
     except LipdubError as error:
         raise TrainingDataError(f"the sound of '{source}' cannot be read any more: {error}") from error
     speech_encoder = _opened(encoder_folder)
@@ -144,5 +147,5 @@ def silent_windows(config: NetworkConfig, *, beside: Path | None = None) -> NDAr
         assert config.mel is not None  # the config holds one of the two
         return np.full((1, 1, config.mel.bands, config.mel.window), SILENCE, np.float32)
     folder, spec = encoder.find(config.encoder.name, config.encoder.sha256, beside=beside or find_encoder(config.encoder.name))
-    track = feature_track(np.zeros(round(2 * spec.core_s * RATE_HZ), np.float32), SpeechEncoder(folder, spec, device="cpu"))
+    track = feature_track(np.zeros(round(2 * spec.core_s * RATE_HZ), np.float32), _opened(folder))
     return interpolated(track, np.array([[spec.core_s * POSITIONS_PER_S]]) + np.array(config.encoder.taps))

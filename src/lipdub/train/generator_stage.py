@@ -294,8 +294,8 @@ class _GeneratorStep(nn.Module):
             mouth = 1 + weights.mouth * _around_mouth(config, true.device)
             drawn_over_time, true_over_time = (part.view(-1, frames, *part.shape[1:]) for part in (drawn, true))
             found["temporal"] = losses.temporal_loss(drawn_over_time, true_over_time, mouth)
-        if face.painted is not None and weights.painted:
-            found["painted"] = face.painted.float().mean()
+        if face.paint_mask is not None and weights.painted:
+            found["painted"] = face.paint_mask.float().mean()
         if stage.lip_reader is not None and weights.perceptual:
             found["perceptual"] = losses.perceptual_loss(stage.lip_reader, drawn[by_lip_rows], true[by_lip_rows])
         total = losses.weighted(found, weights)

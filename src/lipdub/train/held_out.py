@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -131,7 +132,7 @@ class HeldOut:
     """What of a held-out part stays the same from one validation to the next; N frames.
 
     crops: uint8 (N, S, S, 3), the truth. references: uint8 (N, S, S, 3). speech: the windows of the N moments. opening: float32 (N,) as the
-    detector measures it, NaN where it finds no face.
+    detector measures it, NaN where it finds no face. beside: the bundle whose networks draw, where its speech encoder is looked for first.
     """
 
     config: NetworkConfig
@@ -140,15 +141,26 @@ class HeldOut:
     references: NDArray[np.uint8]
     speech: SpeechWindows
     opening: NDArray[np.float32]
+    beside: Path | None = None
 
     @classmethod
-    def of(cls, clip: Clip, first: int, end: int, spec: BundleSpec, config: NetworkConfig, detector: FaceDetector) -> HeldOut:
+    def of(
+        cls,
+        clip: Clip,
+        first: int,
+        end: int,
+        spec: BundleSpec,
+        config: NetworkConfig,
+        detector: FaceDetector,
+        *,
+        beside: Path | None = None,
+    ) -> HeldOut:
         """The frames of `clip` from `first` on, with references among the frames [0, end)."""
         rows = np.unique(np.linspace(first, len(clip) - 1, min(MOST_JUDGED, len(clip) - first)).round().astype(np.int64))
         speech = windows_of(clip.times_s[rows], spec, ClipSound(clip, config))
         crops = np.concatenate([central(clip, row, row + 1, config) for row in rows.tolist()])
         chosen = np.concatenate([central(clip, row, row + 1, config) for row in references(clip, rows, end).tolist()])
-        return cls(config, spec, crops, chosen, speech, measured(crops, detector))
+        return cls(config, spec, crops, chosen, speech, measured(crops, detector), beside)
 
     def __len__(self) -> int:
         return len(self.crops)

@@ -8,7 +8,7 @@ Departures from the paper, all measured on our own footage:
 - A linear head reads the lip landmarks from every recall: without a task of its own the memory collapses to one slot.
 - The decoder draws only the box that the paste mask can show.
 - ``compact`` also feeds the lip feature to every coarse decoder level (``modulated``).
-- ``compact`` may copy the reference's pixels through a drawn flow (``copies``), which keeps skin, beard and collar as sharp as they are.
+- ``compact`` may copy the reference's pixels through a drawn flow (``has_flow``), which keeps skin, beard and collar as sharp as they are.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ PRESETS = {
         preset="paper", size=128, drawn=(0, 128, 0, 128), crop_stride=32, slots=96, channels=512,
         audio_widths=(32, 64, 128, 256), audio_strides=((1, 1), (3, 1), (3, 3), (3, 2)), lip_widths=(32, 64, 128, 256), lip_pool=1,
         face_widths=(16, 32, 64, 128, 256, 512, 512), decoder_widths=(512, 512, 384, 256, 128, 64),
-        residual=True, modulated=False, copies=False, fusion_dropout=0.5,
+        residual=True, modulated=False, has_flow=False, fusion_dropout=0.5,
     ),
     "compact": NetworkConfig(
         preset="compact", size=128, drawn=(64, 128, 16, 112), crop_stride=8, slots=96, channels=192,
         audio_widths=(24, 48, 96, 160), audio_strides=((4, 1), (2, 2), (2, 2), (1, 2)), lip_widths=(24, 48, 96, 160), lip_pool=2,
         face_widths=(12, 24, 48, 96, 144, 192, 192), decoder_widths=(160, 128, 96, 64, 40, 20),
-        residual=True, modulated=True, copies=True, fusion_dropout=0.1, drawn_kappa=24.0,
+        residual=True, modulated=True, has_flow=True, fusion_dropout=0.1, drawn_kappa=24.0,
     ),
 }  # fmt: skip
 
@@ -289,11 +289,11 @@ class FaceEncoder(nn.Module):
 
 
 class DrawnFace(NamedTuple):
-    """What the decoder gives. Without copying, `painted` and `flow` are None."""
+    """What the decoder gives. Without copying, `paint_mask` and `flow` are None."""
 
     picture: Tensor
     """(B, 3, h, w) in [-1, 1], the drawn box."""
-    painted: Tensor | None
+    paint_mask: Tensor | None
     """(B, 1, h, w) in [0, 1]: how far each pixel was painted; the rest of it was copied from the reference."""
     flow: Tensor | None
     """(B, 2, h / 4, w / 4), (x, y): where it was copied from, relative to its own place, in half crop sides."""
@@ -343,9 +343,9 @@ class Decoder(nn.Module):
                 )
             )
         self.levels = nn.ModuleList(levels)
-        self.picture = nn.Conv2d(widths[-1], 4 if config.copies else 3, 3, 1, 1)
+        self.picture = nn.Conv2d(widths[-1], 4 if config.has_flow else 3, 3, 1, 1)
         self.flow: nn.Conv2d | None = None
-        if config.copies:
+        if config.has_flow:
             self.flow = nn.Conv2d(widths[-3], 2, 3, 1, 1)
             with torch.no_grad():
                 # Begin with no motion, and with mostly drawn pixels.
@@ -379,8 +379,8 @@ class Decoder(nn.Module):
         picture = self.picture(x)
         if flow is None:
             return DrawnFace(torch.tanh(picture), None, None)
-        paint, painted = torch.tanh(picture[:, :3]), torch.sigmoid(picture[:, 3:])
-        return DrawnFace(painted * paint + (1 - painted) * self._moved(features.reference, flow), painted, flow)
+        paint, paint_mask = torch.tanh(picture[:, :3]), torch.sigmoid(picture[:, 3:])
+        return DrawnFace(paint_mask * paint + (1 - paint_mask) * self._moved(features.reference, flow), paint_mask, flow)
 
     def _moved(self, reference: Tensor, flow: Tensor) -> Tensor:
         """The reference's pixels (B, 3, S, S) as the flow (B, 2, h / 4, w / 4) brings them into the drawn box: (B, 3, h, w)."""

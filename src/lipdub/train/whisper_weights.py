@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -133,7 +134,9 @@ def _checked(file: Path, state: dict[str, Tensor], heads: int | None) -> Whisper
 def _from_openai(file: Path) -> tuple[dict[str, Tensor], int | None]:
     """OpenAI's checkpoint: ``dims`` and ``model_state_dict``, the encoder's names as they are wanted."""
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what foreign files hold
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
         dims, model = content["dims"], content["model_state_dict"]
         state = {name.removeprefix("encoder."): value.float() for name, value in model.items() if name.startswith("encoder.")}
         return state, int(dims["n_audio_head"])
