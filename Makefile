@@ -40,8 +40,8 @@ format: $(VENV)/.dev  ## format the code and apply the safe lint fixes
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: $(VENV)/.dev  ## the tests, less the slow ones
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## the tests, less the slow ones, on all cores; ends with the ten that took longest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 10
 
 slow: $(VENV)/.dev  ## the slow tests: memory, long clips, training
 	$(BIN)/python -m pytest -m slow

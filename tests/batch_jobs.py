@@ -10,15 +10,18 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from drawn import draw_video, sine, write_wav
 from fakes import write_fake_bundle
 
+from lipdub import batch
 from lipdub.atomic import part_file, put_in_place
-from lipdub.batch import Row, RowResult, Task
-from lipdub.batch.row import write_row_report
+from lipdub.batch import Pool, Row, RowResult, State, Step, Task, Watch, check_manifest
+from lipdub.batch.loop import Event, Finished, Progress
+from lipdub.batch.row import Work, dub_task, work_on, write_row_report
 from lipdub.bundles import bundle
 from lipdub.errors import EncodingFailed, NoFaceFound, OutputRefused
 from lipdub.options import DubOptions
@@ -118,6 +121,55 @@ def written(folder: Path) -> list[str]:
     """Names of outputs in the order in which they were finished, once for each time."""
     log = folder / "written.log"
     return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def read_manifest(path: Path, defaults: DubOptions | None = None) -> tuple[Row, ...]:
+    return check_manifest(path, defaults).rows
+
+
+class Here:
+    """A pool without workers: one row at a time, in this process."""
+
+    shares_cache = True
+
+    def __init__(self, work: Work = dub_task) -> None:
+        self._work = work
+        self._task: Task | None = None
+
+    def free(self) -> int:
+        return 0 if self._task is not None else 1
+
+    def start(self, task: Task) -> None:
+        self._task = task
+
+    def events(self, timeout_s: float) -> Iterator[Event]:
+        """Do the task; what happened meanwhile is told after it."""
+        task = self._task
+        if task is None:
+            return
+        told: list[Event] = []
+        result = work_on(task, self._work, lambda stage, done, total: told.append(Progress(task.number, stage, done, total)))
+        self._task = None
+        yield from (*told, Finished(task.number, result))
+
+    def stop(self) -> None:
+        self._task = None
+
+
+class Unwatched:
+    """Nobody looks on."""
+
+    def started(self, step: Step) -> None: ...
+
+    def progress(self, step: Step, stage: str, done: int, total: int | None) -> None: ...
+
+    def finished(self, step: Step, result: RowResult, again: bool) -> None: ...
+
+
+def run(
+    plan: Sequence[Step], pool: Pool, state: State, *, retry: int = 0, cache: bool = True, watch: Watch | None = None
+) -> tuple[RowResult, ...]:
+    return batch.run(plan, pool, state, watch or Unwatched(), retry=retry, cache=cache)
 
 
 def options(**changes: Any) -> DubOptions:

@@ -6,17 +6,22 @@ import os
 import signal
 import sys
 
+# Networks here are tiny, and several test processes share the cores: more threads only wait for each other. Read at the imports below.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from hypothesis import settings
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
-    """The global generators start alike in every test. Torch is not imported for it."""
+def _begun_alike() -> None:
+    """The global generators start alike in every test, and no Ctrl-C of an earlier one is remembered. Nothing is imported for it."""
     np.random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+    if "lipdub.cli.console" in sys.modules:
+        sys.modules["lipdub.cli.console"].interrupted.clear()
 
 
 # A shell without job control starts background jobs deaf to Ctrl-C; tests of interruptions need to hear it.

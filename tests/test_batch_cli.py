@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """No processes, no dubs."""
-    from lipdub.batch import Here
+    from batch_jobs import Here
 
     def pool(*arguments: object) -> Pool:
         return Here(fake_work)
@@ -79,6 +79,7 @@ def test_a_single_problem_is_one_line(folder, fakes, monkeypatch, capsys):
 
 
 def test_exit_codes_lines_and_table(folder, fakes, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "300")  # paths of temporary folders are long
     path = manifest(folder, *scripted_rows(folder, "good", "bad"), "v0.mp4,speech.wav,[red]p.mp4")
     assert lipdub(monkeypatch, "batch", path) == 1
     out, err = capsys.readouterr()
@@ -201,7 +202,7 @@ def test_the_estimate_is_measured_and_scaled(folder, monkeypatch, capsys):
 
 def test_the_estimate_grows_with_length_and_shrinks_with_the_cache(folder, monkeypatch):
     from lipdub.batch import check_manifest, make_plan
-    from lipdub.batch.estimate import _load, estimate
+    from lipdub.batch.estimate import estimate, load_of
 
     face_video(folder / "face.mp4", 6)
     rows = [f"face.mp4,speech.wav,o{number}.mp4" for number in range(4)]
@@ -209,7 +210,7 @@ def test_the_estimate_grows_with_length_and_shrinks_with_the_cache(folder, monke
     plan = make_plan(check_manifest(path), State(path))
     monkeypatch.setattr(
         "lipdub.batch.estimate._try",
-        lambda row: (1.0, 12.0, _load(row, known=False)),
+        lambda row: (1.0, load_of(row, analysed=False)[0] / 12.0, 0.24),
     )
     one, four, uncached = estimate(plan[:1]), estimate(plan), estimate(plan, cache=False)
     assert one.work_s == pytest.approx(13.0)

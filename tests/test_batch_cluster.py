@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from batch_jobs import fake_work, make_job, manifest, scripted_rows, written
+from batch_jobs import fake_work, make_job, manifest, run, scripted_rows, written
 
-from lipdub.batch import RowResult, State, Step, Task, check_manifest, make_plan, run
+from lipdub.batch import RowResult, State, Step, Task, check_manifest, make_plan
 from lipdub.errors import ClusterFailed
 
 pytest.importorskip("ray")

@@ -11,13 +11,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
-from batch_jobs import make_job, manifest
+from batch_jobs import make_job, manifest, read_manifest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.main import get_command
 
 from lipdub import batch
-from lipdub.batch import Row, check_manifest, read_manifest
+from lipdub.batch import Row, check_manifest
 from lipdub.batch.manifest import _KNOWN
 from lipdub.bundles import bundle
 from lipdub.cli.app import app

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from batch_jobs import a_report, fake_work, make_job, manifest, scripted_rows, written
+from batch_jobs import Here, a_report, fake_work, make_job, manifest, run, scripted_rows, written
 
 from lipdub import pipeline
-from lipdub.batch import Here, Row, RowResult, State, Step, Task, Workers, check_manifest, dub_row, make_plan, run
+from lipdub.batch import Row, RowResult, State, Step, Task, Workers, check_manifest, dub_row, make_plan
 from lipdub.batch.local import attempt
 from lipdub.batch.loop import Event, Finished, Progress
 from lipdub.batch.row import dub_task, work_on

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from batch_jobs import fake_work, make_job, manifest, script, scripted_rows, written
+from batch_jobs import Here, fake_work, make_job, manifest, run, script, scripted_rows, written
 from hypothesis import given
 from hypothesis import strategies as st
 
 import lipdub
 from lipdub.atomic import part_file
-from lipdub.batch import Here, State, Step, batch_lock, check_manifest, lock_path, make_plan, run, state_path
+from lipdub.batch import State, Step, batch_lock, check_manifest, lock_path, make_plan, state_path
 from lipdub.batch.lock import row_lock
 from lipdub.batch.state import Entry
 from lipdub.batch.storage import Identity, sweep

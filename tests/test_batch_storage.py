@@ -8,10 +8,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from batch_jobs import a_report, make_job, manifest
+from batch_jobs import Here, a_report, make_job, manifest, run
 
 from lipdub import pipeline
-from lipdub.batch import Here, Row, State, check_manifest, dub_row, make_plan, run, storage
+from lipdub.batch import Row, State, check_manifest, dub_row, make_plan, storage
 from lipdub.errors import LipdubError, ManifestError, StorageFailed, UnreadableMedia
 from lipdub.options import DubOptions
 

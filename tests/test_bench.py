@@ -33,78 +33,32 @@ MIB = 2**20
 # ---------------------------------------------------------------------------------------------- a process of its own
 
 
-def echo(task):
-    sys.stdout.write("what a library prints is no answer\n")
-    os.write(1, b"nor is this\n")
-    return {"task": task, "pid": os.getpid(), "numpy": "numpy" in sys.modules}
-
-
-def refuse(task):
-    raise LipdubError("no face in 'talk.mp4'; use another one")
-
-
-def crash(task):
-    os.write(2, b"about to crash\n")
-    os.abort()
-
-
-def hold(mib):
-    block = bytearray(mib * MIB)
-    block[::4096] = b"x" * len(block[::4096])
-    time.sleep(0.3)
-    return len(block)
-
-
-def hold_in_a_child(mib):
-    code = f"import time; block = bytearray({mib * MIB}); block[::4096] = b'x' * len(block[::4096]); time.sleep(0.6)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def flood(task):
-    sys.stdout.write("x" * 10_000_000)
-    sys.stderr.write("y" * 10_000_000)
-    return "done"
-
-
-def sleep(marker):
-    Path(marker).write_text(str(os.getpid()))
-    time.sleep(60)
-
-
 def test_work_is_done_elsewhere():
-    outcome = isolated.run_isolated(f"{__name__}:echo", {"a": [1, None, "ü"]})
+    outcome = isolated.run_isolated("isolated_work:echo", {"a": [1, None, "ü"]})
     assert outcome.answer["task"] == {"a": [1, None, "ü"]}
     assert outcome.answer["pid"] != os.getpid()
     assert outcome.wall_s > 0
 
 
 def test_what_it_writes_does_not_stop_it():
-    assert isolated.run_isolated(f"{__name__}:flood", None, timeout_s=30).answer == "done"
+    assert isolated.run_isolated("isolated_work:flood", None, timeout_s=30).answer == "done"
 
 
 def test_its_errors_are_ours_and_its_bugs_are_one_line():
     with pytest.raises(LipdubError, match=r"no face in 'talk\.mp4'; use another one"):
-        isolated.run_isolated(f"{__name__}:refuse", None)
+        isolated.run_isolated("isolated_work:refuse", None)
     with pytest.raises(isolated.ProcessFailed, match="ZeroDivisionError") as caught:
-        isolated.run_isolated(f"{__name__}:divide", 0)
+        isolated.run_isolated("isolated_work:divide", 0)
     assert "\n" not in str(caught.value)
     assert "in divide" in caught.value.said
     with pytest.raises(isolated.ProcessFailed, match="No module named"):
         isolated.run_isolated("no_such_module:work", None)
 
 
-def divide(by):
-    return 1 / by
-
-
-def where(task):
-    return sorted(os.sched_getaffinity(0))
-
-
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system ties no process to cores")
 def test_it_is_tied_to_cores():
-    assert isolated.run_isolated(f"{__name__}:where", None, cores=1).answer == sorted(os.sched_getaffinity(0))[:1]
-    assert isolated.run_isolated(f"{__name__}:where", None).answer == sorted(os.sched_getaffinity(0))
+    assert isolated.run_isolated("isolated_work:where", None, cores=1).answer == sorted(os.sched_getaffinity(0))[:1]
+    assert isolated.run_isolated("isolated_work:where", None).answer == sorted(os.sched_getaffinity(0))
 
 
 def test_modules_of_another_folder_come_first(tmp_path):
@@ -119,13 +73,13 @@ def test_modules_of_another_folder_come_first(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_crash_is_told_by_name():
     with pytest.raises(isolated.ProcessFailed, match=r"crashed \(SIGABRT\) after: about to crash"):
-        isolated.run_isolated(f"{__name__}:crash", None)
+        isolated.run_isolated("isolated_work:crash", None)
 
 
 def test_a_process_that_hangs_is_ended(tmp_path):
     started = time.perf_counter()
     with pytest.raises(isolated.ProcessFailed, match="did not end within"):
-        isolated.run_isolated(f"{__name__}:sleep", str(tmp_path / "pid"), timeout_s=1)
+        isolated.run_isolated("isolated_work:sleep", str(tmp_path / "pid"), timeout_s=1)
     assert time.perf_counter() - started < 20
 
 
@@ -141,7 +95,7 @@ def gone(pid: int) -> bool:
 def test_it_ends_when_we_are_killed(tmp_path):
     """SIGKILL leaves nobody to clean up: the process notices by itself."""
     marker = tmp_path / "pid"
-    work = f"isolated.run_isolated('test_bench:sleep', {str(marker)!r})"
+    work = f"isolated.run_isolated('isolated_work:sleep', {str(marker)!r})"
     code = f"import sys; sys.path[:] = {sys.path!r}; from lipdub.checkup import isolated; {work}"
     parent = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.time() + 20
@@ -160,9 +114,9 @@ def test_its_memory_is_its_own():
     """Not what the caller holds (Linux tells a new process's peak from before it began), and its children's with it."""
     ours = bytearray(300 * MIB)
     ours[::4096] = b"x" * len(ours[::4096])
-    nothing = isolated.run_isolated(f"{__name__}:hold", 0).peak_bytes
-    own = isolated.run_isolated(f"{__name__}:hold", 150).peak_bytes
-    with_child = isolated.run_isolated(f"{__name__}:hold_in_a_child", 150).peak_bytes
+    nothing = isolated.run_isolated("isolated_work:hold", 0).peak_bytes
+    own = isolated.run_isolated("isolated_work:hold", 150).peak_bytes
+    with_child = isolated.run_isolated("isolated_work:hold_in_a_child", 150).peak_bytes
     assert len(ours) == 300 * MIB
     assert nothing < 200 * MIB
     assert 145 * MIB < own - nothing < 175 * MIB

@@ -407,11 +407,18 @@ def test_a_terminal_that_knows_only_ascii_gets_its_table_too(work: Path) -> None
 # --------------------------------------------------------------------------------------------------------------- Ctrl-C
 
 
-@pytest.fixture
-def long_work(work: Path) -> Path:
-    """`work` with a clip that takes a second or two."""
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = [scaled(pixels, (SIDE, SIDE)) for pixels in portrait_frames(FRAMES)]
-    draw_video(work / "clip.mp4", pictures=(pictures + pictures[::-1]) * 5, fps=25)
+    clip = tmp_path_factory.mktemp("long") / "clip.mp4"
+    draw_video(clip, pictures=(pictures + pictures[::-1]) * 5, fps=25)
+    return clip
+
+
+@pytest.fixture
+def long_work(work: Path, long_clip: Path) -> Path:
+    """`work` with a clip that takes a second or two."""
+    shutil.copy(long_clip, work / "clip.mp4")
     return work
 
 
@@ -435,7 +442,7 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> No
     while not condition():
         assert process.poll() is None, "it ended too early"
         assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 FAKE_FFMPEG = """#!/bin/sh

@@ -527,7 +527,7 @@ def test_cuts_are_numbered_and_detectors_forget_at_them(more: int, monkeypatch: 
 
 
 @given(seed=st.integers(0, 30), block=st.integers(1, 60))
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_blocks_give_the_track_that_the_whole_gives(seed: int, block: int) -> None:
     """Gaps, two people and a cut, smoothed as a whole and in blocks of a few frames."""
     rng = np.random.default_rng(seed)

@@ -3,44 +3,21 @@
 manifest   the table, checked before the first frame is touched
 state      the journal beside it: what became of each row
 plan       what is left to do, and why
-run        the loop: hands rows to a pool, keeps the journal, tries again
-here, local, cluster   the pools: this process, processes of this machine, Ray
+loop       hands rows to a pool, keeps the journal, tries again
+local, cluster   the pools: processes of this machine, Ray
 row        the unit of work; storage: files at paths and URLs
 """
 
-from __future__ import annotations
-
-from lipdub.batch.here import Here
 from lipdub.batch.local import Workers
 from lipdub.batch.lock import batch_lock, lock_path
-from lipdub.batch.loop import Pool, Unwatched, Watch, run
-from lipdub.batch.manifest import Manifest, check_manifest, read_manifest
+from lipdub.batch.loop import Pool, Watch, run
+from lipdub.batch.manifest import Manifest, check_manifest
 from lipdub.batch.plan import Step, make_plan
 from lipdub.batch.row import Task, dub_row
-from lipdub.batch.rows import REQUIRED, Location, Row, RowResult
+from lipdub.batch.rows import Row, RowResult
 from lipdub.batch.state import Entry, State, state_path
 
 __all__ = [
-    "REQUIRED",
-    "Entry",
-    "Here",
-    "Location",
-    "Manifest",
-    "Pool",
-    "Row",
-    "RowResult",
-    "State",
-    "Step",
-    "Task",
-    "Unwatched",
-    "Watch",
-    "Workers",
-    "batch_lock",
-    "check_manifest",
-    "dub_row",
-    "lock_path",
-    "make_plan",
-    "read_manifest",
-    "run",
-    "state_path",
-]
+    "Entry", "Manifest", "Pool", "Row", "RowResult", "State", "Step", "Task", "Watch", "Workers",
+    "batch_lock", "check_manifest", "dub_row", "lock_path", "make_plan", "run", "state_path",
+]  # fmt: skip

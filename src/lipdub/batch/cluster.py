@@ -1,9 +1,10 @@
 """`RayPool`: rows as tasks of a Ray cluster, each with the processors and the GPU that it asks for. The only importer of ray.
 
-Files are reached by a path that all machines share, or by URL. A task whose process or machine dies is started again elsewhere by Ray
-itself; it looks first whether the attempt before it has finished the output (`row.work_on`), so nothing is written twice or by halves.
-Ray ends the tasks of a batch that was killed. The next batch waits for those whose lock it can see: on this machine, and on others where
-the manifest's folder is shared with locks.
+Files are reached by a path that all machines share, or by URL.
+When a task's process or machine dies, Ray starts it again elsewhere. It first looks whether the attempt before it has finished the output
+(`row.work_on`), so nothing is written twice or by halves.
+When a batch is killed, Ray ends its tasks. The next batch waits for those whose lock it can see: on this machine, and on others where the
+manifest's folder is shared with locks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,16 +26,14 @@ from lipdub.batch.local import STOPPING_S, Teller, attempt
 from lipdub.batch.lock import row_lock
 from lipdub.batch.loop import Event, Finished, Lost, Progress
 from lipdub.batch.row import Task, Work, dub_task
-from lipdub.batch.rows import Location, RowResult, one_line
+from lipdub.batch.rows import RowResult, one_line
 from lipdub.errors import ClusterFailed
 
-RAY_EXTRA: Final = 'pip install "lipdub[ray]"'
 SYSTEM_RETRIES: Final = 3
 """How often Ray starts a task again whose process or machine has died."""
 TASK_CPUS: Final = 2
 """Processors of a row that does not say how many threads it wants."""
 _LOOK_S: Final = 10.0
-_KNOCK_S: Final = 5.0
 _QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no report to Ray's makers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray asks for to stop warning about what it will do some day
@@ -69,9 +68,8 @@ class RayPool:
         if "cuda" in devices and not self._gpus:
             self.stop()
             raise ClusterFailed(f"rows ask for device cuda, but the cluster at '{address}' has no GPU; take --device auto, or add one")
-        ray = self._ray
-        self._do = ray.remote(max_retries=SYSTEM_RETRIES, retry_exceptions=False)(_do)
-        self._board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+        self._do = self._ray.remote(max_retries=SYSTEM_RETRIES, retry_exceptions=False)(_do)
+        self._board = self._ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
 
     def free(self) -> int:
         """How many more tasks the cluster is to have at hand: twice as many as it can run, so that none of its machines waits."""
@@ -84,24 +82,17 @@ class RayPool:
         options = task.row.options
         cpus = min(options.threads or TASK_CPUS, self._most_cpus)
         gpus = 1 if options.device == "cuda" or (options.device == "auto" and self._gpus) else 0
-        row = replace(
-            task.row,
-            video=_everywhere(task.row.video),
-            speech=_everywhere(task.row.speech),
-            output=_everywhere(task.row.output),
-            report=None if task.row.report is None else _everywhere(task.row.report),
-            options=replace(options, threads=cpus, model=_model_everywhere(options.model)),
-        )
-        reference = self._do.options(num_cpus=cpus, num_gpus=gpus, name=f"lipdub line {task.row.line}").remote(
-            replace(task, row=row), self._work, self._board, __version__
-        )
-        self._task_of[reference] = task.number
+        # Relative paths would begin at another folder there.
+        places = {name: getattr(task.row, name) for name in ("video", "speech", "output", "report")}
+        places = {name: place.absolute() if isinstance(place, Path) else place for name, place in places.items()}
+        row = replace(task.row, **places, options=replace(options, threads=cpus, model=_model_everywhere(options.model)))
+        do = self._do.options(num_cpus=cpus, num_gpus=gpus, name=f"lipdub line {row.line}")
+        self._task_of[do.remote(replace(task, row=row), self._work, self._board, __version__)] = task.number
 
     def events(self, timeout_s: float) -> Iterator[Event]:
         """Progress and answers."""
         ray = self._ray
-        references = list(self._task_of)
-        if references:
+        if references := list(self._task_of):
             ray.wait(references, num_returns=1, timeout=timeout_s)
             ended, _ = ray.wait(references, num_returns=len(references), timeout=0)
             for reference in ended:
@@ -147,11 +138,10 @@ class RayPool:
     def _look(self) -> None:
         """What the cluster has now; it may grow."""
         nodes = [node.get("Resources", {}) for node in self._ray.nodes() if node.get("Alive")]
-        self._most_cpus = max(1, *(int(node.get("CPU", 0)) for node in nodes), 1)
+        cpus = [int(node.get("CPU", 0)) for node in nodes]
+        self._most_cpus = max(1, *cpus, 1)
         self._gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-        cpus = sum(int(node.get("CPU", 0)) for node in nodes)
-        at_once = cpus // min(TASK_CPUS, self._most_cpus)
-        self._at_hand = max(2, 2 * at_once)
+        self._at_hand = max(2, 2 * (sum(cpus) // min(TASK_CPUS, self._most_cpus)))
         self._looked_s = time.monotonic()
 
 
@@ -161,11 +151,7 @@ def _do(task: Task, work: Work, board: Any, version: str) -> RowResult:
         why = f"{platform.node()} has lipdub {__version__}, this batch is of {version}; install the same version everywhere"
         return RowResult(task.row, None, why, 0.0)
     with row_lock(task.lock, task.number):
-        return attempt(task, work, Teller(lambda stage, done, total: _tell(board, task.number, stage, done, total)))
-
-
-def _tell(board: Any, number: int, stage: str, done: int, total: int | None) -> None:
-    board.tell.remote(number, stage, done, total)
+        return attempt(task, work, Teller(lambda *said: board.tell.remote(task.number, said)))
 
 
 class _Board:
@@ -174,9 +160,9 @@ class _Board:
     def __init__(self) -> None:
         self._said: dict[int, tuple[str, int, int | None]] = {}
 
-    def tell(self, number: int, stage: str, done: int, total: int | None) -> None:
+    def tell(self, number: int, said: tuple[str, int, int | None]) -> None:
         """Note the progress of a row."""
-        self._said[number] = (stage, done, total)
+        self._said[number] = said
 
     def take(self) -> dict[int, tuple[str, int, int | None]]:
         """What was noted since the last time."""
@@ -191,7 +177,7 @@ def _ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError as error:
-        raise ClusterFailed(f"--ray needs Ray; install it with: {RAY_EXTRA}") from error
+        raise ClusterFailed('--ray needs Ray; install it with: pip install "lipdub[ray]"') from error
     return ray
 
 
@@ -214,7 +200,7 @@ def _knock(address: str) -> None:
     if not host or not port.isdigit():
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
     except (OSError, OverflowError) as error:
         raise ClusterFailed(f"cannot reach a Ray cluster at '{address}': {error}; check the address, and that the cluster runs") from error
 
@@ -222,21 +208,14 @@ def _knock(address: str) -> None:
 @contextmanager
 def _signals_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself when it connects; here the command line has its own answer to it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kept: dict[signal.Signals, Callable[..., Any] | int | None] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    changeable = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    kept = {number: signal.getsignal(number) for number in changeable}
     try:
         yield
     finally:
         for number, handler in kept.items():
             if handler is not None:
                 signal.signal(number, handler)
-
-
-def _everywhere(place: Location) -> Location:
-    """A path as all machines that share the storage can use it."""
-    return place.absolute() if isinstance(place, Path) else place
 
 
 def _model_everywhere(model: str) -> str:

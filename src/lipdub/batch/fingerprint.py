@@ -63,14 +63,6 @@ def difference(old: Facts, new: Facts) -> str:
     return ", ".join(words) or "nothing changed"
 
 
-_hashes: dict[str, str] = {}
-
-
 def _model(model: str) -> str:
     """The hash of a bundle's description, which holds the hashes of its graphs."""
-    file = bundle.resolve(model) / bundle.SPEC_FILE
-    about = file.stat()
-    seen = f"{file}|{about.st_size}|{about.st_mtime_ns}"
-    if seen not in _hashes:
-        _hashes[seen] = bundle.sha256(file)
-    return _hashes[seen]
+    return bundle.sha256(bundle.resolve(model) / bundle.SPEC_FILE)

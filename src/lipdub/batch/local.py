@@ -1,7 +1,8 @@
-"""`Workers`: processes on this machine, one row each at a time; a worker that dies takes its row with it and nothing else.
+"""`Workers`: processes on this machine, each with one row at a time. When a worker dies, only its row fails.
 
-Workers are fresh interpreters (spawned, on every system). They do not outlive the batch: when the process that started them is gone,
-however it went, a pipe that only it held open ends, and they clean up and leave. Ctrl-C reaches them through it alone.
+Workers are new interpreters (spawned, on every system).
+Each one watches a pipe whose other end only the batch holds. When the batch ends, even by a kill, the pipe closes; the worker then
+removes its temporary files and ends. Workers ignore Ctrl-C: the batch stops them.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 
 class Workers:
-    """`jobs` processes, started when they are first needed and replaced when they die. Threads are shared out among them, but for rows
-    that say how many they want."""
+    """`jobs` processes, started when they are first needed and replaced when they die.
+
+    They share the processor's cores; a row that says how many threads it wants gets those.
+    """
 
     shares_cache = True
 
@@ -52,7 +55,9 @@ class Workers:
 
     def start(self, task: Task) -> None:
         """Give the task to an idle worker, or to a new one."""
-        worker = self._idle_worker() or _start_worker(self._work, self.threads)
+        while self._idle and not self._idle[-1].process.is_alive():  # it died while it had nothing to do
+            self._idle.pop().end()
+        worker = self._idle.pop() if self._idle else _start_worker(self._work, self.threads)
         if task.row.options.threads is None and self.threads is not None:
             task = replace(task, row=replace(task.row, options=replace(task.row.options, threads=self.threads)))
         self._busy[task.number] = worker
@@ -61,15 +66,14 @@ class Workers:
 
     def events(self, timeout_s: float) -> Iterator[Event]:
         """Progress and answers, and which workers are gone."""
-        by_handle: dict[Any, int] = {}
+        number_of: dict[Any, int] = {}
         for number, worker in self._busy.items():
-            by_handle[worker.pipe] = by_handle[worker.process.sentinel] = number
-        ready = {by_handle[handle] for handle in wait(list(by_handle), timeout_s)} if by_handle else set()
-        for number in sorted(ready):
+            number_of[worker.pipe] = number_of[worker.process.sentinel] = number
+        for number in sorted({number_of[handle] for handle in wait(list(number_of), timeout_s)} if number_of else ()):
             yield from self._said(number)
 
     def stop(self) -> None:
-        """End all workers: politely, so that they remove their temporary files; after a while, not so politely."""
+        """End all workers: first with SIGTERM, on which they remove their temporary files, then by a kill."""
         workers = [*self._busy.values(), *self._idle]
         self._busy, self._idle = {}, []
         for worker in workers:
@@ -78,15 +82,6 @@ class Workers:
         for worker in workers:
             worker.process.join(max(0.0, until - time.monotonic()))
             worker.end()
-
-    def _idle_worker(self) -> _Worker | None:
-        """One that is still there; a worker that died while it had nothing to do has harmed no row."""
-        while self._idle:
-            worker = self._idle.pop()
-            if worker.process.is_alive():
-                return worker
-            worker.end()
-        return None
 
     def _said(self, number: int) -> Iterator[Event]:
         worker = self._busy[number]
@@ -137,7 +132,7 @@ def _start_worker(work: Work, threads: int | None) -> _Worker:
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Ctrl-C waits until the block has ended: a child that it meets while it starts would print a traceback. Inherited by the child."""
+    """Ctrl-C waits until the block has ended, and in a process that the block starts: there it would print a traceback."""
     if sys.platform == "win32":
         yield
         return
@@ -157,23 +152,17 @@ def _end_of(code: int | None) -> str:
         return "its worker process ended without an answer; run again"
     if code > 0:
         return f"its worker process ended with code {code}; run again, and report it if that repeats"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    if name == "SIGKILL":
-        return "its worker process was killed (SIGKILL), often because memory ran out; run again with fewer --jobs"
-    if name == "SIGTERM":
-        return "its worker process was stopped from outside (SIGTERM); run again"
-    return f"its worker process crashed ({name}); run again, and report it if that repeats"
-
-
-# ------------------------------------------------------------------------------------------------- inside the worker
+    name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+    known = {
+        "SIGKILL": "was killed (SIGKILL), often because memory ran out; run again with fewer --jobs",
+        "SIGTERM": "was stopped from outside (SIGTERM); run again",
+    }
+    return f"its worker process {known.get(name, f'crashed ({name}); run again, and report it if that repeats')}"
 
 
 def _serve(pipe: Connection, lifeline: Connection, work: Work, threads: int | None) -> None:
-    """A worker's life: rows come through `pipe`, progress and results go back, until the batch is gone or says stop."""
-    # Daemonic for the batch, so that nothing waits for it; but a library may well start processes of its own.
+    """What a worker does: rows come through `pipe`, progress and results go back, until the batch is gone or says stop."""
+    # The batch does not wait for a daemonic process at its end; but such a process could start no others, and libraries do.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     stopping = threading.Event()
 
@@ -199,12 +188,12 @@ def _serve(pipe: Connection, lifeline: Connection, work: Work, threads: int | No
             pipe.send(result)
     except (EOFError, OSError, KeyboardInterrupt):
         pass
-    # Not sys.exit: threads of libraries that never end must not hold the process.
+    # Not sys.exit: it would wait for threads of libraries that never end.
     os._exit(0 if not stopping.is_set() else 128 + signal.SIGTERM)
 
 
 def attempt(task: Task, work: Work, tell: Callable[[str, int, int | None], None]) -> RowResult:
-    """The result of a task; a bug becomes the row's failure, with its traceback, and the batch goes on."""
+    """The result of a task. An unexpected error fails the row, its traceback is kept, and the batch goes on."""
     started = time.perf_counter()
     try:
         return work_on(task, work, tell)
@@ -218,7 +207,7 @@ def attempt(task: Task, work: Work, tell: Callable[[str, int, int | None], None]
 
 
 class Teller:
-    """Passes progress on, not too often: the first of a stage, then a few a second."""
+    """Passes progress on: the first of each stage, then at most five a second."""
 
     def __init__(self, send: Callable[[str, int, int | None], None], stopping: Callable[[], bool] = lambda: False) -> None:
         self._send = send
@@ -228,7 +217,7 @@ class Teller:
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         """As `pipeline.OnProgress`."""
-        if self._stopping():  # a library has made something else of the interruption
+        if self._stopping():  # a library has caught the KeyboardInterrupt
             raise KeyboardInterrupt
         now = time.monotonic()
         if stage != self._stage or now - self._at >= _TELL_S:
@@ -242,7 +231,7 @@ def _send(pipe: Connection, said: object) -> None:
 
 
 def _watch(lifeline: Connection) -> None:
-    """Leave when the batch is gone: politely first, so that temporary files go, too."""
+    """When the batch is gone: SIGTERM to this process, so that temporary files are removed, then the end."""
     with suppress(EOFError, OSError):
         lifeline.recv()
     with suppress(OSError):
@@ -252,7 +241,7 @@ def _watch(lifeline: Connection) -> None:
 
 
 def _hush() -> None:
-    """What libraries write to the terminal would tear the batch's table; errors go back as results."""
+    """Send standard output and error to nowhere: libraries would write into the batch's table. Errors go back as results."""
     null = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         with suppress(OSError):

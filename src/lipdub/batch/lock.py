@@ -1,7 +1,7 @@
 """One batch at a time on one manifest, and none before the workers of a killed one have ended.
 
-Bytes of one file are locked: byte 0 by the batch, byte 1 + n by the worker that is at row n. The operating system gives a lock back
-when its process ends, however it ends.
+Bytes of one file are locked: byte 0 by the batch, byte 1 + n by the worker that is at row n.
+When a process ends, even by a kill, the operating system gives its locks back.
 """
 
 from __future__ import annotations
@@ -25,21 +25,14 @@ _HELD: Final = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(file: int, first: int, count: int) -> None:
+    def _lock(file: int, first: int, count: int, *, give_back: bool = False) -> None:
         os.lseek(file, first, os.SEEK_SET)
-        msvcrt.locking(file, msvcrt.LK_NBLCK, count)
-
-    def _unlock(file: int, first: int, count: int) -> None:
-        os.lseek(file, first, os.SEEK_SET)
-        msvcrt.locking(file, msvcrt.LK_UNLCK, count)
+        msvcrt.locking(file, msvcrt.LK_UNLCK if give_back else msvcrt.LK_NBLCK, count)
 else:
     import fcntl
 
-    def _lock(file: int, first: int, count: int) -> None:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, count, first)
-
-    def _unlock(file: int, first: int, count: int) -> None:
-        fcntl.lockf(file, fcntl.LOCK_UN, count, first)
+    def _lock(file: int, first: int, count: int, *, give_back: bool = False) -> None:
+        fcntl.lockf(file, fcntl.LOCK_UN if give_back else fcntl.LOCK_EX | fcntl.LOCK_NB, count, first)
 
 
 def lock_path(manifest: Path) -> Path:
@@ -89,30 +82,21 @@ def _hold(path: Path, manifest: Path) -> int:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise ManifestError(
-                f"cannot keep the state of the batch beside '{manifest}': {error.strerror or error}; "
-                "copy the manifest to a folder where you may write"
-            ) from error
+            why = f"{error.strerror or error}; copy the manifest to a folder where you may write"
+            raise ManifestError(f"cannot keep the state of the batch beside '{manifest}': {why}") from error
         try:
             _lock(file, 0, 1)
-            # Whoever held it before has removed the file just now: ours is not the one that others will open.
-            if _still_there(path, file):
-                return file
+            with suppress(FileNotFoundError):
+                # Another inode: whoever held the lock before has removed the file just now, and others will open a new one.
+                if os.path.samestat(os.stat(path), os.fstat(file)):
+                    return file
         except OSError as error:
             os.close(file)
             if error.errno in _HELD:
                 raise ManifestError(f"another lipdub batch is at work on '{manifest}'; wait for it, or stop it first") from error
-            raise ManifestError(
-                f"cannot lock '{path}': {error.strerror or error}; copy the manifest to a folder on a disk of this machine"
-            ) from error
+            why = f"{error.strerror or error}; copy the manifest to a folder on a disk of this machine"
+            raise ManifestError(f"cannot lock '{path}': {why}") from error
         os.close(file)
-
-
-def _still_there(path: Path, file: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(file))
-    except FileNotFoundError:
-        return False
 
 
 def _wait_for_workers(file: int, manifest: Path, orphans_s: float) -> None:
@@ -123,10 +107,9 @@ def _wait_for_workers(file: int, manifest: Path, orphans_s: float) -> None:
             _lock(file, 1, _ROWS)
         except OSError as error:
             if error.errno not in _HELD or time.monotonic() > until:
-                raise ManifestError(
-                    f"workers of an earlier batch on '{manifest}' are still running; end them, or wait and run again"
-                ) from error
+                what = f"workers of an earlier batch on '{manifest}' are still running"
+                raise ManifestError(f"{what}; end them, or wait and run again") from error
             time.sleep(0.1)
         else:
-            _unlock(file, 1, _ROWS)
+            _lock(file, 1, _ROWS, give_back=True)
             return

@@ -1,7 +1,7 @@
 """The run: hands steps to a pool of workers, keeps the journal, tries failed rows again, and settles what an interruption leaves.
 
-A row's life in the journal: pending, running (on the disk before the work starts), then done or failed. Two rows with the same video
-are not analysed at once where the workers share a cache: the second one starts when the first has found its faces.
+In the journal a row is pending, then running (on the disk before the work starts), then done or failed.
+Where the workers share a cache, a row waits until another row with the same video has found its faces.
 """
 
 from __future__ import annotations
@@ -63,19 +63,15 @@ class Pool(Protocol):
 
     def free(self) -> int:
         """How many more tasks may be started now."""
-        ...
 
     def start(self, task: Task) -> None:
         """Hand a task to a worker."""
-        ...
 
     def events(self, timeout_s: float) -> Iterable[Event]:
         """What has happened since; waits up to `timeout_s` if nothing has."""
-        ...
 
     def stop(self) -> None:
         """End all work, as after Ctrl-C, and wait until no worker is left. May be called twice."""
-        ...
 
 
 class Watch(Protocol):
@@ -83,51 +79,29 @@ class Watch(Protocol):
 
     def started(self, step: Step) -> None:
         """A row was handed to a worker."""
-        ...
 
     def progress(self, step: Step, stage: str, done: int, total: int | None) -> None:
         """A row has come further."""
-        ...
 
     def finished(self, step: Step, result: RowResult, again: bool) -> None:
         """A row has ended. again: it has failed and will be tried again."""
-        ...
-
-
-class Unwatched:
-    """Nobody looks on."""
-
-    def started(self, step: Step) -> None:
-        """Nothing."""
-
-    def progress(self, step: Step, stage: str, done: int, total: int | None) -> None:
-        """Nothing."""
-
-    def finished(self, step: Step, result: RowResult, again: bool) -> None:
-        """Nothing."""
 
 
 def run(
-    plan: Sequence[Step],
-    pool: Pool,
-    state: State,
-    *,
-    retry: int = 0,
-    cache: bool = True,
-    lock: Path | None = None,
-    watch: Watch | None = None,
+    plan: Sequence[Step], pool: Pool, state: State, watch: Watch, *, retry: int = 0, cache: bool = True, lock: Path | None = None
 ) -> tuple[RowResult, ...]:
     """Carry out `plan`; the results of the rows that were worked on, in the order in which they ended.
 
-    A row that fails is passed over, its reason kept; one that may do better is tried up to `retry` more times, after the others. The pool
-    is stopped at the end, however that comes. After an interruption, rows that were running are pending again, or done if they just
-    made it.
+    A row that fails is passed over, and its reason kept.
+    A row that may do better is tried up to `retry` more times, after the others.
+    The pool is stopped at the end, also after an error or Ctrl-C.
+    After an interruption, a row that was running is pending again, or done if its output was just finished.
 
     Raises WriteFailed: the state cannot be written.
     """
-    batch = _Run(plan, pool, state, retry, cache, lock, watch or Unwatched())
+    batch = _Run(plan, pool, state, retry, cache, lock, watch)
     # What a killed batch has left lies beside the outputs that it was at.
-    storage.sweep(place for entry in state.was_running for place in _places(entry, state))
+    storage.sweep(place_of(name, state.folder) for entry in state.was_running for name in entry.names)
     state.begin(first_entries(plan, state))
     try:
         batch.write_missing_reports()
@@ -159,14 +133,13 @@ class _Run:
         """Reports of rows that were dubbed before, whose file is not there."""
         for step in self.plan:
             content = self.state.entries[step.key].done if step.action == "report" else None
-            if step.row.report is None or content is None:
-                continue
-            why = ""
-            try:
-                write_row_report(content, step.row.report)
-            except LipdubError as error:
-                why = one_line(error)
-            self._end(step, RowResult(step.row, None, why, 0.0, recovered=not why), content)
+            if step.row.report is not None and content is not None:
+                why = ""
+                try:
+                    write_row_report(content, step.row.report)
+                except LipdubError as error:
+                    why = one_line(error)
+                self._end(step, RowResult(step.row, None, why, 0.0, recovered=not why), content)
 
     def work(self) -> None:
         """Until every step has its result."""
@@ -188,8 +161,7 @@ class _Run:
             else:
                 self.state.record(entry_of(step, self.state, "pending", why=INTERRUPTED))
         # Every row that was started: a cluster may have lost and replaced a worker without a word.
-        rows = [self.plan[number].row for number in self.tries]
-        storage.sweep(place for row in rows for place in (row.output, row.report) if place is not None)
+        storage.sweep(place for number in self.tries for place in self.plan[number].row.written)
 
     def _next(self, waiting: deque[int]) -> int | None:
         """The first row that may start now, taken out of those that wait."""
@@ -218,14 +190,12 @@ class _Run:
                 self._analysed(number)
             self.watch.progress(step, event.stage, event.done, event.total)
             return
-        task = self.running[number]
         if isinstance(event, Lost):
-            result = found_finished(task) or RowResult(step.row, None, event.why, 0.0, transient=True)
+            result = found_finished(self.running[number]) or RowResult(step.row, None, event.why, 0.0, transient=True)
         else:
             result = event.result
         self._analysed(number)
-        again = not result.ok and result.transient and self.tries[number] <= self.retry
-        if again:
+        if result.transient and not result.ok and self.tries[number] <= self.retry:
             self.state.record(replace(self._entry(step, result), state="pending"))
             waiting.append(number)
             self.watch.finished(step, result, True)
@@ -249,15 +219,6 @@ class _Run:
         entry = entry_of(step, self.state, "done" if result.ok else "failed", why=result.why)
         now = self.state.found_now(entry)
         changed = {name: found for name, found in now.items() if found is not None and (result.ok or found != entry.before.get(name))}
-        return replace(
-            entry,
-            files=changed,
-            why=result.why or (RECOVERED if result.recovered and result.report is None and step.to_do else ""),
-            wall_s=round(result.wall_s, 3),
-            done=None if result.report is None else content_of(result.report),
-            trace=result.trace,
-        )
-
-
-def _places(entry: Entry, state: State) -> list[Location]:
-    return [place_of(name, state.folder) for name in (entry.output, entry.report) if name is not None]
+        done = None if result.report is None else content_of(result.report)
+        why = result.why or (RECOVERED if result.recovered and done is None and step.to_do else "")
+        return replace(entry, files=changed, why=why, wall_s=round(result.wall_s, 3), done=done, trace=result.trace)

@@ -1,12 +1,9 @@
 """Manifests: a table of dubs, read and checked as a whole before the first frame is touched.
 
-CSV, the first line names the columns:
+CSV, whose first line names the columns, or JSON lines, one object a line with the same names:
 
     video,speech,output,fit,crf
-    talk.mp4,de.wav,talk_de.mp4,,
     talk.mp4,fr.wav,talk_fr.mp4,speech,23
-
-JSON lines (``.jsonl``, ``.ndjson``), one object a line, with the same names:
 
     {"video": "talk.mp4", "speech": "fr.wav", "output": "talk_fr.mp4", "fit": "speech", "crf": 23}
 """
@@ -14,15 +11,16 @@ JSON lines (``.jsonl``, ``.ndjson``), one object a line, with the same names:
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from lipdub import media
 from lipdub.batch.lock import lock_path
@@ -52,28 +50,23 @@ class Manifest:
     found: dict[Location, Identity | None]
 
 
-def read_manifest(path: Path, defaults: DubOptions | None = None) -> tuple[Row, ...]:
-    """The rows of the manifest at `path`, as `check_manifest` gives them where nothing was dubbed before. Raises ManifestError."""
-    return check_manifest(path, defaults).rows
-
-
 def check_manifest(path: Path, defaults: DubOptions | None = None, *, owned: Owned | None = None, keep_existing: bool = False) -> Manifest:
-    """The rows of the manifest at `path`, after checking all of them; no frame is decoded for that.
+    """The rows of the manifest at `path` (UTF-8), after checking all of them; no frame is decoded for that.
 
-    CSV in UTF-8, the first line names the columns in any order, or JSON lines, judged by the file's ending: video, speech, output, and
-    any of ``DubOptions`` and report. An empty cell, or null, takes its value from `defaults`. Relative paths, a model's too, start from the
-    manifest's folder; URLs are taken as they are. Empty lines are passed over.
+    The columns are video, speech, output, and any of ``DubOptions`` and report. An empty cell, or null, takes its value from `defaults`.
+    Relative paths, a model's too, start from the manifest's folder; URLs are taken as they are. Empty lines are passed over.
 
-    An output or report that exists is an error, but for rows with `force` and for files that are `owned`. keep_existing: outputs that
-    exist are no error at all; the plan passes over their rows.
+    An output or report that exists is an error, but for rows with `force` and for files that are `owned`.
+    keep_existing: outputs that exist are no error; the plan passes over their rows.
 
     Raises:
         ManifestError: the file cannot be read, or it has problems, which are all in ``.problems``.
     """
     problems = _Problems()
-    records = _json_records(path, problems) if path.suffix.lower() in JSON_SUFFIXES else _csv_records(path, problems)
-    models = _Models(path.parent)
-    drafts = [_draft(record, path.parent, defaults or DubOptions(), models, problems) for record in records]
+    drafts = _json_drafts(path, problems) if path.suffix.lower() in JSON_SUFFIXES else _csv_drafts(path, problems)
+    for draft in drafts:
+        _check_cells(draft, path.parent, defaults or DubOptions(), problems)
+    _check_models(drafts, problems)
     found = _look(drafts, problems)
     for draft in drafts:
         _check_files(draft, found, owned or (lambda place, now: False), keep_existing, problems)
@@ -110,41 +103,11 @@ class _Problems:
 
 
 @dataclass(slots=True)
-class _Models:
-    """Bundles that the manifest names, each looked at once."""
-
-    folder: Path
-    _why: dict[str, str] = field(default_factory=dict)
-
-    def find(self, cell: str) -> str:
-        """The model of a cell: the name of a bundle that came with lipdub, or a path from the manifest's folder."""
-        return cell if cell in bundle.available() else str(self.folder / os.path.expanduser(cell))
-
-    def check(self, model: str) -> None:
-        """Raise ManifestError unless `model` is a whole bundle."""
-        if model not in self._why:
-            self._why[model] = ""
-            try:
-                bundle.load_spec(bundle.resolve(model))
-            except LipdubError as error:
-                self._why[model] = one_line(error)
-        if self._why[model]:
-            raise ManifestError(self._why[model])
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    """One row as the file has it: text by column, empty where nothing is given."""
+class _Draft:
+    """A row while it is being checked. given: its cells by column, empty where nothing is given. The rest is what they stand for."""
 
     line: int
     given: dict[str, str]
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A row while it is being checked: what its cells hold, as far as they can be used."""
-
-    line: int
     places: dict[str, Location] = field(default_factory=dict)
     options: DubOptions = field(default_factory=DubOptions)
 
@@ -153,22 +116,27 @@ class _Draft:
         return Row(self.line, video, speech, output, self.options, self.places.get("report"))
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
-
-
-@contextmanager
-def _reading(path: Path) -> Generator[None, None, None]:
+def _text(path: Path) -> str:
     try:
-        yield
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ManifestError(f"manifest '{path}' is not UTF-8 text; save it in UTF-8") from error
     except OSError as error:
         raise ManifestError(f"cannot read manifest '{path}': {error.strerror or error}; check the path") from error
 
 
-def _csv_records(path: Path, problems: _Problems) -> list[_Record]:
+def _csv_drafts(path: Path, problems: _Problems) -> list[_Draft]:
     """The rows of a CSV file; what is wrong with its columns goes to `problems`. Raises ManifestError."""
-    lines = _csv_lines(path)
+    lines: list[tuple[int, list[str]]] = []
+    line = 1
+    try:
+        reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                lines.append((line, cells))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ManifestError(f"manifest '{path}', line {line}: no CSV ({error}); check the quotes") from error
     if not lines:
         raise ManifestError(f"manifest '{path}' is empty; its first line must name the columns, at least {','.join(REQUIRED)}")
     (head_line, head), *body = lines
@@ -178,32 +146,13 @@ def _csv_records(path: Path, problems: _Problems) -> list[_Record]:
         problems.add(head_line, "no row follows the column names; add one row for each dub")
     found = []
     for line, cells in body:
-        given: dict[str, str] = {}
-        if len(cells) != len(columns):
+        if len(cells) == len(columns):
+            # The first of two columns of one name counts; `_check_header` has named them.
+            given = {column: cell.strip() for column, cell in zip(reversed(columns), reversed(cells), strict=True) if column in _KNOWN}
+            found.append(_Draft(line, given))
+        else:
             what = "leave none out" if len(cells) < len(columns) else "quote cells that hold a comma"
             problems.add(line, f"{len(cells)} cells for {len(columns)} columns; {what}")
-            continue
-        for column, cell in zip(columns, cells, strict=True):
-            if column in _KNOWN:
-                given.setdefault(column, cell.strip())
-        found.append(_Record(line, given))
-    return found
-
-
-def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """Lines of the file that hold anything, each as its number and its cells. Raises ManifestError."""
-    found: list[tuple[int, list[str]]] = []
-    line = 1
-    with _reading(path):
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file, strict=True)
-                for cells in reader:
-                    if any(cell.strip() for cell in cells):
-                        found.append((line, cells))
-                    line = reader.line_num + 1
-        except csv.Error as error:
-            raise ManifestError(f"manifest '{path}', line {line}: no CSV ({error}); check the quotes") from error
     return found
 
 
@@ -224,24 +173,23 @@ def _check_header(line: int, columns: Sequence[str], problems: _Problems) -> Non
             problems.add(line, f"column '{name}' is missing; add it")
 
 
-def _json_records(path: Path, problems: _Problems) -> list[_Record]:
+def _json_drafts(path: Path, problems: _Problems) -> list[_Draft]:
     """The rows of a file of JSON lines; what is wrong with a line goes to `problems`. Raises ManifestError."""
-    with _reading(path):
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    lines = re.split(r"\r\n?|\n", _text(path))
     if not any(line.strip() for line in lines):
         raise ManifestError(f"manifest '{path}' is empty; write one JSON object a line, with at least {', '.join(REQUIRED)}")
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             with problems.on(number):
-                found.append(_Record(number, _json_cells(line)))
+                found.append(_Draft(number, _json_cells(line)))
     return found
 
 
 def _json_cells(line: str) -> dict[str, str]:
     """One JSON object as cells: true, false and whole numbers as a table would hold them. Raises ManifestError."""
     try:
-        pairs = json.loads(line, object_pairs_hook=_Pairs, parse_constant=_no_constant)
+        pairs = json.loads(line, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"no JSON ({one_line(error)}); write one object a line") from error
     if not isinstance(pairs, _Pairs):
@@ -253,14 +201,12 @@ def _json_cells(line: str) -> dict[str, str]:
             raise ManifestError(f"unknown key '{name}'; there are {', '.join(_KNOWN)}")
         if column in given:
             raise ManifestError(f"key '{name}' is there twice; keep one")
-        if value is None:
-            given[column] = ""
-        elif isinstance(value, str):
-            given[column] = value.strip()
-        elif isinstance(value, bool) and _KINDS.get(column) is bool:
+        if value is None or isinstance(value, str):
+            given[column] = (value or "").strip()
+        elif type(value) is _KINDS.get(column):
             given[column] = str(value).lower()
-        elif isinstance(value, int | float) and not isinstance(value, bool) and _KINDS.get(column) is int:
-            given[column] = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        elif isinstance(value, float) and _KINDS.get(column) is int:
+            given[column] = str(int(value) if value.is_integer() else value)
         else:
             raise ManifestError(f"{column} cannot be {json.dumps(value, default=lambda _: '...')[:40]}; see lipdub sync --help")
     return {column: "" for column in REQUIRED} | given
@@ -270,19 +216,12 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object as it stands, with names that are there twice."""
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-# --------------------------------------------------------------------------------------------------------- checking
-
-
-def _draft(record: _Record, folder: Path, defaults: DubOptions, models: _Models, problems: _Problems) -> _Draft:
-    """Check what one row's cells hold; files are looked at later."""
-    draft, given, line = _Draft(record.line), record.given, record.line
+def _check_cells(draft: _Draft, folder: Path, defaults: DubOptions, problems: _Problems) -> None:
+    """Fill in what one row's cells stand for; files are looked at later."""
+    given, line = draft.given, draft.line
     if any("\0" in cell for cell in given.values()):
         problems.add(line, "a cell holds a NUL character; remove it")
-        return draft
+        return
     for column in REQUIRED:
         if given.get(column) == "":
             problems.add(line, f"no {column}; fill in the cell")
@@ -294,11 +233,23 @@ def _draft(record: _Record, folder: Path, defaults: DubOptions, models: _Models,
     for option in dub_options():
         if cell := given.get(option.name, ""):
             with problems.on(line):
-                chosen[option.name] = models.find(cell) if option.name == "model" else option.parse(cell)
+                chosen[option.name] = option.parse(cell)
+    if "model" in chosen and chosen["model"] not in bundle.available():
+        chosen["model"] = str(folder / os.path.expanduser(chosen["model"]))
     draft.options = replace(defaults, **chosen)
-    with problems.on(line):
-        models.check(draft.options.model)
-    return draft
+
+
+def _check_models(drafts: Sequence[_Draft], problems: _Problems) -> None:
+    """Each bundle that is named is whole; it is looked at once."""
+    lines: dict[str, list[int]] = {}
+    for draft in drafts:
+        lines.setdefault(draft.options.model, []).append(draft.line)
+    for model, named_in in lines.items():
+        try:
+            bundle.load_spec(bundle.resolve(model))
+        except LipdubError as error:
+            for line in named_in:
+                problems.add(line, one_line(error))
 
 
 def _look(drafts: Sequence[_Draft], problems: _Problems) -> dict[Location, Identity | None]:
@@ -315,9 +266,9 @@ def _look(drafts: Sequence[_Draft], problems: _Problems) -> dict[Location, Ident
 def _check_files(draft: _Draft, found: dict[Location, Identity | None], owned: Owned, keep_existing: bool, problems: _Problems) -> None:
     """Inputs are there, and the outputs can be written."""
 
-    def is_owned(place: Location) -> bool:
+    def may_replace(place: Location, kept: bool) -> bool:
         now = found[place]
-        return now is not None and owned(place, now)
+        return draft.options.force or kept or (now is not None and owned(place, now))
 
     inputs = [draft.places[column] for column in ("video", "speech") if column in draft.places]
     for place in dict.fromkeys(inputs):
@@ -326,14 +277,12 @@ def _check_files(draft: _Draft, found: dict[Location, Identity | None], owned: O
                 _check_input(place, found[place])
     output, report = draft.places.get("output"), draft.places.get("report")
     if output is not None and output in found:
-        force = draft.options.force or keep_existing or is_owned(output)
         with problems.on(draft.line):
-            _check_output(output, inputs, found[output], force)
+            _check_output(output, inputs, found[output], may_replace(output, keep_existing))
     if report is not None and report in found:
         kept = keep_existing and output is not None and found.get(output) is not None
-        force = draft.options.force or kept or is_owned(report)
         with problems.on(draft.line):
-            _check_report(report, inputs, output, found[report], force)
+            _check_report(report, inputs, output, found[report], may_replace(report, kept))
 
 
 def _check_input(place: Location, found: Identity | None) -> None:
@@ -352,13 +301,9 @@ def _check_output(output: Location, inputs: Sequence[Location], found: Identity 
     """Raise OutputRefused unless `output` can be written and none of `inputs` would be lost."""
     if isinstance(output, Path):
         media.check_output(output, inputs=[place for place in inputs if isinstance(place, Path)], force=force)
-        return
-    media.check_suffix(output, suffix_of(output))
-    if output in inputs:
-        raise OutputRefused(f"cannot write '{output}': it is an input; choose another name")
-    if found is not None and not force:
-        raise OutputRefused(f"'{output}' exists already; add --force to replace it, or choose another name")
-    check_place(output)
+    else:
+        media.check_suffix(output, suffix_of(output))
+        _check_url(output, "", dict.fromkeys(inputs, "an input"), found, force)
 
 
 def _check_report(report: Location, inputs: Sequence[Location], output: Location | None, found: Identity | None, force: bool) -> None:
@@ -366,13 +311,17 @@ def _check_report(report: Location, inputs: Sequence[Location], output: Location
     if isinstance(report, Path):
         paths = [place for place in inputs if isinstance(place, Path)]
         check_report(report, inputs=paths, output=output if isinstance(output, Path) else None, force=force)
-        return
-    if report in inputs or report == output:
-        what = "the output" if report == output else "an input"
-        raise OutputRefused(f"cannot write the report '{report}': it is {what}; choose another name")
+    else:
+        _check_url(report, "report ", dict.fromkeys(inputs, "an input") | {output or "": "the output"}, found, force)
+
+
+def _check_url(url: str, what: str, taken: Mapping[Location, str], found: Identity | None, force: bool) -> None:
+    """Raise OutputRefused where `url` is one of `taken`, which says what it is then, or where something stands that must stay."""
+    if url in taken:
+        raise OutputRefused(f"cannot write {what}'{url}': it is {taken[url]}; choose another name")
     if found is not None and not force:
-        raise OutputRefused(f"report '{report}' exists already; add --force to replace it, or choose another name")
-    check_place(report)
+        raise OutputRefused(f"{what}'{url}' exists already; add --force to replace it, or choose another name")
+    check_place(url)
 
 
 def _check_files_apart(manifest: Path, drafts: Sequence[_Draft], problems: _Problems) -> None:

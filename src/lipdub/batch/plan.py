@@ -9,7 +9,7 @@ from typing import Literal
 
 from lipdub.batch.fingerprint import Facts, difference, facts_of, key_of, portable
 from lipdub.batch.manifest import Manifest
-from lipdub.batch.rows import Location, Row
+from lipdub.batch.rows import Row
 from lipdub.batch.state import RECOVERED, Entry, RowState, State
 from lipdub.batch.storage import Identity
 
@@ -84,11 +84,10 @@ def _decide(
 def entry_of(step: Step, state: State, became: RowState, *, why: str = "") -> Entry:
     """The line of the journal that says what became of a step's row; more of it is filled in by whoever knows more."""
     row, folder = step.row, state.folder
-    names = [(place, portable(place, folder)) for place in _written(row)]
-    before = {name: found for (_, name), found in zip(names, step.before, strict=False)}
+    names = [portable(place, folder) for place in row.written]
     return Entry(
-        key=step.key, state=became, line=row.line, output=names[0][1], report=names[1][1] if len(names) > 1 else None,
-        facts=step.facts, at=time.time(), before=before, why=why,
+        key=step.key, state=became, line=row.line, output=names[0], report=names[1] if len(names) > 1 else None,
+        facts=step.facts, at=time.time(), before=dict(zip(names, step.before, strict=False)), why=why,
     )  # fmt: skip
 
 
@@ -102,7 +101,3 @@ def first_entries(plan: Sequence[Step], state: State) -> list[Entry]:
         else:
             entries.append(entry_of(step, state, "skipped" if step.action == "skip" else "pending", why=step.why))
     return entries
-
-
-def _written(row: Row) -> list[Location]:
-    return [row.output] if row.report is None else [row.output, row.report]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +28,9 @@ TRANSIENT = (EncodingFailed, StorageFailed, WriteFailed)
 class Task:
     """What a worker gets: a row, and what it must know of the batch.
 
-    number: of the row in this run, from 0. row: its `options.force` says whether this batch may replace what stands there. before:
-    what stood at output and report when the row was handed out first. cache: use the analysis cache. lock: the batch's lock file, whose
-    byte for this row the worker holds; None for none.
+    number: of the row in this run, from 0. row: its `options.force` says whether this batch may replace what stands there.
+    before: what stood at output and report when the row was handed out first. cache: use the analysis cache.
+    lock: the batch's lock file, whose byte for this row the worker holds; None for none.
     """
 
     number: int
@@ -51,12 +50,11 @@ def dub_task(task: Task, on_progress: OnProgress) -> RowResult:
 
 
 def work_on(task: Task, work: Work, on_progress: OnProgress) -> RowResult:
-    """The result of a task, unless an earlier attempt has written all its row asks for and could not say so any more.
+    """The result of `work` on a task, or of an earlier attempt that had written everything when it was killed.
 
-    What an attempt that was killed has left unfinished goes first: a cluster replaces a lost worker without a word, and by the time that
-    the batch looks again, the row is done.
+    Temporary files of a killed attempt are removed first: a cluster replaces a lost worker by itself, so the batch may never know of it.
     """
-    storage.sweep(place for place in (task.row.output, task.row.report) if place is not None)
+    storage.sweep(task.row.written)
     earlier = found_finished(task)
     if earlier is not None and earlier.ok:
         return earlier
@@ -66,8 +64,11 @@ def work_on(task: Task, work: Work, on_progress: OnProgress) -> RowResult:
 
 
 def found_finished(task: Task) -> RowResult | None:
-    """What an attempt that was killed has left of `task`: None where its output is as it was before; a result that is ok where all was
-    written; one that is not where the output was written, but not the report."""
+    """What an attempt that was killed has finished of `task`.
+
+    None where its output is as it was before. A result that is ok where output and report were written; one that is not where only the
+    output was.
+    """
     row, (before, report_before) = task.row, task.before
     try:
         now = storage.identity(row.output)
@@ -88,14 +89,12 @@ def dub_row(row: Row, on_progress: OnProgress | None = None, *, cache: bool = Fa
     the analysis of the video where earlier dubs have left it, and leave it there.
     """
     started = time.perf_counter()
-    tell = on_progress or _ignore
     report: DubReport | None = None
     why, transient = "", False
     try:
-        with ExitStack() as stack:
-            report = _dubbed(row, tell, cache, stack)
-            if row.report is not None:
-                write_row_report(content_of(report), row.report)
+        report = _dubbed(row, on_progress or (lambda stage, done, total: None), cache)
+        if row.report is not None:
+            write_row_report(content_of(report), row.report)
     except LipdubError as error:
         why, transient = one_line(error), isinstance(error, TRANSIENT)
     return RowResult(row, report, why, time.perf_counter() - started, transient)
@@ -112,24 +111,25 @@ def write_row_report(content: dict[str, Any], place: Location) -> None:
         storage.put(file, place)
 
 
-def _dubbed(row: Row, tell: OnProgress, cache: bool, stack: ExitStack) -> DubReport:
-    """Dub with all files at hand. stack: keeps the copies until it is closed."""
+def _dubbed(row: Row, tell: OnProgress, cache: bool) -> DubReport:
+    """Dub with all files at hand: those at URLs as copies."""
     from lipdub.faces.cache import default_cache
     from lipdub.pipeline import dub  # slow to load; checking a manifest does without
 
     known = default_cache() if cache else None
     if isinstance(row.video, Path) and isinstance(row.speech, Path) and isinstance(row.output, Path):
         return dub(row.video, row.speech, row.output, row.options, cache=known, on_progress=tell)
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lipdub-", ignore_cleanup_errors=True)))
-    if isinstance(row.output, str):
-        _check_free(row.output, row.options.force)
-    video, speech = _at_hand(row.video, folder / "video", tell), _at_hand(row.speech, folder / "speech", tell)
-    out = row.output if isinstance(row.output, Path) else folder / f"dubbed{storage.suffix_of(row.output)}"
-    report = dub(video, speech, out, row.options, cache=known, on_progress=tell)
-    if isinstance(row.output, str):
-        tell(PUTTING, 0, None)
-        _check_free(row.output, row.options.force)
-        storage.put(out, row.output)
+    with tempfile.TemporaryDirectory(prefix="lipdub-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        if isinstance(row.output, str):
+            _check_free(row.output, row.options.force)
+        video, speech = _at_hand(row.video, folder / "video", tell), _at_hand(row.speech, folder / "speech", tell)
+        out = row.output if isinstance(row.output, Path) else folder / f"dubbed{storage.suffix_of(row.output)}"
+        report = dub(video, speech, out, row.options, cache=known, on_progress=tell)
+        if isinstance(row.output, str):
+            tell(PUTTING, 0, None)
+            _check_free(row.output, row.options.force)
+            storage.put(out, row.output)
     return replace(report, video=str(row.video), speech=str(row.speech), output=str(row.output))
 
 
@@ -146,7 +146,3 @@ def _check_free(url: str, force: bool) -> None:
     """Raise OutputRefused if something stands at `url` that may not be replaced."""
     if not force and storage.identity(url) is not None:
         raise OutputRefused(f"'{url}' exists already; add --force to replace it, or choose another name")
-
-
-def _ignore(stage: str, done: int, total: int | None) -> None:
-    """Progress that nobody watches."""

@@ -27,14 +27,19 @@ class Row:
     options: DubOptions = DubOptions()
     report: Location | None = None
 
+    @property
+    def written(self) -> tuple[Location, ...]:
+        """The output, then the report if there is one."""
+        return (self.output,) if self.report is None else (self.output, self.report)
+
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
     """What became of a row.
 
     report: of the dub, None where there was none. why: one line, empty where all went well. wall_s: seconds that the row took.
-    transient: the same row may well succeed when it is tried again (a full disk, a network, a worker that was killed). trace: where in
-    the code a bug showed, empty where it was none. recovered: the output was written by an attempt that could not say so any more.
+    transient: another try may succeed (a full disk, a network, a worker that was killed). trace: of a bug, empty where there was none.
+    recovered: an earlier attempt, which was killed, has written the output.
     """
 
     row: Row

@@ -1,15 +1,14 @@
 """The state of a batch: a journal beside the manifest that says of every row whether it is pending, running, done, failed or skipped.
 
-``<manifest name>.state.jsonl``: one JSON object a line, the last one of a row counts. Lines are only appended, each is on the disk
-before the work goes on, and a last line that was torn by a crash is passed over. When a batch starts, the journal is written anew
-without what is outdated, to a temporary name that is renamed.
+``<manifest name>.state.jsonl`` has one JSON object a line; the last one of a row counts.
+Lines are only appended, and each is on the disk before the work goes on. A last line that a crash has torn is passed over.
+When a batch starts, it writes the journal anew without what is outdated.
 
-A row is known by its fingerprint, not by its line, so a manifest may be sorted, added to and cut. What a batch wrote, it knows again by
-size and time: only such files may it replace without ``--force``.
+A row is known by its fingerprint, not by its line, so a manifest may be sorted, added to and cut.
+A batch knows the files that it wrote by their size and time, and replaces no others without ``--force``.
 
-Killed between the rename of a finished output and its line in the journal, a row is still ``running`` there: its output is compared
-with what stood at its place when the row started, and where it is another file, the row is done. An output is renamed when it is
-whole and not before, so another file there is a finished one.
+A row that was killed between the rename of its output and its line in the journal is still ``running`` there.
+If another file stands at its output than when it started, it is done: outputs get their name only when they are whole.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from lipdub.atomic import part_file, put_in_place
+from lipdub.atomic import write_whole
 from lipdub.batch.fingerprint import Facts, place_of, portable
 from lipdub.batch.rows import Location
 from lipdub.batch.storage import Identity, identity
@@ -31,6 +30,7 @@ from lipdub.errors import LipdubError, ManifestError, WriteFailed
 FORMAT: Final = 1
 INTERRUPTED: Final = "interrupted"
 RECOVERED: Final = "recovered"
+ADVICE: Final = "check the free space and the folder's permissions"
 
 RowState = Literal["pending", "running", "done", "failed", "skipped"]
 
@@ -40,9 +40,9 @@ class Entry:
     """The state of one row.
 
     key: its fingerprint, made of `facts`. line: of the manifest when this was written. output, report: as called from the manifest's
-    folder. at: seconds since 1970. before: what stood at output and report when the row started. files: what it wrote, by name.
-    why: of a failure, or a note. done: content of the report of a dub that finished. trace: where a bug showed. attempt: from 1, of
-    this run. wall_s: seconds that the row took.
+    folder. at: seconds since 1970. attempt: from 1, of this run. before: what stood at output and report when the row started.
+    files: what it wrote, by name. why: of a failure, or a note. wall_s: seconds that the row took. done: content of the report of a dub
+    that finished. trace: of a bug.
     """
 
     key: str
@@ -60,13 +60,18 @@ class Entry:
     done: dict[str, Any] | None = None
     trace: str = ""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The output, then the report if there is one."""
+        return (self.output,) if self.report is None else (self.output, self.report)
+
     def to_json(self) -> str:
         """One line, without its end; what says nothing is left out."""
         values = {name: value for name, value in asdict(self).items() if value not in (None, "", {}, 0, 0.0) or name == "line"}
         values["at"] = round(self.at, 3)
         for name in ("before", "files"):
             if values.get(name):
-                values[name] = {place: _plain(found) for place, found in getattr(self, name).items()}
+                values[name] = {place: found and [found.size, found.stamp] for place, found in getattr(self, name).items()}
         return json.dumps(values, separators=(",", ":"))
 
     @classmethod
@@ -79,7 +84,8 @@ class Entry:
         values = {name: value for name, value in values.items() if name in known}
         try:
             for name in ("before", "files"):
-                values[name] = {place: _found(value) for place, value in values.get(name, {}).items()}
+                found = values.get(name, {}).items()
+                values[name] = {place: value and Identity(int(value[0]), str(value[1])) for place, value in found}
             return cls(**values)
         except (TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"no entry: {error}") from error
@@ -105,14 +111,10 @@ class State:
         for entry in self.was_running:
             self._take(self._judged(entry))
 
-    # ---- asking
-
     def wrote(self, place: Location, now: Identity | None) -> Entry | None:
         """The row that wrote what stands at `place` now; None where no row of this manifest did, or the file was changed since."""
         key, was = self._wrote.get(portable(place, self.folder), ("", None))
         return self.entries.get(key) if was is not None and was == now else None
-
-    # ---- writing
 
     def begin(self, entries: Iterable[Entry]) -> None:
         """Write the journal anew with `entries` as they are now and what else still has its files; from here on it can be added to.
@@ -121,11 +123,9 @@ class State:
         """
         keep = {self._take(entry).key for entry in entries} | {key for key, _ in self._wrote.values()}
         lines = [json.dumps({"lipdub_batch": FORMAT}), *(entry.to_json() for key, entry in self.entries.items() if key in keep)]
+        write_whole(self.path, "\n".join(lines) + "\n", failed="cannot write the state", advice=ADVICE)
+        self.close()
         try:
-            with part_file(self.path) as part:
-                part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-                put_in_place(part, self.path)
-            self.close()
             self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:
             raise _unwritable(self.path, error) from error
@@ -146,12 +146,9 @@ class State:
             os.close(self._file)
             self._file = -1
 
-    # ---- inside
-
     def _take(self, entry: Entry) -> Entry:
         """Make `entry` the one that counts for its row; what the row wrote before stays known until it writes again."""
-        old = self.entries.pop(entry.key, None)  # the order is that of the last change
-        if old is not None and old.files:
+        if (old := self.entries.pop(entry.key, None)) is not None:  # the order is that of the last change
             entry = replace(entry, files={**old.files, **entry.files})
         self.entries[entry.key] = entry
         for name, found in entry.files.items():
@@ -194,9 +191,8 @@ class State:
 
     def found_now(self, entry: Entry) -> dict[str, Identity | None]:
         """What stands at the output and the report of a row."""
-        names = [entry.output] + ([entry.report] if entry.report is not None else [])
         found: dict[str, Identity | None] = {}
-        for name in names:
+        for name in entry.names:
             try:
                 found[name] = identity(place_of(name, self.folder))
             except LipdubError:  # cannot be told: as if nothing had changed
@@ -209,13 +205,5 @@ def state_path(manifest: Path) -> Path:
     return manifest.with_name(f"{manifest.name}.state.jsonl")
 
 
-def _plain(found: Identity | None) -> list[object] | None:
-    return None if found is None else [found.size, found.stamp]
-
-
-def _found(value: Any) -> Any:
-    return None if value is None else Identity(int(value[0]), str(value[1]))
-
-
 def _unwritable(path: Path, error: OSError) -> WriteFailed:
-    return WriteFailed(f"cannot write the state '{path}': {error.strerror or error}; check the free space and the folder's permissions")
+    return WriteFailed(f"cannot write the state '{path}': {error.strerror or error}; {ADVICE}")

@@ -19,7 +19,6 @@ from typing import Any, Final
 from lipdub.batch.rows import Location, one_line
 from lipdub.errors import LipdubError, OutputRefused, StorageFailed, UnreadableMedia
 
-CLOUD_EXTRA: Final = 'pip install "lipdub[cloud]"'
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _PART: Final = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{12}\.lipdub-part(?P<suffix>\.[^.]+)", re.DOTALL)
 _PART_STEM_BYTES: Final = 120
@@ -100,8 +99,7 @@ def check_place(url: str) -> None:
 
 def fetch(url: str, folder: Path) -> Path:
     """Copy the file at `url` into `folder` under its own name; the copy's path. Raises UnreadableMedia, StorageFailed."""
-    name = PurePosixPath(url.split("?", 1)[0]).name
-    copy = folder / name
+    copy = folder / PurePosixPath(url.split("?", 1)[0]).name
     with _mapped("fetch", url):
         system, path = _system(url)
         try:
@@ -127,8 +125,10 @@ def put(file: Path, url: str) -> None:
 
 
 def sweep(places: Iterable[Location]) -> int:
-    """Remove the temporary files that killed attempts to write `places` left beside them; how many there were. What cannot be looked
-    at or removed stays: it is in nobody's way. Only for whoever holds the batch's lock."""
+    """Remove the temporary files that killed attempts to write `places` left beside them; how many were removed.
+
+    What cannot be looked at or removed stays: it does no harm. Only for whoever holds the batch's lock.
+    """
     removed = 0
     folders: dict[Location, set[tuple[str, str]]] = {}
     for place in places:
@@ -137,27 +137,16 @@ def sweep(places: Iterable[Location]) -> int:
         folders.setdefault(folder, set()).add((name.stem, name.suffix))
     for folder, names in folders.items():
         with suppress(Exception):
-            removed += _sweep_url(folder, names) if isinstance(folder, str) else _sweep_folder(folder, names)
+            if isinstance(folder, str):
+                system, path = _system(folder)
+                remove, there = system.rm, {PurePosixPath(found).name: found for found in system.ls(path, detail=False)}
+            else:
+                remove, there = os.unlink, {found.name: found for found in folder.iterdir()}
+            for stale in (found for name, found in there.items() if _is_part_of(name, names)):
+                with suppress(Exception):
+                    remove(stale)
+                    removed += 1
     return removed
-
-
-def _sweep_folder(folder: Path, names: set[tuple[str, str]]) -> int:
-    removed = 0
-    with os.scandir(folder) as entries:
-        stale = [entry.path for entry in entries if _is_part_of(entry.name, names)]
-    for path in stale:
-        with suppress(OSError):
-            os.unlink(path)
-            removed += 1
-    return removed
-
-
-def _sweep_url(folder: str, names: set[tuple[str, str]]) -> int:
-    system, path = _system(folder)
-    stale = [found for found in system.ls(path, detail=False) if _is_part_of(PurePosixPath(found).name, names)]
-    for found in stale:
-        system.rm(found)
-    return len(stale)
 
 
 def _is_part_of(name: str, outputs: set[tuple[str, str]]) -> bool:
@@ -168,10 +157,9 @@ def _is_part_of(name: str, outputs: set[tuple[str, str]]) -> bool:
     stem, suffix = found["stem"], found["suffix"]
     for output, ending in outputs:
         first = _cut(output)
-        if suffix == ending and (stem == first or re.fullmatch(rf"\.{re.escape(first)}\.[0-9a-f]{{12}}\.lipdub-part", stem)):
-            return True
-        # the name of a part, cut again
-        if suffix == ending and len(stem.encode()) > _PART_STEM_BYTES - 4 and f".{first}.".startswith(stem[: len(first) + 2]):
+        of_part = re.fullmatch(rf"\.{re.escape(first)}\.[0-9a-f]{{12}}\.lipdub-part", stem)
+        cut_again = len(stem.encode()) > _PART_STEM_BYTES - 4 and f".{first}.".startswith(stem[: len(first) + 2])
+        if suffix == ending and (stem == first or of_part or cut_again):
             return True
     return False
 
@@ -199,15 +187,13 @@ def _mapped(doing: str, url: str) -> Generator[None, None, None]:
         yield
     except LipdubError:
         raise
-    except ImportError as error:
-        raise StorageFailed(f"cannot {doing} '{url}': files in the cloud need more packages; install them with: {CLOUD_EXTRA}") from error
-    except ValueError as error:
-        if "rotocol not known" in str(error):
-            raise StorageFailed(f"cannot {doing} '{url}': no such kind of storage; check the part before '://'") from error
-        raise StorageFailed(f"cannot {doing} '{url}': {one_line(error)}; check the URL") from error
-    except FileNotFoundError as error:
-        raise StorageFailed(f"cannot {doing} '{url}': there is no such place; check the URL") from error
     except Exception as error:
-        raise StorageFailed(
-            f"cannot {doing} '{url}': {type(error).__name__}: {one_line(error)}; check the URL, the network and the credentials"
-        ) from error
+        why = f"{type(error).__name__}: {one_line(error)}; check the URL, the network and the credentials"
+        if isinstance(error, ImportError):
+            why = 'files in the cloud need more packages; install them with: pip install "lipdub[cloud]"'
+        elif isinstance(error, ValueError):
+            unknown = "rotocol not known" in str(error)
+            why = "no such kind of storage; check the part before '://'" if unknown else f"{one_line(error)}; check the URL"
+        elif isinstance(error, FileNotFoundError):
+            why = "there is no such place; check the URL"
+        raise StorageFailed(f"cannot {doing} '{url}': {why}") from error

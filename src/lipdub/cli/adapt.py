@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipdub.cli.console import progress, results, say
+from lipdub.cli.console import new_table, paragraphs, print_line, progress, results, say, stoppable
 from lipdub.errors import TrainingError
 from lipdub.options import Device
 
@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from lipdub.train.adapt import Adapted
     from lipdub.train.held_out import Judged
 
-EXAMPLES = """
+EXAMPLES = paragraphs("""
 [bold]Examples[/bold]
-
   lipdub adapt anna_speaks.mp4 -o models/anna --sheet anna.png
-
   lipdub sync anna_lecture.mp4 german.wav -o anna_german.mp4 --model models/anna
-"""
+""")
 
 
 def adapt(
@@ -49,21 +47,17 @@ def adapt(
         from lipdub.train.adapt import adapt as adapt_to
     except ImportError as error:
         raise TrainingError('adapt needs torch; install it with: pip install "lipdub[train]"') from error
-    try:
 
-        def on_judged(step: int, judged: Judged) -> None:
-            if not quiet:
-                r = "" if judged.r is None else f", opening r {judged.r:.2f}, articulation {judged.articulation:.2f}"
-                say(f"step {step}: error around the mouth {judged.l1:.2f} grey levels{r}")
+    def on_judged(step: int, judged: Judged) -> None:
+        if not quiet:
+            r = "" if judged.r is None else f", opening r {judged.r:.2f}, articulation {judged.articulation:.2f}"
+            say(f"step {step}: error around the mouth {judged.l1:.2f} grey levels{r}")
 
-        with progress(quiet=quiet) as tell:
-            done = adapt_to(
-                video, output, model=model, settings=AdaptSettings(minutes=minutes, steps=steps), device=device, sheet=sheet,
-                command=shlex.join(["lipdub", *sys.argv[1:]]), force=force, on_progress=tell, on_judged=on_judged,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        say("stopped; nothing was written")
-        raise typer.Exit(130) from None
+    with stoppable(), progress(quiet=quiet) as tell:
+        done = adapt_to(
+            video, output, model=model, settings=AdaptSettings(minutes=minutes, steps=steps), device=device, sheet=sheet,
+            command=shlex.join(["lipdub", *sys.argv[1:]]), force=force, on_progress=tell, on_judged=on_judged,
+        )  # fmt: skip
     if done.kept_base:
         say(f"nothing better than {done.adapted_from} was found in {done.steps} steps: '{output}' holds its weights as they are")
     if not quiet:
@@ -72,25 +66,16 @@ def adapt(
 
 def show(done: Adapted, output: Path) -> None:
     """One table: the held-out part before and after."""
-    from rich.table import Table
-    from rich.text import Text
-
     title = f"wrote {output} ({done.bytes / 2**20:.1f} MiB), from {done.adapted_from}"
-    table = Table("held-out part", "before", "after", title=Text(title), title_justify="left")
-    table.add_row(
-        "error around the mouth, grey levels",
-        f"{done.before.l1:.2f}",
-        f"{done.after.l1:.2f}" + ("" if done.kept_base else f" ({-done.gain:+.0%})"),
-    )
-    for label, before, after in (
-        ("opening: r", done.before.r, done.after.r),
-        ("opening: articulation", done.before.articulation, done.after.articulation),
-    ):
-        table.add_row(label, *("too few frames" if value is None else f"{value:.2f}" for value in (before, after)))
+    table = new_table(title, "held-out part", "before", "after")
+    gain = "" if done.kept_base else f" ({-done.gain:+.0%})"
+    table.add_row("error around the mouth, grey levels", f"{done.before.l1:.2f}", f"{done.after.l1:.2f}{gain}")
+    for label, figure in (("opening: r", "r"), ("opening: articulation", "articulation")):
+        both = (getattr(done.before, figure), getattr(done.after, figure))
+        table.add_row(label, *("too few frames" if value is None else f"{value:.2f}" for value in both))
     results().print(table)
     parity = "".join(f"; {graph} differs from torch by {value:.1e}" for graph, value in done.differences.items())
-    results().print(
+    print_line(
         f"learned from {done.learned_s:.0f} s, judged on {done.held_out_s:.0f} s; {done.steps} steps in {done.wall_s:.0f} s in all, "
-        f"weights of step {done.best_step}, stopped: {done.stopped}{parity}",
-        soft_wrap=True,
+        f"weights of step {done.best_step}, stopped: {done.stopped}{parity}"
     )

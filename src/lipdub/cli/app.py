@@ -14,7 +14,7 @@ import typer
 from lipdub import __version__
 from lipdub.cli import adapt, batch, bench, cache, doctor, evaluate, export, memory, prepare, sheet, sync, train
 from lipdub.cli.console import interrupted, say
-from lipdub.cli.dub_options import with_dub_options
+from lipdub.cli.record_options import with_dub_options
 from lipdub.errors import LipdubError
 
 app = typer.Typer(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lipdub.cli.batch_view import BatchView, clock_s, name_of
-from lipdub.cli.console import results, say
+from lipdub.cli.console import new_table, paragraphs, print_line, results, say
 from lipdub.errors import LipdubError, ManifestError
 from lipdub.options import DubOptions
 
@@ -18,30 +18,20 @@ if TYPE_CHECKING:
 
     from lipdub.batch import Manifest, Pool, State, Step
 
-EXAMPLES = """
+EXAMPLES = paragraphs("""
 [bold]Examples[/bold]
-
   lipdub batch manifest.csv --dry-run
-
   lipdub batch manifest.csv --jobs 4 --retry 1
-
   lipdub batch manifest.jsonl --ray auto
-
 [bold]A manifest[/bold]
-
   video,speech,output,fit,report
-
   talk.mp4,german.wav,talk_de.mp4,,
-
   talk.mp4,french.wav,talk_fr.mp4,speech,talk_fr.json
-
-Further columns: every option of lipdub sync by its name. Paths start from the manifest's folder; URLs such as
-s3://bucket/talk.mp4 are taken, too. As JSON lines (.jsonl), one object a line with the same names.
-
+Further columns: every option of lipdub sync by its name. Paths start from the manifest's folder; URLs such as s3://bucket/talk.mp4 \
+are taken, too. As JSON lines (.jsonl), one object a line with the same names.
 [bold]Stopped, killed, switched off?[/bold]
-
 Run the same command again: what is finished and unchanged is not done again. The state is in MANIFEST.state.jsonl.
-"""
+""")
 
 PANEL = "Options of lipdub sync, for rows that leave them empty"
 HELPS = {
@@ -52,10 +42,10 @@ HELPS = {
 
 
 def batch(
-    defaults: DubOptions,
     manifest: Annotated[
         Path, typer.Argument(help="CSV (UTF-8) or JSON lines with the columns video, speech, output and, if wanted, options of sync.")
     ],
+    defaults: DubOptions,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=1024, help="Rows at once on this machine.")] = 1,
     ray: Annotated[
         str | None,
@@ -98,7 +88,7 @@ def batch(
         try:
             pool = _pool(ray, jobs, plan)
             with view.shown():
-                run(plan, pool, state, retry=retry, cache=cache, lock=lock_path(manifest).absolute(), watch=view)
+                run(plan, pool, state, view, retry=retry, cache=cache, lock=lock_path(manifest).absolute())
         except KeyboardInterrupt:
             view.summarise()
             left = view.left_rows()
@@ -143,21 +133,16 @@ WORDS = {
 
 def _show_plan(plan: Sequence[Step], manifest: Manifest, *, jobs: int | None, cache: bool) -> None:
     """What a run would do, row by row but for those that are done, and an estimate of the time."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"plan for {manifest.path}; nothing was written", title_justify="left")
-    table.add_column("line", justify="right")
-    table.add_column("output", overflow="fold")
-    table.add_column("plan")
-    table.add_column("why", overflow="fold")
+    table = new_table(f"plan for {manifest.path}; nothing was written", ">line", "output", "plan", "why")
     shown = [step for step in plan if step.action != "keep"]
     for step in shown:
         table.add_row(str(step.row.line), Text(name_of(step)), WORDS[step.action], Text(step.why))
     if shown:
         results().print(table)
     counts = {action: sum(step.action == action for step in plan) for action in WORDS}
-    results().print(", ".join(f"{count} {WORDS[action]}" for action, count in counts.items() if count), markup=False)
+    print_line(", ".join(f"{count} {WORDS[action]}" for action, count in counts.items() if count))
     to_do = [step for step in plan if step.to_do]
     if not to_do:
         return
@@ -166,12 +151,11 @@ def _show_plan(plan: Sequence[Step], manifest: Manifest, *, jobs: int | None, ca
     try:
         found = estimate(to_do, cache=cache)
     except LipdubError as error:
-        results().print(f"no estimate of the time: {error}", markup=False, soft_wrap=True)
+        print_line(f"no estimate of the time: {error}")
         return
     shared = "shared by the cluster" if jobs is None else f"about {clock_s(found.work_s / jobs)} with {jobs} at once"
     guessed = f"; {found.unknown} rows taken as the average of the others" if found.unknown else ""
-    line = (
+    print_line(
         f"estimate: {clock_s(found.work_s)} of work for {clock_s(found.output_s)} of output, {shared}. Measured on the first "
         f"{found.tried_s:.1f} s of line {found.line}, scaled by pixels and length{guessed}"
     )
-    results().print(line, markup=False, soft_wrap=True)

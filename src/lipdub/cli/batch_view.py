@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lipdub.cli.console import errors, results, say
+from lipdub.cli.console import errors, new_table, print_line, results, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,8 +44,6 @@ class BatchView:
         self._skipped = sum(step.action == "skip" for step in plan)
         self._started = time.monotonic()
 
-    # ---- what the batch tells
-
     def started(self, step: Step) -> None:
         """A row was handed to a worker."""
         self._running[step.key] = _Running(step, time.monotonic())
@@ -70,8 +68,6 @@ class BatchView:
             say(f"line {step.row.line} failed: {result.why}")
         elif not self._quiet and not self._live:
             say(f"line {step.row.line}: {what_became(result)} ({len(self.results)} of {self._to_do}, {result.wall_s:.1f} s)")
-
-    # ---- while it runs
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -109,17 +105,17 @@ class BatchView:
         return Group(table, *more, Text(self._counts(), "bold"))
 
     def _counts(self) -> str:
-        failed = sum(not result.ok for _, result in self.results)
+        failed, left = sum(not result.ok for _, result in self.results), self.left_s()
         counts = [
             f"{len(self.results) - failed + self._before} of {len(self.plan)} done",
-            *([f"{failed} failed"] if failed else []),
-            *([f"{self._skipped} skipped"] if self._skipped else []),
+            f"{failed} failed" if failed else "",
+            f"{self._skipped} skipped" if self._skipped else "",
             f"{len(self._running)} running",
-            f"{self._to_do - len(self.results) - len(self._running)} waiting",
+            f"{self.left_rows() - len(self._running)} waiting",
             f"{clock_s(time.monotonic() - self._started)} gone",
+            f"about {clock_s(left)} left" if left is not None else "",
         ]
-        left = self.left_s()
-        return ", ".join([*counts, *([f"about {clock_s(left)} left"] if left is not None else [])])
+        return ", ".join(filter(None, counts))
 
     def left_rows(self) -> int:
         """Rows that have no result yet."""
@@ -134,33 +130,22 @@ class BatchView:
         each_s = gone_s / (ended + 0.5 * len(self._running))
         return max(0.0, each_s * (self._to_do - ended - 0.5 * len(self._running)))
 
-    # ---- at the end
-
     def summarise(self) -> None:
         """One table on standard output: what became of each row, or of those that failed where there are many."""
-        from rich.table import Table
         from rich.text import Text
 
         if self._quiet:
             return
         good = sum(result.ok for _, result in self.results)
         title = f"{good + self._before} of {len(self.plan)} rows dubbed"
-        notes = [
-            *([f"{self._before} of them before"] if self._before else []),
-            *([f"{self._skipped} skipped, their outputs were there"] if self._skipped else []),
-            *([f"{len(self.results) - good} failed"] if len(self.results) > good else []),
-        ]
-        title = ", ".join([title, *notes])
+        title += f", {self._before} of them before" if self._before else ""
+        title += f", {self._skipped} skipped, their outputs were there" if self._skipped else ""
+        title += f", {len(self.results) - good} failed" if len(self.results) > good else ""
         shown = [(step, result) for step, result in self.results if len(self.results) <= MOST_ROWS or not result.ok]
         if not shown:
-            results().print(title, markup=False)
+            print_line(title)
             return
-        table = Table(title=title, title_justify="left")
-        table.add_column("line", justify="right")
-        table.add_column("output", overflow="fold")
-        table.add_column("frames", justify="right")
-        table.add_column("seconds", justify="right")
-        table.add_column("result", overflow="fold")
+        table = new_table(title, ">line", "output", ">frames", ">seconds", "result")
         for step, result in sorted(shown, key=lambda item: item[0].row.line):
             frames = "-" if result.report is None else str(result.report.frames)
             what = Text(what_became(result), "" if result.ok else "red")

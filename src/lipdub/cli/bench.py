@@ -7,22 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipdub.cli.console import progress, results, say
+from lipdub.cli.console import new_table, paragraphs, print_line, progress, results, stoppable
 from lipdub.options import Device
 
 if TYPE_CHECKING:
     from lipdub.checkup.bench import BenchReport, DubSpeed
 
-EXAMPLES = """
+EXAMPLES = paragraphs("""
 [bold]Examples[/bold]
-
   lipdub bench
-
   lipdub bench talk.mp4 --seconds 60 --json bench.json
-
   lipdub bench --device cuda
-"""
-
+""")
 
 _ONCE = ("open", "cache")
 """Stages that take their time once, however many frames there are."""
@@ -50,12 +46,8 @@ def bench(
 
     if json is not None:
         media.check_file(json, force=force)
-    try:
-        with progress(quiet=quiet) as tell:
-            report = measure(video, model=model, device=device, threads=threads, seconds=seconds, on_progress=tell)
-    except KeyboardInterrupt:
-        say("stopped; nothing was written")
-        raise typer.Exit(130) from None
+    with stoppable(), progress(quiet=quiet) as tell:
+        report = measure(video, model=model, device=device, threads=threads, seconds=seconds, on_progress=tell)
     if json is not None:
         write_whole(json, report.to_json())
     if not quiet:
@@ -64,26 +56,20 @@ def bench(
 
 def show(report: BenchReport) -> None:
     """The figures as a table, then what they were measured on."""
-    from rich.table import Table
-    from rich.text import Text
-
-    what = report.video or "a portrait"
-    title = Text(f"{what}: {report.width} x {report.height} px, {report.first.frames} frames, {report.video_s:g} s")
-    table = Table(title=title, title_justify="left")
-    table.add_column("stage", no_wrap=True)
-    for name in ("first dub", "dub again"):
-        table.add_column(name, justify="right")
-        table.add_column("frames/s", justify="right")
-    for stage in dict.fromkeys([*report.first.stage_s, *report.again.stage_s]):
-        table.add_row(Text(stage), *_stage_cells(report.first, stage), *_stage_cells(report.again, stage))
+    title = f"{report.video or 'a portrait'}: {report.width} x {report.height} px, {report.first.frames} frames, {report.video_s:g} s"
+    table = new_table(title, "stage", ">first dub", ">frames/s", ">dub again", ">frames/s")
+    first, again = report.first, report.again
+    for stage in dict.fromkeys([*first.stage_s, *again.stage_s]):
+        table.add_row(stage, *_stage_cells(first, stage), *_stage_cells(again, stage))
     table.add_section()
-    table.add_row("in all", *_wall_cells(report.first), *_wall_cells(report.again), style="bold")
-    table.add_row("times real time", *(cell for dub in (report.first, report.again) for cell in (f"{report.times_real_time(dub):.2f}", "")))
-    table.add_row("with start-up", *(cell for dub in (report.first, report.again) for cell in (f"{dub.process_s:.2f} s", "")))
-    table.add_row("peak memory", *(cell for dub in (report.first, report.again) for cell in (_mib(dub.peak_bytes), "")))
+    both = [cell for dub in (first, again) for cell in (f"{dub.wall_s:.2f} s", f"{dub.frames_per_s:.1f}")]
+    table.add_row("in all", *both, style="bold")
+    table.add_row("times real time", f"{report.times_real_time(first):.2f}", "", f"{report.times_real_time(again):.2f}")
+    table.add_row("with start-up", f"{first.process_s:.2f} s", "", f"{again.process_s:.2f} s")
+    table.add_row("peak memory", _mib(first.peak_bytes), "", _mib(again.peak_bytes))
     results().print(table)
     for line in notes(report):
-        results().print(line, markup=False, soft_wrap=True)
+        print_line(line)
 
 
 def notes(report: BenchReport) -> list[str]:
@@ -108,10 +94,6 @@ def _stage_cells(dub: DubSpeed, stage: str) -> tuple[str, str]:
         return "-", "-"
     speed = 0.0 if stage in _ONCE else dub.stage_frames_per_s(stage)
     return f"{dub.stage_s[stage]:.2f} s", f"{speed:,.0f}" if speed else "-"
-
-
-def _wall_cells(dub: DubSpeed) -> tuple[str, str]:
-    return f"{dub.wall_s:.2f} s", f"{dub.frames_per_s:.1f}"
 
 
 def _mib(count: int | None) -> str:

@@ -8,35 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipdub.cli.console import results, say
+from lipdub.cli.console import new_table, paragraphs, print_line, results, say
 
 if TYPE_CHECKING:
     from lipdub.faces.cache import AnalysisCache
 
-EXAMPLES = """
+EXAMPLES = paragraphs("""
 [bold]Examples[/bold]
-
   lipdub cache
-
   lipdub cache clear --older-than 30d
-
   lipdub cache path
-
 [bold]Settings[/bold]
-
   LIPDUB_CACHE=/shared/folder   another folder, on a shared disk, too; empty or "off": keep nothing
-
   LIPDUB_CACHE_LIMIT=5GB        2 GiB unless you say otherwise; what was not used for longest goes first
-"""
+""")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _WORDS = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week"}
 
-app = typer.Typer(
-    invoke_without_command=True,
-    epilog=EXAMPLES,
-    rich_markup_mode="rich",
-)
+app = typer.Typer(invoke_without_command=True, epilog=EXAMPLES, rich_markup_mode="rich")
 
 
 def seconds_of(text: str) -> float:
@@ -55,26 +45,18 @@ def show(context: typer.Context) -> None:
     cache = _cache()
     if cache is None:
         return
-    from rich.table import Table
     from rich.text import Text
 
     entries = cache.entries()
     total = sum(entry.bytes for entry in entries)
     if entries:
-        table = Table(title="analyses kept", title_justify="left")
-        for name in ("frames", "size", "last used"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("video", overflow="fold")
+        table = new_table("analyses kept", ">frames", ">size", ">last used", "video")
         now = time.time()
         for entry in entries:
             source = Text(entry.source) if entry.source else Text("damaged; will be made again", "yellow")
             table.add_row(str(entry.frames or "-"), size_text(entry.bytes), age_text(now - entry.used_s), source)
         results().print(table)
-    results().print(
-        f"{_count(len(entries))}, {size_text(total)} of at most {size_text(cache.limit_bytes)}, in {cache.folder}",
-        markup=False,
-        soft_wrap=True,
-    )
+    print_line(f"{_count(len(entries))}, {size_text(total)} of at most {size_text(cache.limit_bytes)}, in {cache.folder}")
 
 
 @app.command("clear", epilog=EXAMPLES)
@@ -90,7 +72,7 @@ def clear(
         return
     before = len(cache.entries())
     count, freed = cache.clear(older_than_s)
-    results().print(f"removed {_count(count)}, {size_text(freed)}", markup=False, soft_wrap=True)
+    print_line(f"removed {_count(count)}, {size_text(freed)}")
     if older_than_s is None and (left := before - count) > 0:
         say(f"{_count(left)} could not be removed from {cache.folder}; check the permissions of the folder")
         raise typer.Exit(1)

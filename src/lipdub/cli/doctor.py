@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipdub.cli.console import errors, results, say
+from lipdub.cli.console import errors, paragraphs, print_line, results, stoppable
 
 if TYPE_CHECKING:
     from lipdub.checkup.doctor import Finding
 
-EXAMPLES = """
+EXAMPLES = paragraphs("""
 [bold]Examples[/bold]
-
   lipdub doctor
-
   lipdub doctor --no-dub
-
   lipdub doctor --json > doctor.json
-"""
+""")
 
 _WORDS = {"green": "ok", "yellow": "note", "red": "bad"}
 _NAME_WIDTH = 24
@@ -38,15 +35,11 @@ def doctor(
     from lipdub.checkup.doctor import examine
 
     found: list[Finding] = []
-    try:
-        with errors().status("looking", refresh_per_second=4) as status:
-            for finding in examine(dub=dub, on_look=lambda name: status.update(f"looking at: {name}")):
-                found.append(finding)
-                if not as_json:
-                    _show(finding)
-    except KeyboardInterrupt:
-        say("stopped")
-        raise typer.Exit(130) from None
+    with stoppable("stopped"), errors().status("looking", refresh_per_second=4) as status:
+        for finding in examine(dub=dub, on_look=lambda name: status.update(f"looking at: {name}")):
+            found.append(finding)
+            if not as_json:
+                _show(finding)
     bad = [finding.name for finding in found if finding.colour == "red"]
     if as_json:
         from lipdub import __version__
@@ -67,7 +60,7 @@ def _show(finding: Finding) -> None:
 
     if not results().is_terminal:  # one line each, whatever their length, for whoever reads a log
         then = f" -> {finding.fix}" if finding.fix else ""
-        results().print(f"{_WORDS[finding.colour]:<5}{finding.name:<{_NAME_WIDTH}} {finding.what}{then}", markup=False, soft_wrap=True)
+        print_line(f"{_WORDS[finding.colour]:<5}{finding.name:<{_NAME_WIDTH}} {finding.what}{then}")
         return
     line = Table.grid(padding=(0, 1))
     line.add_column(width=4)

@@ -8,26 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lipdub.cli.console import progress, results, say
+from lipdub.cli.console import new_table, paragraphs, print_line, progress, results, say, stoppable
 from lipdub.options import Device, Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.table import Table
+
     from lipdub.evaluate.sync import PublicSync
     from lipdub.evaluate.whole_set import ClipResult, SetOptions
 
-EXAMPLES = """
+EXAMPLES = paragraphs("""
 [bold]One finished dub[/bold]
-
   lipdub evaluate talk_de.mp4 --source talk.mp4 --speech german.wav -o talk_de_scorecard
-
   lipdub evaluate redub.mp4 --source talk.mp4 --speech talk.wav --truth talk.mp4 --json redub.json
-
 [bold]A model on a set of clips: run again, it goes on where it stopped[/bold]
-
   lipdub evaluate --set clips/val --model base -o scorecards/base --jobs 2
-"""
+""")
 
 
 def evaluate(
@@ -61,27 +59,24 @@ def evaluate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
     """Score a finished dub, or a model on a whole set of clips: table, scorecard.json, and scorecard.html with pictures and curves."""
-    try:
-        if whole_set:
-            if source is not None or speech is not None or truth is not None:
-                raise typer.BadParameter("--source, --speech and --truth go with one finished dub, not with --set")
-            if output is None:
-                raise typer.BadParameter("--set needs a folder for the results: -o FOLDER")
-            from lipdub.evaluate.whole_set import SetOptions, with_threads
-
-            opened, key = _public(syncnet)
-            options = SetOptions(
-                model=model, out=output, pieces=pieces or output / "pieces", silence=silence, expert=expert,
-                device=device, open_public=opened, public_key=key,
-            )  # fmt: skip
-            _evaluate_set(paths, with_threads(options, jobs), seconds_min, only, jobs, json_file, force=force, quiet=quiet)
-        else:
+    with stoppable("stopped; clips that were finished are kept" if whole_set else "stopped; nothing was written"):
+        if not whole_set:
             if len(paths) != 1 or source is None or speech is None:
                 raise typer.BadParameter("give one finished dub with --source VIDEO and --speech SOUND, or clips with --set")
-            _evaluate_dub(paths[0], source, speech, truth, model, expert, syncnet, output, json_file, force=force, quiet=quiet)
-    except KeyboardInterrupt:
-        say("stopped; clips that were finished are kept" if whole_set else "stopped; nothing was written")
-        raise typer.Exit(130) from None
+            _evaluate_dub(paths[0], source, speech, truth, model, expert, syncnet, output, json_file, force, quiet)
+            return
+        if source is not None or speech is not None or truth is not None:
+            raise typer.BadParameter("--source, --speech and --truth go with one finished dub, not with --set")
+        if output is None:
+            raise typer.BadParameter("--set needs a folder for the results: -o FOLDER")
+        from lipdub.evaluate.whole_set import SetOptions, with_threads
+
+        opened, key = _public(syncnet)
+        options = SetOptions(
+            model=model, out=output, pieces=pieces or output / "pieces", silence=silence, expert=expert,
+            device=device, open_public=opened, public_key=key,
+        )  # fmt: skip
+        _evaluate_set(paths, with_threads(options, jobs), seconds_min, only, jobs, json_file, force, quiet)
 
 
 def _public(weights: Path | None) -> tuple[Callable[[], PublicSync] | None, str]:
@@ -102,19 +97,9 @@ def _public(weights: Path | None) -> tuple[Callable[[], PublicSync] | None, str]
 
 
 def _evaluate_dub(
-    dubbed: Path,
-    source: Path,
-    speech: Path,
-    truth: Path | None,
-    model: str,
-    expert: str,
-    syncnet: Path | None,
-    output: Path | None,
-    json_file: Path | None,
-    *,
-    force: bool,
-    quiet: bool,
-) -> None:
+    dubbed: Path, source: Path, speech: Path, truth: Path | None, model: str, expert: str, syncnet: Path | None,
+    output: Path | None, json_file: Path | None, force: bool, quiet: bool,
+) -> None:  # fmt: skip
     from lipdub.errors import OutputRefused
     from lipdub.evaluate import page
     from lipdub.evaluate.one_dub import evaluate_dub
@@ -135,13 +120,14 @@ def _evaluate_dub(
         content, pictures = evaluate_dub(
             dubbed, source, speech, truth=truth, model=model, expert=expert, public=None if opened is None else opened(), on_progress=tell
         )
-    _write(content, {dubbed.stem: pictures}, output, json_file)
-    if not quiet:
-        _show_dub(content)
-        _show_files(output, json_file)
+    _write(content, {dubbed.stem: pictures}, output, json_file, None if quiet else _show_dub)
 
 
-def _write(content: Mapping[str, Any], pictures: Mapping[str, Mapping[str, bytes]], output: Path | None, json_file: Path | None) -> None:
+def _write(
+    content: Mapping[str, Any], pictures: Mapping[str, Mapping[str, bytes]], output: Path | None, json_file: Path | None,
+    show: Callable[[Mapping[str, Any]], None] | None,
+) -> None:  # fmt: skip
+    """The files, then on the terminal what they hold and their names."""
     from lipdub.atomic import write_whole
     from lipdub.evaluate import page
 
@@ -149,18 +135,14 @@ def _write(content: Mapping[str, Any], pictures: Mapping[str, Mapping[str, bytes
         page.write_scorecard(output, content, pictures)
     if json_file is not None:
         write_whole(json_file, page.json_text(content))
+    if show is not None:
+        show(content)
+        for path in [*(output / name for name in page.FILES if output), *([json_file] if json_file else [])]:
+            print_line(f"wrote {path}")
 
 
 def _evaluate_set(
-    paths: list[Path],
-    options: SetOptions,
-    seconds_min: float,
-    only: str,
-    jobs: int,
-    json_file: Path | None,
-    *,
-    force: bool,
-    quiet: bool,
+    paths: list[Path], options: SetOptions, seconds_min: float, only: str, jobs: int, json_file: Path | None, force: bool, quiet: bool
 ) -> None:
     from lipdub.errors import UnreadableMedia
     from lipdub.evaluate import whole_set
@@ -188,33 +170,18 @@ def _evaluate_set(
     if all(result.record is None for result in found):
         raise UnreadableMedia(f"none of the {len(found)} clips could be measured; the first, {found[0].name}: {found[0].why}")
     content = whole_set.set_scorecard(found, settings, left_out)
-    _write(content, whole_set.pictures_of(found, options), options.out, json_file)
-    if not quiet:
-        _show_set(content)
-        _show_files(options.out, json_file)
-
-
-def _show_files(output: Path | None, json_file: Path | None) -> None:
-    from lipdub.evaluate import page
-
-    for path in [*([] if output is None else [output / name for name in page.FILES]), *([] if json_file is None else [json_file])]:
-        results().print(f"wrote {path}", markup=False, soft_wrap=True)
+    _write(content, whole_set.pictures_of(found, options), options.out, json_file, None if quiet else _show_set)
 
 
 def _show_dub(content: Mapping[str, Any]) -> None:
     """Figures of one dub with their targets, and why some are left out."""
-    from rich.table import Table
-    from rich.text import Text
-
     from lipdub.evaluate import page
     from lipdub.evaluate.scorecard import BY_NAME, FIGURES, shown
 
     clip = content["clips"][0]
     (found,) = page.all_verdicts(content).values()
     verdicts = {verdict.target.figure: verdict for verdict in found}
-    table = Table(title=Text(f"scorecard of {clip['clip']}"), title_justify="left", header_style="bold")
-    for name, justify in (("figure", "left"), ("unit", "left"), ("better", "left"), ("value", "right"), ("target", "left"), ("", "left")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table = new_table(f"scorecard of {clip['clip']}", "figure", "unit", "better", ">value", "target", "")
     for figure in FIGURES:
         value = clip["rows"]["dub"][figure.name]
         verdict = verdicts.get(figure.name)
@@ -222,7 +189,18 @@ def _show_dub(content: Mapping[str, Any]) -> None:
         table.add_row(figure.name, figure.unit, page.ARROWS[figure.better], shown(value, BY_NAME[figure.name]), bound, _met(verdict))
     _print_wide(table)
     for reason, names in page.reasons_of(clip["left_out"].values()).items():
-        results().print(f"left out, {reason}: {names}", markup=False, soft_wrap=True)
+        print_line(f"left out, {reason}: {names}")
+
+
+def _dense_table(title: str, *columns: str) -> Table:
+    """A table of many columns, without lines between them."""
+    from rich.box import SIMPLE_HEAD
+
+    table = new_table(title, *columns)
+    table.box, table.padding = SIMPLE_HEAD, (0, 1, 0, 0)
+    for column in table.columns:
+        column.no_wrap = True
+    return table
 
 
 def _print_wide(table: Any) -> None:
@@ -243,10 +221,6 @@ def _met(verdict: Any) -> Any:
 
 def _show_set(content: Mapping[str, Any]) -> None:
     """Rows beside each other, mean over the clips, the dub's median and worst; then targets, met or missed; then who was left out."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
     from lipdub.evaluate import page
     from lipdub.evaluate.scorecard import FIGURES, ROWS, shown
 
@@ -259,15 +233,8 @@ def _show_set(content: Mapping[str, Any]) -> None:
         # In a narrow terminal the units give way, and the median; both are in the files.
         narrow = results().is_terminal and results().width < 100
         told = ("mean", "worst") if narrow else ("mean", "median", "worst")
-        table = Table(
-            title=Text(f"model {content['settings']['model']}, mean over {page.SCOPES[scope]} ({page.clips_in(summary)})"),
-            title_justify="left",
-            header_style="bold",
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-        )
-        for name in ("figure", "") if narrow else ("figure", "unit", ""):
-            table.add_column(name, no_wrap=True)
+        title = f"model {content['settings']['model']}, mean over {page.SCOPES[scope]} ({page.clips_in(summary)})"
+        table = _dense_table(title, *(("figure", "") if narrow else ("figure", "unit", "")))
         for row in columns:
             table.add_column(page.SHORT_ROWS[row], justify="right")
             for name in told[1:] if row == "cross" else ():
@@ -284,18 +251,15 @@ def _show_set(content: Mapping[str, Any]) -> None:
     for scope, verdicts in page.all_verdicts(content).items():
         if scope == page.SCOPES["measurable"] and same:
             continue
-        table = Table(title=Text(f"targets, {scope}"), title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for name in ("figure", "row", "statistic", "target", "value", ""):
-            table.add_column(name, no_wrap=True)
+        table = _dense_table(f"targets, {scope}", "figure", "row", "statistic", "target", "value", "")
         for verdict in verdicts:
             target = verdict.target
-            table.add_row(
-                target.figure, ROWS[target.row], page.STATISTIC[target.statistic], target.bound, shown(verdict.value), _met(verdict)
-            )
+            whose = (target.figure, ROWS[target.row], page.STATISTIC[target.statistic])
+            table.add_row(*whose, target.bound, shown(verdict.value), _met(verdict))
         _print_wide(table)
     for reason, names in page.reasons_of(found for clip in content["clips"] for found in clip["left_out"].values()).items():
-        results().print(f"left out in some row, {reason}: {names}", markup=False, soft_wrap=True)
+        print_line(f"left out in some row, {reason}: {names}")
     if content["left_out"]:
-        results().print(f"clips left out: {len(content['left_out'])}")
+        print_line(f"clips left out: {len(content['left_out'])}")
         for name, why in content["left_out"].items():
-            results().print(f"  {name}: {why}", markup=False, soft_wrap=True)
+            print_line(f"  {name}: {why}")

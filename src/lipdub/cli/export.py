@@ -7,26 +7,27 @@ from typing import Annotated
 
 import typer
 
-from lipdub.cli.console import results
+from lipdub.cli.console import paragraphs, print_line
 
 SMOOTHING_S = 0.04
 """Of a bundle that comes from a checkpoint, where nothing else is asked for."""
 VOICE_BANDS = 2
 """Likewise: about a twelfth of a vocal tract's length either way."""
 
-EXAMPLES = """
+SMOOTHING_HELP = f"""Smoothing of the lip features over time: seconds between the three windows that are averaged. \
+Default: {SMOOTHING_S:g}, or the bundle's."""
+VOICE_BANDS_HELP = f"""The outer windows of the smoothing are heard in voices this many mel bands lower and higher: better on unknown \
+speakers. Default: {VOICE_BANDS}, or the bundle's."""
+KAPPA_HELP = "Sharpness of the audio addresses: more opens and closes the mouth further. Default: the checkpoint's or bundle's."
+
+EXAMPLES = paragraphs("""
 [bold]Examples[/bold]
-
   lipdub export-onnx runs/generator/latest.pt -o models/mine
-
   lipdub export-onnx runs/generator/latest.pt -o models/mine_half --half
-
   lipdub export-onnx models/of_an_older_lipdub -o models/mine --half
-
   lipdub export-onnx runs/expert/best.pt -o models/expert --half
-
   lipdub sync talk.mp4 speech.wav -o out.mp4 --model models/mine
-"""
+""")
 
 
 def export_onnx(
@@ -43,31 +44,9 @@ def export_onnx(
         Path | None,
         typer.Option(help="Prepared clips to read the resting mouth from. Default: what the memory recalls for silence, or the bundle's."),
     ] = None,
-    smoothing_s: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            max=0.2,
-            help="Smoothing of the lip features over time: seconds between the three windows that are averaged. "
-            f"Default: {SMOOTHING_S:g}, or the bundle's.",
-        ),
-    ] = None,
-    voice_bands: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=8,
-            help="The outer windows of the smoothing are heard in voices this many mel bands lower and higher: better on unknown speakers. "
-            f"Default: {VOICE_BANDS}, or the bundle's.",
-        ),
-    ] = None,
-    drawn_kappa: Annotated[
-        float | None,
-        typer.Option(
-            min=1.0,
-            help="Sharpness of the audio addresses: more opens and closes the mouth further. Default: the checkpoint's or bundle's.",
-        ),
-    ] = None,
+    smoothing_s: Annotated[float | None, typer.Option(min=0.0, max=0.2, help=SMOOTHING_HELP)] = None,
+    voice_bands: Annotated[int | None, typer.Option(min=0, max=8, help=VOICE_BANDS_HELP)] = None,
+    drawn_kappa: Annotated[float | None, typer.Option(min=1.0, help=KAPPA_HELP)] = None,
     license_text: Annotated[
         str | None, typer.Option("--license", help="Licence of the weights. Default: unstated, or the bundle's.")
     ] = None,
@@ -86,21 +65,19 @@ def export_onnx(
             training_data="unstated" if training_data is None else training_data, force=force,
         )  # fmt: skip
         _print_differences(expert.differences, expert.tolerance)
-        results().print(f"wrote {output} ({expert.bytes / 2**20:.1f} MiB)", soft_wrap=True)
+        print_line(f"wrote {output} ({expert.bytes / 2**20:.1f} MiB)")
         return
-
-    if smoothing_s is None and not checkpoint.is_dir():
-        smoothing_s = SMOOTHING_S
-    if voice_bands is None and not checkpoint.is_dir():
-        voice_bands = VOICE_BANDS
+    if not checkpoint.is_dir():
+        smoothing_s = SMOOTHING_S if smoothing_s is None else smoothing_s
+        voice_bands = VOICE_BANDS if voice_bands is None else voice_bands
     done = export(
         checkpoint, output, half=half, name=name, rest_from=rest_from, tap_distance_s=smoothing_s, voice_bands=voice_bands,
         drawn_kappa=drawn_kappa, license_text=license_text, training_data=training_data, force=force,
     )  # fmt: skip
     _print_differences(done.differences, done.tolerance)
-    results().print(f"wrote {output} ({done.bytes / 2**20:.1f} MiB, {done.gflop_per_frame:.2f} GFLOP a frame)", soft_wrap=True)
+    print_line(f"wrote {output} ({done.bytes / 2**20:.1f} MiB, {done.gflop_per_frame:.2f} GFLOP a frame)")
 
 
 def _print_differences(differences: dict[str, float], tolerance: float) -> None:
     for graph, difference in differences.items():
-        results().print(f"{graph}: largest difference to torch {difference:.2e} (at most {tolerance:.0e} allowed)", soft_wrap=True)
+        print_line(f"{graph}: largest difference to torch {difference:.2e} (at most {tolerance:.0e} allowed)")

@@ -7,21 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipdub.cli.console import progress, results, say
+from lipdub.cli.console import new_table, paragraphs, print_line, progress, results, stoppable
 from lipdub.options import Device
 
 if TYPE_CHECKING:
     from lipdub.memory_view import MemoryReport
 
-EXAMPLES = """
+EXAMPLES = paragraphs("""
 [bold]Examples[/bold]
-
   lipdub memory base --speech talk.wav --face anna.jpg -o look
-
   lipdub memory base --speech talk.wav --alignment talk.TextGrid --face anna.mp4 -o look
-
   lipdub memory base --espeak "Papa maps a big problem" --voice en-us+f4 --face anna.jpg -o look
-"""
+""")
 
 
 def memory(
@@ -56,7 +53,7 @@ def memory(
         raise typer.BadParameter("--espeak makes speech and alignment itself; leave --speech and --alignment away")
     if alignment is not None and speech is None:
         raise typer.BadParameter("--alignment needs the --speech that it belongs to")
-    try:
+    with stoppable():
         from lipdub.memory_view import look
         from lipdub.memory_view.look import check_folder
         from lipdub.phonetics.alignment_files import read_alignment
@@ -74,9 +71,6 @@ def memory(
                 model, speech, face, output, alignment=phonemes, start_s=start, seconds=seconds, device=device, threads=threads,
                 force=force, keep_speech=espeak is not None, on_progress=tell,
             )  # fmt: skip
-    except KeyboardInterrupt:
-        say("stopped; nothing was written")
-        raise typer.Exit(130) from None
     if not quiet:
         show(done, output)
 
@@ -93,16 +87,11 @@ def _example(name: str, instead: str) -> Path:
 
 def show(report: MemoryReport, output: Path, *, rows: int = 12) -> None:
     """The slots that are used most, and what can be said of all."""
-    from rich.table import Table
-    from rich.text import Text
-
     from lipdub.memory_view.look import agreement_lines
 
     usage = report.usage
-    table = Table(title=Text(f"memory of {report.model}, {report.speech_s:.1f} s of speech"), title_justify="left", header_style="bold")
-    columns = ["slot", "mean share", "sum", "peak", "opening", *(["most above average at"] if report.agreement else [])]
-    for column in columns:
-        table.add_column(column, justify="left" if column.startswith("most") else "right")
+    columns = [">slot", ">mean share", ">sum", ">peak", ">opening", *(["most above average at"] if report.agreement else [])]
+    table = new_table(f"memory of {report.model}, {report.speech_s:.1f} s of speech", *columns)
     total = 0.0
     for slot in (-usage.share).argsort(kind="stable")[:rows].tolist():
         total += float(usage.share[slot])
@@ -123,4 +112,4 @@ def show(report: MemoryReport, output: Path, *, rows: int = 12) -> None:
     if report.agreement is not None:
         lines += ["slots against phoneme classes:", *(f"  {line}" for line in agreement_lines(report.agreement))]
     for line in [*lines, f"wrote {', '.join(report.files)} into {output}"]:
-        results().print(line, markup=False, soft_wrap=True)
+        print_line(line)

@@ -7,17 +7,14 @@ from typing import Annotated
 
 import typer
 
-from lipdub.cli.console import progress, results
+from lipdub.cli.console import counted, new_table, paragraphs, print_line, progress, results
 
-EXAMPLES = """
+EXAMPLES = paragraphs("""
 [bold]Examples[/bold]
-
   lipdub prepare clips/train -o prepared/train --manifest clips/manifest.csv
-
   lipdub prepare clips/train -o prepared/train --encoder encoder --voices 4
-
   lipdub prepare interview1.mp4 interview2.mov -o prepared/studio --workers 4
-"""
+""")
 
 
 def prepare(
@@ -34,49 +31,29 @@ def prepare(
     """Cut aligned face crops, mel and lip landmarks out of CLIPS for training. Resumes where it stopped; says what was dropped and why."""
     from collections import Counter
 
-    from rich.table import Table
-
     from lipdub.stages import cores
     from lipdub.train import prepare as preparing
 
     found = preparing.find_clips(clips)
     speakers = preparing.read_speakers(manifest) if manifest is not None else None
+    settings = preparing.PrepareSettings(size=size)
     with progress() as tell:
-        seen = 0
-
-        def on_clip(clip: preparing.Prepared) -> None:
-            nonlocal seen
-            seen += 1
-            tell("preparing", seen, len(found))
-
-        done = preparing.prepare(
-            found,
-            output,
-            preparing.PrepareSettings(size=size),
-            workers=workers or cores(),
-            on_clip=on_clip,
-            speakers=speakers,
-        )
+        on_clip = counted(tell, "preparing", len(found))
+        done = preparing.prepare(found, output, settings, workers=workers or cores(), on_clip=on_clip, speakers=speakers)
     kept = [clip for clip in done if clip.why is None]
-    table = Table(title=f"prepared {output}", title_justify="left", show_header=False)
+    table = new_table(f"prepared {output}")
     table.add_row("kept", f"{len(kept)} clips, {sum(clip.frames for clip in kept)} frames")
     for why, count in Counter(clip.why for clip in done if clip.why is not None).most_common(12):
         table.add_row("dropped", f"{count}: {why}")
     results().print(table)
     for clip in done:
         if clip.why is not None:
-            results().print(f"dropped {clip.source}: {clip.why}", markup=False, soft_wrap=True)
+            print_line(f"dropped {clip.source}: {clip.why}")
     preparing.require_some(done)
     if encoder is not None:
         from lipdub.train.features import find_encoder, prepare_features
 
-        heard = 0
-
-        def on_heard() -> None:
-            nonlocal heard
-            heard += 1
-            tell("hearing", heard, len(kept))
-
+        sounds = [(clip.clip_id, Path(clip.source)) for clip in kept]
         with progress() as tell:
-            sounds = [(clip.clip_id, Path(clip.source)) for clip in kept]
-            prepare_features(output, sounds, find_encoder(encoder), voices=voices, workers=workers or cores(), on_clip=on_heard)
+            on_clip = counted(tell, "hearing", len(kept))
+            prepare_features(output, sounds, find_encoder(encoder), voices=voices, workers=workers or cores(), on_clip=on_clip)

@@ -7,15 +7,13 @@ from typing import Annotated
 
 import typer
 
-from lipdub.cli.console import progress, results
+from lipdub.cli.console import paragraphs, print_line, progress
 
-EXAMPLES = """
+EXAMPLES = paragraphs("""
 [bold]Examples[/bold]
-
   lipdub sheet talk_de.mp4 -o talk_de.png
-
   lipdub sheet film.mkv -o film.jpg --whole --rows 5 --columns 8
-"""
+""")
 
 
 def sheet(
@@ -34,4 +32,4 @@ def sheet(
         done = contact_sheet(video, output, rows=rows, columns=columns, faces=faces, force=force, on_progress=tell)
     if not quiet:
         found = f", a face in {done.faces} of them" if faces else ""
-        results().print(f"wrote {output}: {done.frames} frames{found}", markup=False, soft_wrap=True)
+        print_line(f"wrote {output}: {done.frames} frames{found}")

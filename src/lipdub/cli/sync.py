@@ -7,28 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipdub.cli.console import progress, results, say
+from lipdub.cli.console import new_table, paragraphs, progress, results, stoppable
 from lipdub.options import DubOptions
 
 if TYPE_CHECKING:
     from lipdub.records import DubReport
 
-EXAMPLES = """
+EXAMPLES = paragraphs("""
 [bold]Examples[/bold]
-
   lipdub sync talk.mp4 german.wav -o talk_de.mp4
-
   lipdub sync portrait.jpg speech.mp3 -o speaking.mp4
-
   lipdub sync film.mkv other_language.mkv -o dubbed.mkv --silence keep --report report.json
-"""
+""")
 
 
 def sync(
-    options: DubOptions,
     video: Annotated[Path, typer.Argument(help="Video of a person speaking, or a photo.")],
     speech: Annotated[Path, typer.Argument(help="The new speech: any file with sound, a video, too.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Dubbed video to write: .mp4, .mov or .mkv.")],
+    options: DubOptions,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Look for the face anew, and keep nothing of it for the next language; see lipdub cache.")
     ] = False,
@@ -36,7 +33,7 @@ def sync(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
     """Redraw the mouth in VIDEO so that it speaks SPEECH. All other pixels, the timing and the sound stay as they are."""
-    try:
+    with stoppable():
         from lipdub.faces.cache import default_cache
         from lipdub.pipeline import dub
         from lipdub.reports import check_report, write_report
@@ -45,9 +42,6 @@ def sync(
             check_report(report, inputs=[video, speech], output=output, force=options.force)
         with progress(quiet=quiet) as tell:
             done = dub(video, speech, output, options, cache=None if no_cache else default_cache(), on_progress=tell)
-    except KeyboardInterrupt:
-        say("stopped; nothing was written")
-        raise typer.Exit(130) from None
     if report is not None:
         write_report(done, report)
     if not quiet:
@@ -56,10 +50,7 @@ def sync(
 
 def show(report: DubReport) -> None:
     """One table: what was done, what was passed through and why, where the time went."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(f"dubbed {report.output}"), title_justify="left", show_header=False)
+    table = new_table(f"dubbed {report.output}")
     table.add_column(style="bold")
     table.add_column()
     table.add_row("frames", f"{report.frames} ({report.output_s:.2f} s)")

@@ -2,93 +2,111 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from enum import Enum
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
-from lipdub.cli.clips import load, load_split
-from lipdub.cli.console import errors, progress, results
+from lipdub.cli.console import errors, new_table, paragraphs, print_line, progress, results, say
+from lipdub.cli.record_options import with_record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from lipdub.train.data import Clip
     from lipdub.train.expert_stage import ExpertWeights
     from lipdub.train.generator_stage import GeneratorWeights
-    from lipdub.train.loop import LoopSettings, Stage, StepReport
+    from lipdub.train.loop import Stage, StepReport
 
     WeightsRecord = TypeVar("WeightsRecord", GeneratorWeights, ExpertWeights)
 
-EXAMPLES = """
+EXAMPLES = paragraphs("""
 [bold]The whole way from clips to a bundle[/bold]
-
   lipdub prepare clips/train -o prepared/train --manifest clips/manifest.csv
-
   lipdub prepare clips/val -o prepared/val
-
   lipdub train expert prepared/train --val prepared/val -o runs/expert
-
   lipdub train offsets runs/expert/best.pt prepared/train
-
   lipdub train memory prepared/train --val prepared/val -o runs/memory
-
   lipdub train generator prepared/train --val prepared/val --memory runs/memory/latest.pt -o runs/generator
-
   lipdub export-onnx runs/generator/latest.pt -o models/mine
-
   lipdub train hearing prepared/train --model models/mine -o models/mine_hearing
-"""
+""")
 
 MOST_LISTED = 40
 """Clips of a kind that are named one by one."""
+NAMED = 5
+"""So many of the skipped clips are named; the others are counted."""
 
 app = typer.Typer(
     help="Train the sync expert, the audio-lip memory, then the generator, on prepared clips.",
-    no_args_is_help=True,
-    epilog=EXAMPLES,
-    rich_markup_mode="rich",
-)
-
-
-class PresetChoice(str, Enum):
-    """Network sizes."""
-
-    compact = "compact"
-    paper = "paper"
-
-
-class PrecisionChoice(str, Enum):
-    """Fabric's precisions that make sense here."""
-
-    full = "32-true"
-    bf16 = "bf16-mixed"
-
-
-class DecodeChoice(str, Enum):
-    """How both recalls are decoded."""
-
-    SPLIT = "split"
-    BOTH = "both"
+    no_args_is_help=True, epilog=EXAMPLES, rich_markup_mode="rich",
+)  # fmt: skip
 
 
 Prepared = Annotated[Path, typer.Argument(help="Folder that lipdub prepare wrote.")]
-Held = Annotated[Path | None, typer.Option("--val", help="Prepared clips of other people to judge on; else a tenth of the speakers.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Run folder: checkpoints, TensorBoard, pictures.")]
-Steps = Annotated[int, typer.Option(min=1, help="Optimisation steps in all.")]
+Preset = Literal["compact", "paper"]
 Batch = Annotated[int, typer.Option(min=1, help="Samples per step and process.")]
-Rate = Annotated[float, typer.Option(help="Learning rate at its highest.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Every = Annotated[int, typer.Option(min=1, help="Steps between validations (and checkpoints).")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that load samples.")]
-Accelerator = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Devices = Annotated[str, typer.Option(help="Number of GPUs (or CPU processes), or auto.")]
-Precision = Annotated[PrecisionChoice, typer.Option(help="bf16-mixed is faster on GPUs and on CPUs with AVX512-BF16.")]
 Weight = Annotated[
     list[str] | None, typer.Option(help="NAME=VALUE, repeatable: another weight of a loss; 0 leaves it out. A wrong name lists all.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder, exactly where it stopped.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """What every stage is told on its command line."""
+
+    prepared: Prepared
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder: checkpoints, TensorBoard, pictures.")]
+    val: Annotated[Path | None, typer.Option("--val", help="Prepared clips of other people to judge on; else a tenth of the speakers.")] = (
+        None
+    )
+    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps in all.")] = 3000
+    rate: Annotated[float, typer.Option(help="Learning rate at its highest.")] = 1e-3
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations (and checkpoints).")] = 500
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load samples.")] = 2
+    accelerator: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto"
+    devices: Annotated[str, typer.Option(help="Number of GPUs (or CPU processes), or auto.")] = "auto"
+    precision: Annotated[
+        Literal["32-true", "bf16-mixed"], typer.Option(help="bf16-mixed is faster on GPUs and on CPUs with AVX512-BF16.")
+    ] = "32-true"
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder, exactly where it stopped.")] = False
+
+    def train(self, open_stage: Callable[[], Stage], *, batch: int) -> None:
+        """Train the stage that `open_stage` makes, once the devices are there."""
+        from lipdub.train.loop import LoopSettings, new_fabric, run
+
+        devices: int | str = int(self.devices) if self.devices.isdigit() else self.devices
+        if devices == "auto" and self.accelerator == "cpu":
+            devices = 1
+        settings = LoopSettings(
+            steps=self.steps, batch=batch, rate=self.rate, seed=self.seed, validate_every=self.validate_every,
+            checkpoint_every=self.validate_every, workers=self.workers, accelerator=self.accelerator, devices=devices,
+            precision=self.precision,
+        )  # fmt: skip
+        fabric = new_fabric(settings)
+        stage = open_stage()
+        with progress(quiet=not fabric.is_global_zero) as tell:
+
+            def on_progress(step: StepReport) -> None:
+                tell("training", step.step, step.steps)
+                if step.validation is not None and fabric.is_global_zero:
+                    figures = "  ".join(f"{key} {value:.3f}" for key, value in step.validation.figures.items())
+                    errors().print(f"step {step.step} ({step.samples_per_s:.0f} samples/s)  {figures}", soft_wrap=True)
+
+            run(stage, fabric, self.output, settings, resume=self.resume, on_progress=on_progress)
+        if fabric.is_global_zero:
+            print_line(f"trained {self.output / 'latest.pt'}")
+
+
+def stage_command(**defaults: float) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function the command of its name, with the options of `TrainOptions`. defaults: of its fields, where this stage has others."""
+    shared = inspect.signature(TrainOptions, eval_str=True).parameters.values()
+    parameters = [one.replace(default=defaults.get(one.name, one.default)) for one in shared]
+    return lambda command: app.command(command.__name__, epilog=EXAMPLES)(with_record(command, TrainOptions, parameters))
 
 
 @app.command("encoder", epilog=EXAMPLES)
@@ -104,10 +122,9 @@ def encoder(
     from lipdub.train.encoder_export import export_encoder
 
     done = export_encoder(weights, output, source=source, force=force)
-    results().print(
+    print_line(
         f"wrote {output}: layers {', '.join(map(str, done.spec.layers))}, {done.bytes / 2**20:.1f} MiB, "
-        f"differs from torch by at most {done.difference:.1e}",
-        markup=False,
+        f"differs from torch by at most {done.difference:.1e}"
     )
 
 
@@ -132,22 +149,14 @@ def hearing(
     )
     with progress() as tell:
         done = train_bundle(prepared, output, job, force=force, tell=tell)
-    results().print(f"wrote {output}: {done.bytes / 2**20:.1f} MiB", markup=False)
+    print_line(f"wrote {output}: {done.bytes / 2**20:.1f} MiB")
 
 
-@app.command("memory", epilog=EXAMPLES)
+@stage_command(steps=3000, rate=8e-4)
 def memory(
-    prepared: Prepared,
-    output: Output,
-    val: Held = None,
-    preset: Annotated[
-        PresetChoice, typer.Option(help="compact: about 1 GFLOP a frame, made for CPUs. paper: the published sizes.")
-    ] = PresetChoice.compact,
+    preset: Annotated[Preset, typer.Option(help="compact: about 1 GFLOP a frame, made for CPUs. paper: the published sizes.")] = "compact",
     slots: Annotated[int, typer.Option(min=2, help="Slots of the memory.")] = 96,
-    start: Annotated[
-        Path | None,
-        typer.Option(help="Begin with the memory of this bundle or checkpoint, of its preset and slots."),
-    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Begin with the memory of this bundle or checkpoint, of its preset and slots.")] = None,
     lip_side: Annotated[
         Path | None,
         typer.Option(help="Keep the lip side of this bundle or checkpoint as it is (its generator goes on fitting); train the audio side."),
@@ -159,100 +168,63 @@ def memory(
     balance: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Speakers are drawn by (their frames) to this power: 1 by frames, 0 all alike.")
     ] = 0.6,
-    steps: Steps = 3000,
     batch: Batch = 128,
-    rate: Rate = 8e-4,
-    seed: Seed = 0,
-    validate_every: Every = 500,
-    workers: Workers = 2,
-    accelerator: Accelerator = "auto",
-    devices: Devices = "auto",
-    precision: Precision = PrecisionChoice.full,
-    resume: Resume = False,
+    *,
+    options: TrainOptions,
 ) -> None:
     """First stage: the audio-lip memory. Fails loudly if it collapses to a few slots."""
-    from dataclasses import replace
-
     from lipdub.records import MelSpec
     from lipdub.train.labelled_speech import LabelledSpeech
     from lipdub.train.memory_stage import MemoryStage
     from lipdub.train.networks import PRESETS
     from lipdub.train.weights import load_any_memory, load_lip_side
 
-    settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
     begun = load_any_memory(start) if start is not None else None
-    config = begun[0] if begun is not None else replace(PRESETS[preset.value], slots=slots)
-    clips, held_out = load_split(prepared, val, size=config.size)
+    config = begun[0] if begun is not None else replace(PRESETS[preset], slots=slots)
+    clips, held_out = _load_split(options, size=config.size)
 
     def stage() -> MemoryStage:
         made = MemoryStage(
-            config, clips, held_out, rate, seed, speech=LabelledSpeech(speech, MelSpec()) if speech is not None else None,
+            config, clips, held_out, options.rate, options.seed, speech=LabelledSpeech(speech, MelSpec()) if speech is not None else None,
             lip_side=load_lip_side(lip_side, config) if lip_side is not None else None, balance=balance,
         )  # fmt: skip
         if begun is not None:
             made.start_from(begun[1])
         return made
 
-    _train(stage, output, settings, resume)
+    options.train(stage, batch=batch)
 
 
-@app.command("expert", epilog=EXAMPLES)
+@stage_command(steps=4000, workers=1)
 def expert(
-    prepared: Prepared,
-    output: Output,
-    val: Held = None,
-    steps: Steps = 4000,
     batch: Annotated[int, typer.Option(min=2, help="Stretches of a clip per step and process, each of several lip windows.")] = 64,
-    rate: Rate = 1e-3,
-    seed: Seed = 0,
     weight: Weight = None,
-    validate_every: Every = 500,
-    workers: Workers = 1,
-    accelerator: Accelerator = "auto",
-    devices: Devices = "auto",
-    precision: Precision = PrecisionChoice.full,
-    resume: Resume = False,
+    *,
+    options: TrainOptions,
 ) -> None:
     """The audio-visual sync expert: which sound belongs to which lips. Finds offsets, judges dubs, and the generator learns from it."""
     from lipdub.train.expert_network import SHIPPED
     from lipdub.train.expert_stage import ExpertStage, ExpertWeights
 
-    settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
-    clips, held_out = load_split(prepared, val, size=SHIPPED.size)
-
+    clips, held_out = _load_split(options, size=SHIPPED.size)
     weights = _weighed(ExpertWeights(), weight)
-
-    def stage() -> ExpertStage:
-        return ExpertStage(SHIPPED, clips, held_out, rate, seed, weights)
-
-    _train(stage, output, settings, resume)
+    options.train(lambda: ExpertStage(SHIPPED, clips, held_out, options.rate, options.seed, weights), batch=batch)
 
 
-@app.command("reader", epilog=EXAMPLES)
+@stage_command(steps=2000)
 def reader(
-    prepared: Prepared,
-    output: Output,
-    val: Held = None,
-    preset: Annotated[PresetChoice, typer.Option(help="Preset of the generator that is to be read.")] = PresetChoice.compact,
-    steps: Steps = 2000,
+    preset: Annotated[Preset, typer.Option(help="Preset of the generator that is to be read.")] = "compact",
     batch: Batch = 64,
-    rate: Rate = 1e-3,
-    seed: Seed = 0,
-    validate_every: Every = 500,
-    workers: Workers = 2,
-    accelerator: Accelerator = "auto",
-    devices: Devices = "auto",
-    precision: Precision = PrecisionChoice.full,
-    resume: Resume = False,
+    *,
+    options: TrainOptions,
 ) -> None:
     """The lip reader: lip points of one picture. The generator's landmark loss looks through it (train generator --reader)."""
     from lipdub.train.networks import PRESETS
     from lipdub.train.reader import ReaderStage
 
-    settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
-    config = PRESETS[preset.value]
-    clips, held_out = load_split(prepared, val, size=config.size)
-    _train(lambda: ReaderStage(config, clips, held_out, rate, seed), output, settings, resume)
+    config = PRESETS[preset]
+    clips, held_out = _load_split(options, size=config.size)
+    options.train(lambda: ReaderStage(config, clips, held_out, options.rate, options.seed), batch=batch)
 
 
 @app.command("offsets", epilog=EXAMPLES)
@@ -264,12 +236,10 @@ def offsets(
 
     With a sync expert, clips whose lips agree with no shift of their sound are found, too, and left out of the next training.
     """
-    from rich.table import Table
-
     from lipdub.train import expert_network, weights
     from lipdub.train import offsets as shifts
 
-    clips = load(prepared, with_offsets=False)
+    clips = _load(prepared, with_offsets=False)
     if expert_network.holds_expert(checkpoint):
         found = shifts.estimate_by_expert(expert_network.load_expert(checkpoint), clips)
         figure = "cosine"
@@ -278,35 +248,24 @@ def offsets(
         found = shifts.estimate(model, clips, config)
         figure = "r"
     shifts.store(prepared, found)
-    table = Table(
-        "clip", "frames at 25 Hz", f"{figure} there", f"{figure} at zero", title="offsets that will be corrected", title_justify="left"
-    )
+    table = new_table("offsets that will be corrected", "clip", "frames at 25 Hz", f"{figure} there", f"{figure} at zero")
     believed = [item for item in found if item.believed and item.agrees]
     for item in believed[:MOST_LISTED]:
         table.add_row(Path(item.source).name, f"{item.frames:+d}", f"{item.there:.2f}", f"{item.at_zero:.2f}")
     results().print(table)
     left_out = [item for item in found if not item.agrees]
     for item in left_out[:MOST_LISTED]:
-        results().print(f"left out, agrees with no offset: {Path(item.source).name}", soft_wrap=True)
-    results().print(
-        f"{len(found)} of {len(clips)} clips could be judged: {len(believed)} corrected, {len(left_out)} left out", soft_wrap=True
-    )
+        print_line(f"left out, agrees with no offset: {Path(item.source).name}")
+    print_line(f"{len(found)} of {len(clips)} clips could be judged: {len(believed)} corrected, {len(left_out)} left out")
 
 
-@app.command("generator", epilog=EXAMPLES)
+@stage_command(steps=20000, rate=5e-4, validate_every=1000)
 def generator(
-    prepared: Prepared,
-    output: Output,
     memory: Annotated[Path, typer.Option(help="Checkpoint of the first stage, or a bundle folder whose memory to take.")],
-    val: Held = None,
-    steps: Steps = 20000,
-    batch: Annotated[int, typer.Option(min=1, help="Windows of five frames per step and process.")] = 8,
-    rate: Rate = 5e-4,
     discriminator_rate: Annotated[float, typer.Option(help="Learning rate of the discriminator.")] = 2e-4,
-    seed: Seed = 0,
     decode: Annotated[
-        DecodeChoice, typer.Option(help="both: every window from both recalls. split: each window from one of them.")
-    ] = DecodeChoice.SPLIT,
+        Literal["split", "both"], typer.Option(help="both: every window from both recalls. split: each window from one of them.")
+    ] = "split",
     audio_share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of windows drawn from the audio recall with split.")] = 0.25,
     draw_frames: Annotated[int, typer.Option(min=1, max=5, help="Frames drawn per sample; 1 shows the most people a step.")] = 5,
     joint: Annotated[bool, typer.Option("--joint", help="Train the memory on, beside the generator.")] = False,
@@ -319,25 +278,19 @@ def generator(
     weight: Weight = None,
     adversarial: Annotated[float, typer.Option(min=0.0, help="Weight of the discriminator's loss.")] = 0.05,
     adversarial_from: Annotated[int, typer.Option(min=0, help="Step at which the discriminator joins.")] = 4000,
-    validate_every: Every = 1000,
-    workers: Workers = 2,
-    accelerator: Accelerator = "auto",
-    devices: Devices = "auto",
-    precision: Precision = PrecisionChoice.full,
-    resume: Resume = False,
+    batch: Annotated[int, typer.Option(min=1, help="Windows of five frames per step and process.")] = 8,
+    *,
+    options: TrainOptions,
 ) -> None:
     """Second stage: the generator, on what the memory recalls; with --joint, both together."""
-    from functools import partial
-
     from lipdub.faces.detector import MediapipeDetector
     from lipdub.train.expert_network import load_expert
     from lipdub.train.generator_stage import GeneratorStage, GeneratorWeights
     from lipdub.train.reader import load_reader
     from lipdub.train.weights import load_any_memory, load_weights
 
-    settings = _settings(steps, batch, rate, seed, validate_every, workers, accelerator, devices, precision)
     config, model = load_any_memory(memory)
-    clips, held_out = load_split(prepared, val, size=config.size)
+    clips, held_out = _load_split(options, size=config.size)
     weights = load_weights(start, config) if start is not None else None
     lip_reader = load_reader(reader, config) if reader is not None else None
     judge = load_expert(expert) if expert is not None else None
@@ -345,7 +298,7 @@ def generator(
 
     def stage() -> GeneratorStage:
         made = GeneratorStage(
-            config, model, clips, held_out, rate, discriminator_rate, seed, decode=decode.value, audio_share=audio_share,
+            config, model, clips, held_out, options.rate, discriminator_rate, options.seed, decode=decode, audio_share=audio_share,
             draw_frames=draw_frames, joint=joint, lip_reader=lip_reader, expert=judge,
             open_detector=partial(MediapipeDetector, max_faces=1), weights=weighing,
         )  # fmt: skip
@@ -353,13 +306,11 @@ def generator(
             made.start_from(weights)
         return made
 
-    _train(stage, output, settings, resume)
+    options.train(stage, batch=batch)
 
 
 def _weighed(weights: WeightsRecord, changes: list[str] | None) -> WeightsRecord:
     """`weights` with the ``NAME=VALUE`` changes of the command line. Raises BadParameter, which lists the names."""
-    from dataclasses import fields, replace
-
     kinds = {known.name: type(getattr(weights, known.name)) for known in fields(weights)}
     found: dict[str, Any] = {}
     for change in changes or []:
@@ -373,39 +324,31 @@ def _weighed(weights: WeightsRecord, changes: list[str] | None) -> WeightsRecord
     return replace(weights, **found)
 
 
-def _settings(
-    steps: int,
-    batch: int,
-    rate: float,
-    seed: int,
-    every: int,
-    workers: int,
-    accelerator: str,
-    devices: str,
-    precision: PrecisionChoice,
-) -> LoopSettings:
-    from lipdub.train.loop import LoopSettings
+def _load(folder: Path, *, size: int | None = None, with_offsets: bool = True) -> list[Clip]:
+    """``data.load_clips``, which see; says what it skipped in one line."""
+    from lipdub.train.data import load_clips
 
-    count: int | str = int(devices) if devices.isdigit() else devices
-    return LoopSettings(
-        steps=steps, batch=batch, rate=rate, seed=seed, validate_every=every, checkpoint_every=every, workers=workers,
-        accelerator=accelerator, devices=1 if count == "auto" and accelerator == "cpu" else count, precision=precision.value,
-    )  # fmt: skip
+    skipped: list[str] = []
+    clips = load_clips(
+        folder, size=size, with_offsets=with_offsets, on_skip=lambda source, why: skipped.append(f"{Path(source).name} ({why})")
+    )
+    if skipped:
+        more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+        say(
+            f"{len(skipped)} of {len(clips) + len(skipped)} clips in '{folder}' skipped: {', '.join(skipped[:NAMED])}{more}; "
+            "run lipdub prepare again to make them anew"
+        )
+    return clips
 
 
-def _train(stage: Callable[[], Stage], output: Path, settings: LoopSettings, resume: bool) -> None:
-    from lipdub.train.loop import new_fabric, run
+def _load_split(options: TrainOptions, *, size: int) -> tuple[list[Clip], list[Clip]]:
+    """(to train on, held out). Raises TrainingDataError also where nothing that is held out is long enough to judge on."""
+    from lipdub.errors import TrainingDataError
+    from lipdub.train.data import split_speakers
+    from lipdub.train.memory_stage import JUDGED_FRAMES
 
-    fabric = new_fabric(settings)
-    made = stage()
-    with progress(quiet=not fabric.is_global_zero) as tell:
-
-        def on_progress(step: StepReport) -> None:
-            tell("training", step.step, step.steps)
-            if step.validation is not None and fabric.is_global_zero:
-                figures = "  ".join(f"{key} {value:.3f}" for key, value in step.validation.figures.items())
-                errors().print(f"step {step.step} ({step.samples_per_s:.0f} samples/s)  {figures}", soft_wrap=True)
-
-        run(made, fabric, output, settings, resume=resume, on_progress=on_progress)
-    if fabric.is_global_zero:
-        results().print(f"trained {output / 'latest.pt'}", soft_wrap=True)
+    clips = _load(options.prepared, size=size)
+    clips, held_out = split_speakers(clips) if options.val is None else (clips, _load(options.val, size=size))
+    if all(len(clip) < JUDGED_FRAMES for clip in held_out):
+        raise TrainingDataError(f"no held-out clip has {JUDGED_FRAMES} frames, so nothing can be judged; give longer clips with --val")
+    return clips, held_out

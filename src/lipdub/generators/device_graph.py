@@ -1,7 +1,7 @@
 """The generator's graph rewritten for a GPU: float16 arithmetic, and pictures that go in and come out as uint8.
 
-A GPU waits for its pictures: as uint8 they are a quarter of the bytes, and the CPU has nothing to convert. Done when a bundle
-is opened, in memory, so every bundle there is gets it; needs the package ``onnx`` (extra ``lipdub[cuda]``), nothing else does.
+A GPU waits for its pictures. As uint8 they have a quarter of the bytes, and the CPU has nothing to convert.
+The rewriting is done in memory when a bundle is opened, so every bundle gets it. Only this needs the package ``onnx`` (``lipdub[cuda]``).
 
     target_levels ──► to [-1, 1], rows below the mask 0 ──┐
     reference_levels ──► to [-1, 1] ──────────────────────┼──► the graph as it was ──► face_levels, face_mean
@@ -133,7 +133,7 @@ def _flow_head(model: ModelProto) -> tuple[str, ...]:
 
 
 def sort(model: ModelProto) -> None:
-    """Put nodes behind those whose outputs they take: the conversion to float16 appends its casts at the end."""
+    """Bring nodes into the order in which they run: the conversion to float16 has added its casts at the end."""
     graph = model.graph
     waiting = list(graph.node)
     known = {"", *(value.name for value in (*graph.input, *graph.initializer))}

@@ -112,7 +112,7 @@ def on_device(folder: Path, spec: BundleSpec, *, device: Device, threads: int | 
 
 
 def _unlike(one: Drawing, other: Drawing, spec: BundleSpec) -> str:
-    """How what two ways of drawing make of the same smooth pictures differs by more than it may, in a few words; or ''."""
+    """By how much two ways of drawing differ on the same smooth pictures, in a few words; '' where that is little enough."""
     targets, references = smooth_pictures(spec.crop, 2), smooth_pictures(spec.crop, 2)[::-1]
     features = np.tile(np.asarray(spec.rest_feature, np.float32), (2, 1))
     first, second = (drawing.draw(targets, references, features) for drawing in (one, other))

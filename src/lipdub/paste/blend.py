@@ -110,7 +110,7 @@ def unchanged(drawn: NDArray[np.float32], taken: NDArray[np.uint8]) -> NDArray[n
     """Where the drawn crop shows what was there before: float32 (S, S), 1 for the same, falling to 0 within about ``SAME_LEVELS``.
 
     drawn: float32 (S, S, 3), colour-matched. taken: uint8 (S, S, 3), the crop as it was. Skin, beard and chin that did not move keep the
-    frame's own fine detail, which a crop of S px cannot hold; the mouth that changed keeps nothing of the old one.
+    frame's own fine detail, which is too fine for a crop of S px. The mouth that changed keeps nothing of the old one.
     """
     difference = largest(cv2.absdiff(drawn, taken.astype(np.float32)))
     near = max(1, round(SAME_REACH * len(taken)))

@@ -1,7 +1,7 @@
 """Copied pixels at the video's own resolution: where a generator copied from a reference, the paste looks the pixel up again, finely.
 
-A generator works on crops of S px, in which a close-up is a third of its size. Where it says that it copied a pixel, and from where
-(``records.Copied``), nothing has to be made up: the reference has that pixel as sharp as the video is.
+A generator works on crops of S px, in which a close-up has a third of its size. Where it says from where it copied a pixel
+(``records.Copied``), the paste takes that pixel from the reference, which is as sharp as the video.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """ONNX Runtime sessions: which device they really run on, and whether the graph is the expected one.
 
-The only importer of onnxruntime, and the one place where its exceptions become ours. Two of its habits shape it: asked for a
-device that it cannot load, it logs a warning and runs on the CPU; and ``get_available_providers`` lists what was compiled in,
-not what loads. So a device counts only after a session on it has run once. A third one is switched off here, before anything below this
-package can import it: from release 1.29 on it reports on its use, and keeps a device's number and a database in the home folder.
+The only importer of onnxruntime, and the one place where its exceptions become ours. Three of its habits matter:
+
+- Asked for a device that it cannot load, it logs a warning and runs on the CPU; and ``get_available_providers`` lists what was compiled
+  in, not what loads. So a device counts only after a session on it has run once.
+- From release 1.29 on it reports on its use, and keeps a device's number and a database in the home folder. That is switched off here,
+  before anything can import it.
 
     session = open_session(path, device="cuda", inputs=..., outputs=...)
     session.run({"mel": windows})                    # one call, any batch, fresh arrays

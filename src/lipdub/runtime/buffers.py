@@ -100,7 +100,7 @@ class _PageLock:
 
 
 def page_locked(array: Array) -> _PageLock | None:
-    """Lock the array's memory in place, or None where the CUDA runtime is not at hand or refuses (a limit of the system, mostly):
+    """Lock the array's memory in place, or None where the CUDA runtime is missing or refuses (mostly a limit of the system):
     copies then only take longer."""
     runtime = _cuda_runtime()
     portable = 1

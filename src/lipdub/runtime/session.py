@@ -151,8 +151,11 @@ class Session:
             wait([future for _, _, future in in_flight])
 
     def _slices(self, start: int, count: int) -> list[slice]:
-        """The rows from `start` on, cut into batches: on the CPU equal ones, for a rest of one row costs a quarter more than a row among
-        others; on a GPU full ones, which it has met before."""
+        """The rows from `start` on, cut into batches.
+
+        On the CPU they have about the same size: a row alone at the end costs a quarter more than one among others.
+        On a GPU they are full: a size that it has met before is fast.
+        """
         size = self._batch
         if not self._rounds_up and count > start:
             size = -(-(count - start) // -(-(count - start) // self._batch))
