@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import imageio_ffmpeg
@@ -776,3 +779,21 @@ with Writer(path.with_name("out.mp4"), probe(path), crf=14, preset="medium") as 
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, check=True, env={**os.environ})
     assert (done.stdout, done.stderr) == (b"", b"")
+
+
+def test_ctrl_c_while_ffmpeg_is_started_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        """Ctrl-C comes when the program runs and nobody has been told yet."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            begun.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        muxing._run([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "out.mp4")
+    assert begun[0].poll() is not None

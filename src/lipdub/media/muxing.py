@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -147,19 +148,28 @@ def _program() -> str:
 
 def _run(command: list[str], out: Path) -> None:
     """Run FFmpeg to its end; whatever interrupts us ends it, too. Raises EncodingFailed with its last line."""
-    try:
+
+    def start() -> subprocess.Popen[bytes]:
         # a session of its own: Ctrl-C comes to us alone, and we end the program
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )
-    except OSError as error:
-        raise EncodingFailed(f"cannot write '{out}': '{command[0]}' does not start ({error.strerror or error}); install FFmpeg") from error
-    try:
-        _, said = process.communicate()
-    except BaseException:
-        process.kill()
-        process.communicate()
-        raise
+
+    # Another thread starts it: Ctrl-C would break off the start itself here, and leave a program that nobody knows.
+    with ThreadPoolExecutor(1) as starter:
+        started = starter.submit(start)
+        try:
+            process = started.result()
+            _, said = process.communicate()
+        except OSError as error:
+            raise EncodingFailed(
+                f"cannot write '{out}': '{command[0]}' does not start ({error.strerror or error}); install FFmpeg"
+            ) from error
+        except BaseException:
+            process = started.result()
+            process.kill()
+            process.communicate()
+            raise
     if process.returncode:
         lines = said.decode(errors="replace").strip().splitlines() or [f"ffmpeg ended with code {process.returncode}"]
         # The first line names the cause; newer programs end with "Error opening output files".
