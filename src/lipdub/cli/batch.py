@@ -49,7 +49,7 @@ def batch(
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=1024, help="Rows at once on this machine.")] = 1,
     ray: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Run the rows on a Ray cluster: auto, local, or ray://HOST:10001. Needs lipdub[ray]."),
+        typer.Option(metavar="ADDRESS", help="Run the rows on a Ray cluster: auto, local, or ray://HOST:10001. Needs lipdub\\[ray]."),
     ] = None,
     retry: Annotated[int, typer.Option(min=0, max=100, help="Try a failed row again, so many times, where that may help.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Do all rows again, finished ones, too.")] = False,

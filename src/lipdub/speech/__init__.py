@@ -1,1 +1,1 @@
-"""Speech as the networks hear it. Nothing else knows mel."""
+"""Speech as the networks hear it: mel or features of the speech encoder, windows, memory, lip track. Nothing else knows them."""
