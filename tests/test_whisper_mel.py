@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lipdub.bundles.encoder import BANDS
 from lipdub.records import MelSpec
 from lipdub.speech import whisper_mel
 from lipdub.speech.filterbank import hann, slaney_filters
-from lipdub.speech.whisper_mel import BANDS, FLOOR, HOP, RATE_HZ, WhisperMelStream, columns_of, log_mel
+from lipdub.speech.whisper_mel import FLOOR, HOP, RATE_HZ, WhisperMelStream, columns_of, log_mel
 
 SILENCE = (FLOOR + 4) / 4
 

@@ -28,7 +28,9 @@ LICENSE_FILE: Final = "LICENSE"
 LOG_MEL: Final = "log_mel"
 FEATURES: Final = "features"
 
+BANDS: Final = 80
 COLUMNS_PER_S: Final = 100
+"""Of the log-mel that all encoders take (``lipdub.speech.whisper_mel``)."""
 POSITIONS_PER_S: Final = 50
 _PER_POSITION: Final = COLUMNS_PER_S // POSITIONS_PER_S
 
@@ -44,7 +46,7 @@ class EncoderSpec:
     channels: int
     """D: of one position, all layers together."""
     bands: int
-    """Of the log-mel (``lipdub.speech.whisper_mel``)."""
+    """`BANDS`: written down for other programs that read the file."""
     floor: float
     """log10 of the faintest power per band that is told from silence."""
     core_s: float
@@ -68,7 +70,7 @@ class EncoderSpec:
                 self.channels > 0 and self.channels % max(1, len(self.layers)) == 0,
                 f"channels are shared by the layers, got {self.channels}",
             ),
-            (self.bands > 0, f"bands must be positive, got {self.bands}"),
+            (self.bands == BANDS, f"bands must be {BANDS}, as this lipdub makes them, got {self.bands}"),
             (math.isfinite(self.floor), f"floor must be finite, got {self.floor}"),
             (self.core >= 1 and self.context >= 0, f"a window gives a position at least, got {self.core_s} s and {self.context_s} s"),
             (self.license, "license must not be empty"),

@@ -13,13 +13,12 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from lipdub.bundles.encoder import BANDS, COLUMNS_PER_S
 from lipdub.speech.filterbank import hann, slaney_filters
 
 RATE_HZ: Final = 16000
 N_FFT: Final = 400
-HOP: Final = 160
-BANDS: Final = 80
-COLUMNS_PER_S: Final = RATE_HZ // HOP
+HOP: Final = RATE_HZ // COLUMNS_PER_S
 FLOOR: Final = -7.0
 """log10 of the faintest power per band that is told from silence: about what Whisper's own floor, 8 below the loudest, comes to in
 speech of usual level."""

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lipdub import __version__
 from lipdub.atomic import whole_folder, write_whole
 from lipdub.bundles import encoder
+from lipdub.bundles.encoder import BANDS
 from lipdub.errors import TrainingError
-from lipdub.speech.whisper_mel import BANDS, FLOOR
+from lipdub.speech.whisper_mel import FLOOR
 from lipdub.train.export import check_folder, export_graph
 from lipdub.train.whisper_network import WhisperEncoder
 from lipdub.train.whisper_weights import read_whisper_encoder, weights_file
