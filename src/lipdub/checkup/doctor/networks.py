@@ -14,6 +14,7 @@ from lipdub.checkup.doctor.machine import gpus
 
 if TYPE_CHECKING:
     from lipdub.bundles.bundle import BundleSpec
+    from lipdub.bundles.encoder import EncoderSpec
     from lipdub.bundles.expert import ExpertSpec
 
 _REFETCH = "install lipdub again (pip install --force-reinstall lipdub), or copy the bundle again"
@@ -21,7 +22,7 @@ _REFETCH = "install lipdub again (pip install --force-reinstall lipdub), or copy
 
 def look(task: object) -> list[dict[str, str]]:
     """All findings about models and devices, as JSON."""
-    found = guarded("models", bundles, REINSTALL) + guarded("expert", experts, _REFETCH)
+    found = guarded("models", bundles, REINSTALL) + guarded("encoder", encoders, _REFETCH) + guarded("expert", experts, _REFETCH)
     found += guarded("ONNX Runtime", processor, REINSTALL) + guarded("CUDA", cuda, "see the README's section on GPUs")
     return [asdict(finding) for finding in found]
 
@@ -35,6 +36,13 @@ def bundles() -> Iterator[Finding]:
     yield from _hashes(bundle.SPEC_FILE, bundle.load_spec)
 
 
+def encoders() -> Iterator[Finding]:
+    """The speech encoder that bundles hear through."""
+    from lipdub.bundles import encoder
+
+    yield from _hashes(encoder.SPEC_FILE, encoder.load_spec, " (hears)")
+
+
 def experts() -> Iterator[Finding]:
     """The sync expert that judges dubs; ``lipdub evaluate`` wants it, a dub does not."""
     from lipdub.bundles import expert
@@ -42,7 +50,7 @@ def experts() -> Iterator[Finding]:
     yield from _hashes(expert.SPEC_FILE, expert.load_spec, " (judges dubs)")
 
 
-def _hashes(spec_file: str, load_spec: Callable[[Path], BundleSpec | ExpertSpec], role: str = "") -> Iterator[Finding]:
+def _hashes(spec_file: str, load_spec: Callable[[Path], BundleSpec | EncoderSpec | ExpertSpec], role: str = "") -> Iterator[Finding]:
     """Whether the graphs of every model of that kind are the ones that were exported."""
     from lipdub.bundles import bundle
     from lipdub.errors import LipdubError
