@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from faces_for_tests import CHIN, FOREHEAD, portrait, portrait_face, portrait_frames, scaled
 from numpy.typing import NDArray
 
+from lipdub.faces import detector as detecting
 from lipdub.faces.detector import MAX_FACES, SEARCH_EVERY, MediapipeDetector
 from lipdub.media.planes import RgbPicture
 from lipdub.records import Face
@@ -172,3 +174,28 @@ def test_finding_faces_says_nothing_on_standard_error(capfd: pytest.CaptureFixtu
         fresh.reset()
         detect(fresh, portrait())
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_waits_until_a_model_is_built(number: signal.Signals) -> None:
+    class Stopped(BaseException):
+        pass
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped
+
+    built = []
+
+    def build() -> None:
+        with detecting._native_log_silenced():
+            signal.raise_signal(number)
+            built.append(True)
+
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(Stopped):
+            build()
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert built

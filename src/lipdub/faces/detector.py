@@ -8,6 +8,7 @@ face is lost.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -299,6 +300,22 @@ def _matplotlib_left_out() -> Iterator[None]:
             del sys.modules[name]
 
 
+@contextmanager
+def _interruptions_later() -> Iterator[None]:
+    """Let Ctrl-C and a request to end wait until the block is left; they only ever come to the main thread."""
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
 _silence = threading.RLock()
 
 
@@ -308,7 +325,8 @@ def _native_log_silenced() -> Iterator[None]:
 
     One thread at a time: a second one would take the silence for the stream to go back to.
     """
-    with _silence:
+    # Broken off in the middle, a model would go on being built and log when the silence has ended.
+    with _silence, _interruptions_later():
         sys.stderr.flush()
         kept = os.dup(2)
         nowhere = os.open(os.devnull, os.O_WRONLY)
