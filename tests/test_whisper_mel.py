@@ -77,7 +77,7 @@ def test_a_tone_that_glides_through_all_bands_is_librosas_too() -> None:
 def test_both_filterbanks_are_librosas(n_fft: int, low_hz: float, high_hz: float) -> None:
     ours = slaney_filters(RATE_HZ, n_fft, 80, low_hz, high_hz)
     assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours, librosa.filters.mel(sr=16000, n_fft=n_fft, n_mels=80, fmin=low_hz, fmax=high_hz), atol=1e-7)
+    np.testing.assert_array_equal(ours, librosa.filters.mel(sr=16000, n_fft=n_fft, n_mels=80, fmin=low_hz, fmax=high_hz))
 
 
 @pytest.mark.parametrize("length", [400, 800])

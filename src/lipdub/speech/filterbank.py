@@ -20,16 +20,17 @@ _LOG_STEP: Final = np.log(6.4) / 27.0
 def slaney_filters(rate_hz: int, n_fft: int, bands: int, low_hz: float, high_hz: float) -> NDArray[np.float32]:
     """Weights of the n_fft // 2 + 1 frequencies of a spectrum in each band from `low_hz` to `high_hz`: float32 (bands, n_fft // 2 + 1)."""
     edges = _mel_to_hz(np.linspace(_hz_to_mel(low_hz), _hz_to_mel(high_hz), bands + 2))
-    ramps = edges[:, None] - np.linspace(0.0, rate_hz / 2, n_fft // 2 + 1)[None]
+    ramps = edges[:, None] - np.fft.rfftfreq(n_fft, 1 / rate_hz)[None]
     widths = np.diff(edges)
     rising, falling = -ramps[:-2] / widths[:-1, None], ramps[2:] / widths[1:, None]
-    filters = np.maximum(0.0, np.minimum(rising, falling))
+    # Rounded where librosa rounds: its filters to the bit.
+    filters = np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32)
     return (filters * (2.0 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32)
 
 
-def hann(length: int) -> NDArray[np.float32]:
-    """Periodic Hann window, float32 (length,)."""
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
+def hann(length: int) -> NDArray[np.float64]:
+    """Periodic Hann window, float64 (length,)."""
+    return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length))
 
 
 def _hz_to_mel(hz: float) -> float:

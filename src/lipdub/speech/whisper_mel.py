@@ -61,7 +61,7 @@ def columns_of(samples: NDArray[np.float32], *, floor: float = FLOOR) -> NDArray
     count = max(0, (len(samples) - N_FFT) // HOP + 1)
     columns = np.empty((BANDS, count), np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(samples, N_FFT)[::HOP] if count else np.zeros((0, N_FFT), np.float32)
-    window, filters = hann(N_FFT), slaney_filters(RATE_HZ, N_FFT, BANDS, 0.0, RATE_HZ / 2)
+    window, filters = hann(N_FFT).astype(np.float32), slaney_filters(RATE_HZ, N_FFT, BANDS, 0.0, RATE_HZ / 2)
     for first in range(0, count, _AT_ONCE):
         power = np.abs(scipy.fft.rfft(windows[first : first + _AT_ONCE] * window, axis=1)) ** 2
         columns[:, first : first + _AT_ONCE] = np.log10(np.maximum(filters @ power.T, np.float32(10.0**floor)))
