@@ -40,7 +40,7 @@ from lipdub.train.bottleneck import Bottleneck, fit_bottleneck, lip_scale, speak
 from lipdub.train.data import Clip, load_clips, opening_from_lips
 from lipdub.train.features import PreparedFeatures, load_features, prepare_features
 from lipdub.train.hearing import HearingSettings, _tell_fusion, hearing_config, train_hearing
-from lipdub.train.hearing_bundle import HearingJob, silent_windows, train_bundle
+from lipdub.train.hearing_bundle import HearingJob, resting_windows, train_bundle
 from lipdub.train.labelled_speech import SpokenFeatures
 from lipdub.train.networks import LIP_COMPONENTS, LIP_SIDE, FaceGenerator, LipMemory
 from lipdub.train.sound_variants import FASTEST, SLOWEST, speed_of, varied
@@ -512,7 +512,7 @@ class Trained:
 def trained(base: LipMemory, config: NetworkConfig, clips: list[Clip], spoken: SpokenFeatures, ear: SpeechEncoder) -> Trained:
     told: list[tuple[str, int, int | None]] = []
     memory = train_hearing(
-        base, COMPACT, config, 2, clips[HELD_OUT:], spoken, silent_windows(ear, TAPS), QUICK, lambda *step: told.append(step)
+        base, COMPACT, config, 2, clips[HELD_OUT:], spoken, resting_windows(ear, TAPS), QUICK, lambda *step: told.append(step)
     )
     return Trained(memory, told)
 
@@ -527,7 +527,7 @@ def test_the_opening_of_people_never_heard_is_recalled(trained: Trained, clips: 
 
 def test_silence_and_faint_noise_recall_closed_lips(trained: Trained, clips: list[Clip], ear: SpeechEncoder, config: NetworkConfig) -> None:
     heard = opening(trained.memory, clips[0].heard(np.arange(len(clips[0])), config))
-    windows = silent_windows(ear, TAPS)
+    windows = resting_windows(ear, TAPS)
     silent = opening(trained.memory, windows)
     assert windows.shape[1:] == (3, ear.spec.channels)
     assert abs(silent).mean() < 0.25 * heard.max()

@@ -66,7 +66,7 @@ def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force:
     tell("preparing speech", 0, None)
     spoken = None if job.speech is None else SpokenFeatures(job.speech, speech_encoder, config.encoder.taps)
     settings = HearingSettings(steps=job.steps, seed=job.seed)
-    silence = silent_windows(speech_encoder, config.encoder.taps)
+    silence = resting_windows(speech_encoder, config.encoder.taps)
     memory = train_hearing(base, base_config, config, len(described.layers), clips, spoken, silence, settings, tell)
     new = replace(
         spec, mel=None, encoder=config.encoder, network=config, tap_distance_s=job.tap_distance_s, voice_bands=0,
@@ -78,7 +78,7 @@ def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force:
     )
 
 
-def silent_windows(speech_encoder: SpeechEncoder, taps: tuple[int, ...]) -> NDArray[np.float32]:
+def resting_windows(speech_encoder: SpeechEncoder, taps: tuple[int, ...]) -> NDArray[np.float32]:
     """Feature windows of digital silence and of faint noise: float32 (n, taps, D)."""
     random = np.random.default_rng(0)
     count = round(_SILENCE_S * RATE_HZ)
