@@ -789,5 +789,7 @@ def test_a_bundle_on_an_encoder_is_exported_anew(house: Path, toy: Path) -> None
     assert done.spec.network.drawn_kappa == 30
     first = bundle.load_spec(house / "first")
     assert done.spec.encoder == first.encoder
-    np.testing.assert_allclose(done.spec.rest_feature, first.rest_feature, atol=0.5)
+    # The generator that draws the resting mouth is the old one, unless another mouth is asked for.
+    assert first.rest_feature == bundle.load_spec(toy).rest_feature
+    assert done.spec.rest_feature != first.rest_feature
     open_model(str(house / "anew"), device="cpu", threads=1)

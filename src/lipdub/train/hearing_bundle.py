@@ -15,7 +15,7 @@ from lipdub.errors import OutputRefused
 from lipdub.speech.encoder import SpeechEncoder, feature_track
 from lipdub.speech.whisper_mel import RATE_HZ
 from lipdub.train.data import Clip, load_clips
-from lipdub.train.export import MODEL_CARD, Exported, check_folder, rest_feature, write_bundle
+from lipdub.train.export import MODEL_CARD, Exported, check_folder, write_bundle
 from lipdub.train.features import find_encoder
 from lipdub.train.hearing import HearingSettings, OnProgress, hearing_config, train_hearing
 from lipdub.train.labelled_speech import SpokenFeatures
@@ -24,7 +24,6 @@ from lipdub.train.weights import load_bundle_networks
 FAINT_DB = (-90, -80, -70, -65, -60, -55, -50)
 """Levels of noise that counts as silence, dB of full scale."""
 _SILENCE_S = 10.0
-REST_CLIPS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +67,10 @@ def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force:
     settings = HearingSettings(steps=job.steps, seed=job.seed)
     silence = resting_windows(speech_encoder, config.encoder.taps)
     memory = train_hearing(base, base_config, config, len(described.layers), clips, spoken, silence, settings, tell)
+    # The resting mouth is the old one: the generator that draws it is.
     new = replace(
-        spec, mel=None, encoder=config.encoder, network=config, tap_distance_s=job.tap_distance_s, voice_bands=0,
-        rest_feature=rest_feature(config, memory, clips[:REST_CLIPS], beside=out), graphs={}, created_with=__version__,
+        spec, mel=None, encoder=config.encoder, network=config, tap_distance_s=job.tap_distance_s, voice_bands=0, graphs={},
+        created_with=__version__,
     )  # fmt: skip
     card = source / MODEL_CARD
     return write_bundle(
