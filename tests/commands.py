@@ -1,12 +1,45 @@
-"""Command lines of `lipdub`, held against the commands that there are."""
+"""Command lines of `lipdub`: run in this process, and held against the commands that there are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
+import pytest
 import typer
 
-from lipdub.cli.app import app
+from lipdub.cli.app import app, main
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@contextmanager
+def in_this_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """A function that runs `lipdub` with arguments; the handlers of signals that it sets go when the block is left."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: str | Path) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["lipdub", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        said = capfd.readouterr()
+        return Ran(int(left.value.code or 0), said.out, said.err)
+
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def unknown_options(words: Sequence[str]) -> set[str]:

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import needs_torch  # noqa: F401  (skips this file where torch is absent)
 import numpy as np
 import pytest
 import torch
+from commands import Run, in_this_process
 from drawn import draw_photo, draw_video
 from faces_for_tests import ScriptedDetector, face_at, portrait, scaled
 from fakes import MelSound, as_version_1, write_fake_encoder
@@ -29,7 +30,6 @@ from toys import COMPACT, SIZE, write_clip
 from lipdub import __version__
 from lipdub.bundles import bundle, encoder
 from lipdub.bundles.network import EncoderUse
-from lipdub.cli.app import main
 from lipdub.errors import CheckpointInvalid, LipdubError, OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.faces.detector import DetectorFactory, FaceDetector
 from lipdub.media.planes import Picture
@@ -591,32 +591,15 @@ def test_ctrl_c_leaves_nothing(footage: Path, toy: Path, tmp_path: Path, tiny: P
 # ---- the command
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     monkeypatch.setattr(adapting, "adapt", adapt)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*arguments: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["lipdub", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capfd.readouterr()
-        return Ran(int(left.value.code or 0), said.out, said.err)
-
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with in_this_process(monkeypatch, capfd) as run:
+        yield run
 
 
 def test_a_bundle_on_a_speech_encoder_is_adapted_like_any_other(
-    footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Ran]
+    footage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     monkeypatch.setattr(adapting, "LEAST_GAIN", 0.0)  # three steps at the rate for real people
     monkeypatch.chdir(tmp_path)
@@ -636,9 +619,7 @@ def test_a_bundle_on_a_speech_encoder_is_adapted_like_any_other(
     assert len(open_model("./anna", device="cpu", threads=1).memory.recall(np.zeros((2, 3, ear.channels), np.float32))) == 2
 
 
-def test_the_command_from_video_to_bundle(
-    footage: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Ran]
-) -> None:
+def test_the_command_from_video_to_bundle(footage: Path, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.setattr(adapting, "LEAST_GAIN", 0.0)  # three steps at the rate for real people
     monkeypatch.chdir(tmp_path)
     ran = run("adapt", footage / "person.mp4", "-o", "anna", "--model", "./toy", "--steps", "3", "--sheet", "anna.png", "--device", "cpu")
@@ -662,7 +643,7 @@ def test_the_command_from_video_to_bundle(
 
 
 def test_the_command_says_when_it_keeps_the_base(
-    of_clip: None, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Ran]
+    of_clip: None, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     spoil(monkeypatch)
     ran = run("adapt", "person.mp4", "-o", tmp_path / "anna", "--model", toy, "--steps", "2", "--quiet")
@@ -672,7 +653,7 @@ def test_the_command_says_when_it_keeps_the_base(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_the_command_is_stopped_by_ctrl_c(
-    of_clip: None, toy: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Ran]
+    of_clip: None, toy: Path, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     def interrupted(*_: object) -> bool:
         os.kill(os.getpid(), signal.SIGINT)
@@ -686,7 +667,7 @@ def test_the_command_is_stopped_by_ctrl_c(
     assert list(tiny.iterdir()) == []
 
 
-def test_without_torch_the_command_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Ran]) -> None:
+def test_without_torch_the_command_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.setitem(sys.modules, "lipdub.train.adapt", None)
     ran = run("adapt", "person.mp4", "-o", tmp_path / "anna")
     assert ran.code == 1

@@ -10,9 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,13 @@ import needs_torch  # noqa: F401  (skips this file where torch is absent)
 import numpy as np
 import pytest
 import torch
+from commands import Ran, Run, in_this_process
 from drawn import draw_video
 from faces_for_tests import ScriptedDetector, face_at, portrait_frames
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys import COMPACT, SIZE, STORED, write_clip, write_clips
 
-from lipdub.cli.app import main
 from lipdub.errors import CheckpointInvalid
 from lipdub.train import checkpoints, networks
 from lipdub.train import loop as looping
@@ -41,32 +40,12 @@ from lipdub.train.prepare import PrepareSettings
 QUICK = ("--batch", "2", "--workers", "0", "--accelerator", "cpu", "--validate-every", "2")
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Run `lipdub` with arguments in this process, with toy networks behind its presets."""
     monkeypatch.setitem(networks.PRESETS, "compact", COMPACT)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*arguments: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["lipdub", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capfd.readouterr()
-        return Ran(int(left.value.code or 0), said.out, said.err)
-
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with in_this_process(monkeypatch, capfd) as run:
+        yield run
 
 
 @pytest.fixture(scope="module")

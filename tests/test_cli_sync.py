@@ -19,28 +19,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import Ran, Run, in_this_process
 from drawn import draw_video, write_wav
 from faces_for_tests import ScriptedDetector, face_at, portrait_frames, scaled
 from fakes import rewrite_spec, write_fake_bundle
 
 from lipdub import __version__, media, pipeline
 from lipdub.bundles import bundle
-from lipdub.cli.app import main
 
 FRAMES, SIDE, RATE = 12, 256, 16000
 FAST = ("--device", "cpu", "--preset", "ultrafast", "--threads", "1")
 PROGRAM = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from lipdub.cli.app import main; main()"
 """Ctrl-C as in a terminal, also where the tests themselves run in the background."""
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
 
 
 @pytest.fixture(scope="module")
@@ -65,18 +55,8 @@ def work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Run `lipdub` with arguments, in this process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*arguments: str) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["lipdub", *arguments])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capfd.readouterr()
-        return Ran(int(left.value.code or 0), said.out, said.err)
-
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with in_this_process(monkeypatch, capfd) as run:
+        yield run
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import signal
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import needs_torch  # noqa: F401  (skips this file where torch is absent)
@@ -15,11 +13,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from commands import Run, in_this_process
 from torch import Tensor, nn
 from whisper_files import DIMS, WRITERS, tiny_weights, write_openai
 
 from lipdub.bundles import encoder
-from lipdub.cli.app import main
 from lipdub.errors import ExportFailed, OutputRefused, TrainingError, WriteFailed
 from lipdub.speech.encoder import SpeechEncoder, feature_track, grid_windows
 from lipdub.speech.whisper_mel import RATE_HZ
@@ -53,28 +51,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> tuple[P
         return out, export_encoder(weights, out, source="made by a test")
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Run `lipdub` with arguments in this process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*arguments: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["lipdub", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capfd.readouterr()
-        return Ran(int(left.value.code or 0), said.out, said.err)
-
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with in_this_process(monkeypatch, capfd) as run:
+        yield run
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -286,7 +267,7 @@ def test_whatever_fails_nothing_is_left_and_what_was_there_stays(
 # -------------------------------------------------------------------------------------------------------------- command
 
 
-def test_the_command_writes_an_encoder(run: Callable[..., Ran], tmp_path: Path, weights: Path) -> None:
+def test_the_command_writes_an_encoder(run: Run, tmp_path: Path, weights: Path) -> None:
     out = tmp_path / "ear"
     ran = run("train", "encoder", weights, "-o", out, "--source", "a drawer")
     assert ran.code == 0, ran.err
@@ -299,7 +280,7 @@ def test_the_command_writes_an_encoder(run: Callable[..., Ran], tmp_path: Path, 
 
 
 @pytest.mark.parametrize("wrong", ["absent", "empty folder", "text", "folder as output"])
-def test_errors_are_one_line(run: Callable[..., Ran], tmp_path: Path, wrong: str) -> None:
+def test_errors_are_one_line(run: Run, tmp_path: Path, wrong: str) -> None:
     given = tmp_path / "given"
     if wrong == "empty folder":
         given.mkdir()

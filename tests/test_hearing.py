@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -16,6 +14,7 @@ import needs_torch  # noqa: F401  (skips this file where torch is absent)
 import numpy as np
 import pytest
 import torch
+from commands import Run, in_this_process
 from drawn import write_wav
 from fakes import TAPS, write_fake_encoder
 from hypothesis import given, settings
@@ -27,7 +26,6 @@ from lipdub import __version__
 from lipdub.bundles import bundle, encoder
 from lipdub.bundles.encoder import EncoderSpec
 from lipdub.bundles.network import EncoderUse, NetworkConfig
-from lipdub.cli.app import main
 from lipdub.errors import BundleNotFound, OutputRefused, TrainingDataError, TrainingError
 from lipdub.model import open_model
 from lipdub.phonetics.classes import CLASSES
@@ -631,33 +629,16 @@ def toy(house: Path, base: LipMemory) -> Path:
     return house / "toy"
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Run `lipdub` with arguments in this process, with toy networks behind its presets."""
     monkeypatch.setitem(networks.PRESETS, "compact", COMPACT)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def run(*arguments: str | Path) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["lipdub", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        said = capfd.readouterr()
-        return Ran(int(left.value.code or 0), said.out, said.err)
-
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with in_this_process(monkeypatch, capfd) as run:
+        yield run
 
 
 def test_the_command_writes_a_bundle_that_hears_through_the_encoder(
-    run: Callable[..., Ran], house: Path, toy: Path, clips: list[Clip], tmp_path: Path
+    run: Run, house: Path, toy: Path, clips: list[Clip], tmp_path: Path
 ) -> None:
     out = house / "heard"
     speech = write_speech(tmp_path / "speech.npz")
@@ -715,7 +696,7 @@ def test_an_encoder_that_the_bundle_would_not_find_is_told_at_once(house: Path, 
 
 
 @pytest.mark.parametrize("wrong", ["no encoder", "no bundle", "no clips", "no features", "no speech"])
-def test_errors_are_one_line(run: Callable[..., Ran], house: Path, toy: Path, tmp_path: Path, wrong: str) -> None:
+def test_errors_are_one_line(run: Run, house: Path, toy: Path, tmp_path: Path, wrong: str) -> None:
     given = {"--model": toy, "--encoder": house / "ear", "-o": house / "new", "--steps": "2"}
     prepared = house / "prepared"
     if wrong == "no encoder":
@@ -737,7 +718,7 @@ def test_errors_are_one_line(run: Callable[..., Ran], house: Path, toy: Path, tm
 
 @pytest.mark.usefixtures("here")
 def test_prepare_hears_the_clips_that_it_kept(
-    run: Callable[..., Ran], house: Path, tmp_path: Path, sounds: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
+    run: Run, house: Path, tmp_path: Path, sounds: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Faces are not looked for here: two clips were kept, one was dropped."""
     from lipdub.train import prepare as preparing

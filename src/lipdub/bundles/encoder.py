@@ -32,7 +32,7 @@ BANDS: Final = 80
 COLUMNS_PER_S: Final = 100
 """Of the log-mel that all encoders take (``lipdub.speech.whisper_mel``)."""
 POSITIONS_PER_S: Final = 50
-_PER_POSITION: Final = COLUMNS_PER_S // POSITIONS_PER_S
+COLUMNS_PER_POSITION: Final = COLUMNS_PER_S // POSITIONS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,11 @@ class EncoderSpec:
         return round(self.context_s * POSITIONS_PER_S)
 
     @property
+    def inside(self) -> slice:
+        """Of a window's positions, those of its core."""
+        return slice(self.context, self.context + self.core)
+
+    @property
     def positions(self) -> int:
         """Positions of a window."""
         return self.core + 2 * self.context
@@ -98,7 +103,7 @@ class EncoderSpec:
     @property
     def columns(self) -> int:
         """Log-mel columns of a window."""
-        return self.positions * _PER_POSITION
+        return self.positions * COLUMNS_PER_POSITION
 
     @property
     def tensors(self) -> GraphTensors:

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.bundles import encoder
-from lipdub.bundles.encoder import COLUMNS_PER_S, FEATURES, LOG_MEL, POSITIONS_PER_S, EncoderSpec
+from lipdub.bundles.encoder import COLUMNS_PER_POSITION, FEATURES, LOG_MEL, POSITIONS_PER_S, EncoderSpec
 from lipdub.errors import BundleInvalid
 from lipdub.options import Device
 from lipdub.runtime import open_session
+from lipdub.speech.silence import pause_weight
 from lipdub.speech.whisper_mel import RATE_HZ, SILENT_BELOW, SOUNDING_ABOVE, WhisperMelStream
 
-_PER_POSITION = COLUMNS_PER_S // POSITIONS_PER_S
 _LOUDEST_WITHIN_S = 0.1
 _REACH = round(_LOUDEST_WITHIN_S * POSITIONS_PER_S)
 
@@ -54,10 +54,10 @@ def grid_windows(blocks: Iterable[NDArray[np.float32]], spec: EncoderSpec) -> It
 
     blocks: mono float32 samples at 16 kHz in [-1, 1], as ``media.read_audio`` yields them.
     """
-    stream, step, context = WhisperMelStream(floor=spec.floor), spec.core * _PER_POSITION, spec.context * _PER_POSITION
+    stream, step, context = WhisperMelStream(floor=spec.floor), spec.core * COLUMNS_PER_POSITION, spec.context * COLUMNS_PER_POSITION
     source: Iterator[NDArray[np.float32]] | None = iter(blocks)
     silence = np.float32((spec.floor + 4.0) / 4.0)
-    held, behind = np.full((spec.bands, context), silence, np.float32), ((0, 0), (0, _REACH * _PER_POSITION))
+    held, behind = np.full((spec.bands, context), silence, np.float32), ((0, 0), (0, _REACH * COLUMNS_PER_POSITION))
     while True:
         fresh, have = [held], held.shape[1]
         while have < spec.columns and source is not None:
@@ -105,7 +105,7 @@ class FeatureTrack:
         middle = np.round(np.asarray(times_s, np.float64)[:, None] * POSITIONS_PER_S) + np.arange(-_REACH, _REACH + 1)
         self._reach(middle)
         found = self._loudness[np.clip(middle.astype(np.int64) - self._first, 0, len(self._loudness) - 1)].max(axis=1)
-        return np.clip((SOUNDING_ABOVE - found) / (SOUNDING_ABOVE - SILENT_BELOW), 0, 1).astype(np.float32)
+        return pause_weight(found, SILENT_BELOW, SOUNDING_ABOVE)
 
     def _reach(self, positions: NDArray[np.float64]) -> None:
         """Have the features up to the last of these positions, and let go of what lies well before the first."""
@@ -115,10 +115,9 @@ class FeatureTrack:
             if window is None:
                 self._windows = None
                 break
-            core = slice(spec.context, spec.context + spec.core)
-            features = self._encoder.encode(window)[core]
+            features = self._encoder.encode(window)[spec.inside]
             # A position is as loud as the louder of its two columns.
-            loudness = window.mean(axis=0).reshape(-1, _PER_POSITION).max(axis=1)[core]
+            loudness = window.mean(axis=0).reshape(-1, COLUMNS_PER_POSITION).max(axis=1)[spec.inside]
             self._features, self._loudness = np.concatenate([self._features, features]), np.concatenate([self._loudness, loudness])
         keep_from = int(np.floor(positions.min())) - self._kept
         if keep_from > self._first:
@@ -137,6 +136,5 @@ def interpolated(track: NDArray[np.floating], positions: NDArray[np.float64]) ->
 def feature_track(samples: NDArray[np.float32], speech_encoder: SpeechEncoder) -> NDArray[np.float32]:
     """All features of a whole sound, float32 (n,) at 16 kHz: float32 (positions, D), the first position at 0 and one behind the end."""
     spec = speech_encoder.spec
-    core = slice(spec.context, spec.context + spec.core)
-    whole = np.concatenate([speech_encoder.encode(window)[core] for window in grid_windows([samples], spec)])
+    whole = np.concatenate([speech_encoder.encode(window)[spec.inside] for window in grid_windows([samples], spec)])
     return whole[: -(-len(samples) * POSITIONS_PER_S // RATE_HZ) + 1]

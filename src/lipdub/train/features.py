@@ -140,6 +140,7 @@ def _opened(folder: Path) -> SpeechEncoder:
     return SpeechEncoder(folder, encoder.load_spec(folder), device="cpu", threads=1)
 
 
+@lru_cache(maxsize=1)  # `lipdub adapt` asks at every validation
 def silent_windows(config: NetworkConfig, *, beside: Path | None = None) -> NDArray[np.float32]:
     """One window of digital silence as the networks of `config` take it: float32 (1, ...). beside: the bundle that the encoder lies beside,
     None for an encoder that came with lipdub. Raises BundleNotFound, BundleInvalid."""
