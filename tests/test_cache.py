@@ -31,9 +31,10 @@ from lipdub.faces.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, cached_track,
 from lipdub.faces.landmarks import LIPS
 from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
 from lipdub.faces.track_file import _PIECE_BYTES, TrackDamaged, read_track, write_track
+from lipdub.references.bank import PAGE_ROWS, Pages
 from lipdub.references.store import DETAIL_PX, MOST_JPEG_BYTES, ReferenceStore
 
-ARRAYS = ("pts", "status", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference")
+ARRAYS = ("pts", "status", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "person", "reference")
 KEY, OTHER = "ab" * 20, "cd" * 20
 VIDEO = Path("films/talk.mp4")
 
@@ -61,15 +62,27 @@ def made_track(
         opening=rng.random(frames).astype(np.float32),
         pose=rng.normal(size=(frames, 2)).astype(np.float32),
         strength=rng.random(frames).astype(np.float32),
+        person=np.where(status == DUBBED, 3, -1).astype(np.int32),
         reference=np.where(status == DUBBED, rng.integers(0, max(1, references), frames), -1).astype(np.int32),
+        pages=made_pages(references, frames, rng),
         references=store,
     )
+
+
+def made_pages(count: int, frames: int, rng: np.random.Generator) -> Pages:
+    """Pages of noise, all of person 3."""
+    rows = {name: rng.normal(size=(count, *tail)).astype(dtype) for name, (dtype, tail) in PAGE_ROWS.items()}
+    return Pages(**rows | {"person": np.full(count, 3, np.int32), "frame": np.sort(rng.integers(0, frames, count))})
 
 
 def same(one: FaceTrack, other: FaceTrack) -> bool:
     """Equal bit by bit: types, NaN payloads, signs of zero."""
     for name in ARRAYS:
         a, b = getattr(one, name), getattr(other, name)
+        if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
+            return False
+    for name in PAGE_ROWS:
+        a, b = getattr(one.pages, name), getattr(other.pages, name)
         if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
             return False
     if one.time_base != other.time_base or one.references.count != other.references.count:
@@ -126,7 +139,7 @@ def test_what_is_kept_is_found_bit_by_bit(frames, references, size, seed, ticks)
 def test_extreme_numbers_survive(values, halves):
     base = made_track(3)
     rows = {name: getattr(base, name) for name in ARRAYS} | {"similarity": values, "lips": halves}
-    track = FaceTrack(**rows, time_base=base.time_base, references=base.references)
+    track = FaceTrack(**rows, time_base=base.time_base, pages=base.pages, references=base.references)
     with tempfile.TemporaryDirectory() as folder, kept(Path(folder), track) as cache, closing(track.references):
         again = found(cache)
         with closing(again.references):
@@ -147,6 +160,8 @@ def test_numpy_reads_the_arrays_too(tmp_path: Path):
     with kept(tmp_path, track), closing(track.references), np.load(tmp_path / f"{KEY}.npz", allow_pickle=False) as data:
         for name in ARRAYS:
             assert (data[name] == getattr(track, name)).all()
+        for name in PAGE_ROWS:
+            assert (data[f"page_{name}"] == getattr(track.pages, name)).all()
         assert data["references"].shape == (2, 8, 8, 3)
         for number, (first, end) in enumerate(pairwise([0, *data["detail_ends"].tolist()])):
             assert data["details"][first:end].tobytes() == track.references.jpeg(number) != b""
@@ -261,7 +276,7 @@ def test_nothing_is_unpickled(whole, tmp_path):
         def __reduce__(self):
             return (open, (str(witness), "w"))
 
-    for name in (*ARRAYS, "time_base", "references", "detail_ends", "details"):
+    for name in (*ARRAYS, *(f"page_{name}" for name in PAGE_ROWS), "time_base", "references", "detail_ends", "details"):
         content = npy(np.array([Evil()] * 6, dtype=object), allow_pickle=True)
         assert finds(tmp_path, rebuilt(whole, {f"{name}.npy": content})) is None
         assert not witness.exists()
@@ -279,6 +294,14 @@ ROWS6 = {
     "pose": [np.full((6, 2), np.nan, np.float32), np.zeros((6, 3), np.float32)],
     "strength": [np.full(6, 1.5, np.float32), np.full(6, -0.5, np.float32), np.full(6, np.nan, np.float32)],
     "reference": [np.full(6, 3, np.int32), np.full(6, -2, np.int32), np.full(6, -1, np.int32), np.full(6, 2**31 - 1, np.int32)],
+    "person": [np.full(6, 4, np.int32), np.full(6, -1, np.int32), np.full(6, 3.0)],
+    "page_person": [np.full(3, 9, np.int32), np.full(2, 3, np.int32), np.full(3, 3.0)],
+    "page_frame": [np.full(3, 6), np.full(3, -1), np.array([3, 2, 1]), np.zeros((3, 1), np.int64)],
+    "page_lips": [np.full((3, 40, 2), np.nan, np.float32), np.zeros((3, 39, 2), np.float32), np.zeros((2, 40, 2), np.float32)],
+    "page_outline": [np.full((3, 24, 2), np.inf, np.float32), np.zeros((3, 40, 2), np.float32)],
+    "page_pose": [np.full((3, 2), np.nan, np.float32)],
+    "page_skin": [np.full((3, 2), np.nan, np.float32)],
+    "page_sharpness": [np.full(3, np.nan, np.float32), np.zeros((3, 1), np.float32)],
     "references": [
         np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 9, 3), np.uint8), np.zeros((2, 8, 8, 4), np.uint8),
         np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 0, 0, 3), np.uint8), np.zeros(7, np.uint8),
@@ -374,7 +397,8 @@ def test_memory_does_not_grow_with_the_references(tmp_path):
     for _ in range(800):
         store.add(np.zeros((8, 8, 3), np.uint8), rng.integers(0, 256, (100, 100, 3), np.uint8))
     assert store.jpeg_bytes().sum() > 2**24
-    track = FaceTrack(**rows, time_base=base.time_base, references=store)
+    pages = made_pages(800, 5, rng)
+    track = FaceTrack(**rows, time_base=base.time_base, pages=pages, references=store)
     tracemalloc.start()
     try:
         write_track(track, tmp_path / "track.npz")

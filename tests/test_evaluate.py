@@ -30,6 +30,7 @@ from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.media.planes import Picture
 from lipdub.paste.blend import paste
 from lipdub.records import CropSpec, Drawn
+from lipdub.references.bank import PAGE_ROWS, Pages
 from lipdub.references.store import ReferenceStore
 from lipdub.reports import plain
 
@@ -244,7 +245,9 @@ def steady_track(frames: int = 4, *, references: int = 1, size: int = 32) -> Fac
         opening=np.full(frames, 0.1, np.float32),
         pose=np.zeros((frames, 2), np.float32),
         strength=np.ones(frames, np.float32),
+        person=np.zeros(frames, np.int32),
         reference=np.arange(frames, dtype=np.int32) % references,
+        pages=Pages(**{name: np.zeros((references, *tail), dtype) for name, (dtype, tail) in PAGE_ROWS.items()}),
         references=store,
     )
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -32,7 +33,7 @@ from lipdub.media.planes import YuvChunk, YuvColor
 from lipdub.model import open_model
 from lipdub.options import DubOptions, dub_options
 from lipdub.pipeline import dub
-from lipdub.records import Crops, DubReport
+from lipdub.records import DubReport
 from lipdub.stages import Clock
 
 FRAMES, SIDE, RATE = 25, 256, 16000
@@ -356,7 +357,7 @@ def test_the_report_says_what_was_done(house: Path, tmp_path: Path) -> None:
     assert (report.options.fit, report.options.silence) == ("longest", "close")
     assert (report.frames, report.dubbed, report.passed_through, report.spans, report.silent_frames) == (41, 41, 0, (), 0)
     assert (report.video_s, report.speech_s, report.output_s) == (1.0, 1.62, 1.62)
-    assert set(report.stage_s) == {"open", "faces", "decode", "recall", "crop", "draw", "paste", "encode", "mux"}
+    assert set(report.stage_s) == {"open", "faces", "decode", "recall", "choose", "crop", "draw", "paste", "encode", "mux"}
     assert all(seconds > 0 for seconds in report.stage_s.values())
     assert max(report.stage_s.values()) <= report.wall_s + 0.01  # they overlap, so together they may be more
     assert report.frames_per_s == pytest.approx(41 / report.wall_s)
@@ -491,19 +492,17 @@ def test_frames_without_a_face_do_not_pile_up_before_the_generator(house: Path) 
     """They have nothing to draw, so a batch that counted crops would never fill."""
     held: list[int] = []
     model = open_model(str(house / "fake"), device="cpu", threads=1)
-    color, size = YuvColor(0.2126, 0.0722, False), 32
+    color = YuvColor(0.2126, 0.0722, False)
 
     def pieces() -> Iterator[rendering._Piece]:
         for first in range(0, 400, 4):
             data = np.zeros((4, 64 * 64 * 3 // 2), np.uint8)
             frames = YuvChunk(first, data, 64, 64, color, np.arange(first, first + 4), Fraction(1, 25))
-            none = Crops(
-                np.empty((0, size, size, 3), np.uint8), np.empty((0, 2, 3)), np.empty(0, np.int64), np.empty((0, 9, 2), np.float32)
-            )
             held.append(first + 4)
-            yield rendering._Piece(frames, none, (), np.empty((0, model.spec.lip_channels), np.float32), np.empty(0, np.float32))
+            yield rendering._Piece(frames, ())
 
-    for piece, mouths in rendering._drawn(pieces(), model.generator, Clock()):
+    scene = SimpleNamespace(generator=model.generator, spec=model.spec)
+    for piece, mouths in rendering._drawn(pieces(), scene, Clock()):
         assert len(mouths) == 0
         assert held[-1] - piece.frames.index <= model.generator.preferred_batch + 4
     assert held[-1] == 400

@@ -291,12 +291,12 @@ def test_the_side_is_that_of_the_frame(native: float, angle: float, size: int) -
     similarity = np.array([np.cos(angle) / native, np.sin(angle) / native, 3.0, -2.0])
     side = detail_px(similarity, size)
     if side is None:
-        assert native < LEAST_GAIN * size + 1e-6 or size >= DETAIL_PX or native < 3
+        assert native < LEAST_GAIN * size + 1e-6 or size >= DETAIL_PX - 1
     else:
         assert native > LEAST_GAIN * size - 1e-6
         assert side > size
-        assert side % 2 == 0
-        assert side == DETAIL_PX or round(1.5 * native) <= side <= 1.5 * native + 2
+        assert side % 2 == 0 or side == size + 2
+        assert side in (DETAIL_PX, size + 2, size + 3) or round(1.5 * native) <= side <= 1.5 * native + 2
         assert side <= DETAIL_PX
 
 
@@ -305,7 +305,19 @@ def test_a_face_without_a_size_has_the_longest_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("native", "side"), [(147.0, None), (148.4, 224), (149.0, 224), (300.6, 452), (511.0, 766), (512.0, 768), (1400.0, 768)]
+    ("native", "side"),
+    [
+        (51.0, None),
+        (52.0, 130),
+        (84.0, 130),
+        (100.0, 150),
+        (148.4, 224),
+        (149.0, 224),
+        (300.6, 452),
+        (511.0, 766),
+        (512.0, 768),
+        (1400.0, 768),
+    ],
 )
 def test_sides_at_128_px(native: float, side: int | None) -> None:
     assert detail_px(np.array([0.0, 1 / native, 0, 0]), 128) == side

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_type_hints
 Device = Literal["auto", "cpu", "cuda"]
 Fit = Literal["longest", "video", "speech"]
 Silence = Literal["close", "keep", "off"]
+Draw = Literal["auto", "warp", "paint"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 
 
@@ -33,6 +34,10 @@ class DubOptions:
     )
     silence: Silence = _option(
         "close", "Pauses of the speech: close the mouth, keep the source's own picture, or off (draw what the model hears)."
+    )
+    draw: Draw = _option(
+        "auto",
+        "warp: from the person's own mouths in the video, paint: by the network, auto: painted where the video shows too few mouths.",
     )
     crf: int = _option(12, "Quality of the encoding: lower is better and larger; 0 loses nothing.", low=0, high=51)
     # At crf 12 x264's veryfast keeps the picture as well as medium at 14 does, to a decibel, with a quarter more bytes in 0.4 of the time.

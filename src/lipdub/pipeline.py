@@ -12,6 +12,7 @@ import numpy as np
 
 from lipdub import __version__, media
 from lipdub.atomic import part_file
+from lipdub.choose import choose
 from lipdub.errors import NoFaceFound
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
@@ -39,6 +40,7 @@ def dub(
     track: FaceTrack | None = None,
     detectors: DetectorFactory = MediapipeDetector,
     cache: AnalysisCache | None = None,
+    exclude_own_s: float = 0.0,
     on_progress: OnProgress | None = None,
 ) -> DubReport:
     """Redraw the mouth in `video` so that it speaks `speech`; write `out`. Everything else stays as it was.
@@ -48,7 +50,8 @@ def dub(
 
     model: opened before, in the place of the one that `options` name. track: an analysis of `video` made before, which saves the first
     pass; its references are of the model's crop size, and they are closed at the end. detectors: makes what finds faces. cache: where
-    analyses are kept; one that is there saves the first pass as well.
+    analyses are kept; one that is there saves the first pass as well. exclude_own_s: no mouth is drawn from a frame as near as this to the
+    one that is redrawn: for measuring.
 
     Raises:
         OutputRefused, UnreadableMedia, NoVideoStream, NoAudioStream, BundleNotFound, BundleInvalid, ProviderUnavailable,
@@ -76,7 +79,10 @@ def dub(
             lips = listen(speech, model.memory, shown.times_s, rest_in_pauses=options.silence == "close", on_frames=told)
         stack.enter_context(closing(lips))
         silent_video = stack.enter_context(part_file(out))
-        scene = Scene(video, info, track, shown, lips, model.spec, model.generator, keep_pauses=options.silence == "keep")
+        with clock("choose"):
+            choices = choose(track, shown, lips, draw=options.draw, exclude_s=exclude_own_s)
+        stack.enter_context(closing(choices))
+        scene = Scene(video, info, track, shown, lips, choices, model.spec, model.generator, keep_pauses=options.silence == "keep")
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=_counted("redrawing", len(shown), tell))
         with clock("mux"):
             media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force)

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from lipdub import media
 from lipdub.bundles.bundle import BundleSpec
+from lipdub.choose import Choices
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.generators import Generator
+from lipdub.generators.warp import Warp
 from lipdub.media.planes import YuvChunk
 from lipdub.paste.blend import paste
-from lipdub.paste.detail import FineReference, FineReferences
+from lipdub.paste.detail import FineReferences, LitReference
 from lipdub.records import Crops, Drawn, VideoInfo
 from lipdub.speech.lip_track import LipTrack
 from lipdub.stages import Clock, Stages, cores, spread
@@ -28,33 +30,54 @@ GATHERED_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Scene:
-    """All that is known before a pixel is drawn. track: of `video`. lips: one row for each frame of `shown`. keep_pauses: the source's own
-    picture shows through where the speech pauses."""
+    """All that is known before a pixel is drawn. track: of `video`. lips, choices: one row for each frame of `shown`. keep_pauses: the
+    source's own picture shows through where the speech pauses."""
 
     video: Path
     info: VideoInfo
     track: FaceTrack
     shown: Timeline
     lips: LipTrack
+    choices: Choices
     spec: BundleSpec
     generator: Generator
     keep_pauses: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.lips) != len(self.shown):
-            raise ValueError(f"one row of lip motion for each frame shown, got {len(self.lips)} for {len(self.shown)}")
+        if not len(self.lips) == len(self.choices) == len(self.shown):
+            raise ValueError(f"one row of lips and a choice for each frame, got {len(self.lips)}, {len(self.choices)}, {len(self.shown)}")
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class _Part:
+    """M mouths of a piece that are drawn in the same way.
+
+    crops: of their frames. references: for each the page it is drawn from, as it looks in the frame. strength: float32 (M,), how far it is
+    redrawn. lip_features: float32 (M, C), what is painted; None for those that are warped. shown, wanted: float32 (M, 64, 2), where the
+    page's points are, and where they are to lie.
+    """
+
+    crops: Crops
+    references: tuple[LitReference, ...]
+    strength: NDArray[np.float32]
+    lip_features: NDArray[np.float32] | None
+    shown: NDArray[np.float32]
+    wanted: NDArray[np.float32]
+
+    def seen(self) -> NDArray[np.uint8]:
+        """The pages as a generator sees them, uint8 (M, S, S, 3)."""
+        seen = np.empty_like(self.crops.pixels)
+        for slot, reference in enumerate(self.references):
+            seen[slot] = reference.pixels
+        return seen
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class _Piece:
-    """Frames on their way through the stages, with what is to be drawn in them: crops of the M frames that are redrawn, and for each of
-    these its reference, its lip feature, float32 (M, C), and how far it is redrawn, float32 (M,)."""
+    """Frames on their way through the stages, with what is to be drawn in them."""
 
     frames: YuvChunk
-    crops: Crops
-    references: tuple[FineReference, ...]
-    lip_features: NDArray[np.float32]
-    strength: NDArray[np.float32]
+    parts: tuple[_Part, ...]
 
 
 def render(scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_frames: Callable[[int], None]) -> None:
@@ -83,15 +106,16 @@ def _redrawn(scene: Scene, stages: Stages, clock: Clock) -> Iterator[_Piece]:
         with clock("crop"):
             return _cropped(scene, *decoded, references)
 
-    def pasted(drawn: tuple[_Piece, Drawn]) -> _Piece:
+    def pasted(drawn: tuple[_Piece, list[Drawn]]) -> _Piece:
         piece, mouths = drawn
         with clock("paste"):
-            paste(piece.frames, piece.crops, mouths, piece.strength, scene.spec.crop, piece.references)
+            for part, of in zip(piece.parts, mouths, strict=True):
+                paste(piece.frames, part.crops, of, part.strength, scene.spec.crop, part.references)
         return piece
 
     decoded = stages.ahead(clock.timed("decode", media.play(scene.video, scene.track.pts, scene.shown)))
     taken = stages.ahead(map(cropped, decoded))
-    drawn = stages.ahead(_drawn(taken, scene.generator, clock))
+    drawn = stages.ahead(_drawn(taken, scene, clock))
     # Two cores have enough to do; where there are many, one thread that pastes would hold up a GPU.
     return stages.ahead(spread(pasted, drawn, workers=max(1, cores() // 3)))
 
@@ -103,43 +127,57 @@ def _cropped(scene: Scene, frames: YuvChunk, sources: NDArray[np.int64], referen
     strength = track.strength[sources]
     if scene.keep_pauses:
         strength = strength * (1 - lips.silence)
-    rows = np.flatnonzero((track.status[sources] == DUBBED) & (strength > 0))
-    of = sources[rows]
-    crops = crop.take(frames, rows, track.similarity[of], track.outline[of].astype(np.float32), scene.spec.crop.size)
-    seen = tuple(references.get(int(number), frames.color) for number in track.reference[of])
-    return _Piece(frames, crops, seen, lips.feature[rows], strength[rows])
+    redrawn = (track.status[sources] == DUBBED) & (strength > 0)
+    chosen = scene.choices.frames(frames.index, frames.index + len(frames))
+
+    def part(rows: NDArray[np.int64], painted: bool) -> _Part:
+        of = sources[rows]
+        crops = crop.take(frames, rows, track.similarity[of], track.outline[of].astype(np.float32), scene.spec.crop.size)
+        pages = track.reference[of].astype(np.int64) if painted else chosen.page[rows]
+        lit = (
+            LitReference.of(references.get(page, frames.color), crops.pixels[slot], frames.picture(int(row)), track.similarity[of[slot]])
+            for slot, (row, page) in enumerate(zip(rows, pages.tolist(), strict=True))
+        )
+        shown = np.concatenate([track.pages.lips[pages], track.pages.outline[pages]], axis=1)
+        return _Part(crops, tuple(lit), strength[rows], lips.feature[rows] if painted else None, shown, chosen.points[rows])
+
+    ways = [(np.flatnonzero(redrawn & ((chosen.page < 0) == painted)), painted) for painted in (False, True)]
+    return _Piece(frames, tuple(part(rows, painted) for rows, painted in ways if len(rows)))
 
 
-def _drawn(pieces: Iterator[_Piece], generator: Generator, clock: Clock) -> Iterator[tuple[_Piece, Drawn]]:
+def _drawn(pieces: Iterator[_Piece], scene: Scene, clock: Clock) -> Iterator[tuple[_Piece, list[Drawn]]]:
     """Each piece with the mouths drawn for it; pieces are gathered until they fill a batch of the generator."""
     waiting: list[_Piece] = []
     for piece in pieces:
         waiting.append(piece)
         # Frames count, not crops: a stretch without a face has nothing to draw, and must not pile up.
-        full = sum(len(one.frames) for one in waiting) >= generator.preferred_batch
+        full = sum(len(one.frames) for one in waiting) >= scene.generator.preferred_batch
         if full or sum(one.frames.data.nbytes for one in waiting) >= GATHERED_BYTES:
-            yield from _draw(waiting, generator, clock)
+            yield from _draw(waiting, scene, clock)
             waiting = []
-    yield from _draw(waiting, generator, clock)
+    yield from _draw(waiting, scene, clock)
 
 
-def _draw(pieces: list[_Piece], generator: Generator, clock: Clock) -> list[tuple[_Piece, Drawn]]:
-    """All pieces drawn in one go."""
-    if not pieces:
-        return []
+def _draw(pieces: list[_Piece], scene: Scene, clock: Clock) -> list[tuple[_Piece, list[Drawn]]]:
+    """All pieces drawn in one go: warped from pages where they are chosen, else painted by the generator."""
     with clock("draw"):
-        mouths = generator.draw(
-            np.concatenate([piece.crops.pixels for piece in pieces]),
-            np.concatenate([_seen(piece) for piece in pieces]),
-            np.concatenate([piece.lip_features for piece in pieces]),
-        )
-    ends = np.cumsum([len(piece.crops) for piece in pieces]).tolist()
-    return [(piece, mouths.part(end - len(piece.crops), end)) for piece, end in zip(pieces, ends, strict=True)]
-
-
-def _seen(piece: _Piece) -> NDArray[np.uint8]:
-    """The references of a piece as the generator sees them, uint8 (M, S, S, 3)."""
-    seen = np.empty_like(piece.crops.pixels)
-    for slot, reference in enumerate(piece.references):
-        seen[slot] = reference.pixels
-    return seen
+        painted = [part for piece in pieces for part in piece.parts if part.lip_features is not None]
+        mouths = None
+        if painted:
+            mouths = scene.generator.draw(
+                np.concatenate([part.crops.pixels for part in painted]),
+                np.concatenate([part.seen() for part in painted]),
+                np.concatenate([part.lip_features for part in painted if part.lip_features is not None]),
+            )
+        warp, end = Warp(scene.spec.crop), 0
+        drawn = []
+        for piece in pieces:
+            found = []
+            for part in piece.parts:
+                if part.lip_features is None or mouths is None:
+                    found.append(warp.draw(part.crops.pixels, part.seen(), part.shown, part.wanted))
+                else:
+                    end += len(part.crops)
+                    found.append(mouths.part(end - len(part.crops), end))
+            drawn.append((piece, found))
+    return drawn

@@ -11,6 +11,7 @@ from collections.abc import Generator as TypeGenerator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from queue import Queue
 from typing import Any
 
@@ -18,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.faces import crop
+from lipdub.faces.covers import CELL_NUMBERS, cells_of, covered
 from lipdub.faces.detector import FaceDetector
 from lipdub.faces.landmarks import LIPS, opening_of, pose_of
 from lipdub.faces.shots import ShotCounter
 from lipdub.faces.smoothing import LIP_COLUMNS, OUTLINE_COLUMNS, POINT_COLUMNS, smooth_points, smooth_similarity
-from lipdub.faces.track import DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, FaceTrack, runs, stretches
+from lipdub.faces.track import COVERED, DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, FaceTrack, runs, stretches
 from lipdub.media.planes import YuvChunk
 from lipdub.records import Face
-from lipdub.references.selection import REFERENCE_BIN_DEG, references_of
+from lipdub.references.bank import THUMB_PX, BankFiller, Seen
+from lipdub.references.selection import references_of
 from lipdub.references.store import ReferenceStore, detail_px
 from lipdub.row_file import RowFile
 from lipdub.stages import spread
@@ -60,16 +63,17 @@ def analyse(
     size: side of the reference crops in px. on_frames: told how many frames each step took. more: further detectors; the video is then
     watched in stretches side by side, each of which begins with a search of its own, so that the landmarks differ by a fraction of a px.
     """
-    store, points = ReferenceStore(size), RowFile(POINT_COLUMNS)
+    store, points, cells = ReferenceStore(size), RowFile(POINT_COLUMNS), RowFile(CELL_NUMBERS)
     try:
         # However it ends, no thread looks through a detector any more when this returns.
         with closing(_watched(chunks, [detector, *more])) as stretches:
-            return _analyse(stretches, store, points, on_frames)
+            return _analyse(stretches, store, points, cells, on_frames)
     except BaseException:
         store.close()
         raise
     finally:
         points.close()
+        cells.close()
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -137,10 +141,11 @@ def _watch(stretch: _Stretch, detector: FaceDetector, shot: int) -> None:
         stretch.faces.append(detector.detect(chunk.picture(offset)))
 
 
-def _analyse(stretches: Iterable[_Stretch], store: ReferenceStore, points: RowFile, on_frames: Callable[[int], None] | None) -> FaceTrack:
+def _analyse(
+    stretches: Iterable[_Stretch], store: ReferenceStore, points: RowFile, cells: RowFile, on_frames: Callable[[int], None] | None
+) -> FaceTrack:
     rows, pts, shots = _Rows(_COLUMNS), _Rows(1, np.int64), _Rows(1, np.int32)
-    candidates: dict[tuple[int, int], tuple[float, int]] = {}  # (track, yaw bin) -> (opening, number in the store)
-    follower = _Follower()
+    follower, bank = _Follower(), BankFiller(store)
     time_base, shorter_side, shot = Fraction(1, 25), 1, 0
     for stretch in stretches:
         for (chunk, offset), here, faces in zip(stretch.frames(), stretch.shots, stretch.faces, strict=True):
@@ -157,18 +162,18 @@ def _analyse(stretches: Iterable[_Stretch], store: ReferenceStore, points: RowFi
                 row, shape = _describe(chunk.index + offset, number, face)
                 row[_PLACE] = points.add(shape)
                 rows.add(row)
-                key = (number, round(row[_YAW] / REFERENCE_BIN_DEG))
-                best = candidates.get(key)
-                if best is None or row[_OPENING] < 0.9 * best[0]:
-                    pixels, detail = _look(chunk, offset, row[_SIMILARITY], store.size)
-                    if best is None:
-                        candidates[key] = (float(row[_OPENING]), store.add(pixels, detail))
-                    else:
-                        store.replace(best[1], pixels, detail)
-                        candidates[key] = (float(row[_OPENING]), best[1])
+                similarity = row[_SIMILARITY]
+                thumb = crop.take_one(picture, similarity, THUMB_PX)
+                seen = Seen(
+                    chunk.index + offset, shape[LIP_COLUMNS].reshape(-1, 2).astype(np.float32),
+                    shape[OUTLINE_COLUMNS].reshape(-1, 2).astype(np.float32), row[[_YAW, _PITCH]].astype(np.float32),
+                    thumb,
+                )  # fmt: skip
+                cells.add(cells_of(thumb, seen.outline, seen.lips[:20]))
+                bank.show(number, seen, partial(_look, chunk, offset, similarity, store.size))
         if on_frames is not None:
             on_frames(len(stretch.shots))
-    return _assemble(rows.array(), points, pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, store, candidates)
+    return _assemble(rows.array(), points, cells, pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, bank)
 
 
 def _look(chunk: YuvChunk, offset: int, similarity: NDArray[np.float64], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
@@ -234,18 +239,19 @@ def _describe(frame: int, track: int, face: Face) -> tuple[NDArray[np.float64], 
 def _assemble(
     rows: NDArray[np.float64],
     points: RowFile,
+    cells: RowFile,
     pts: NDArray[np.int64],
     shots: NDArray[np.int32],
     time_base: Fraction,
     shorter_side: int,
-    store: ReferenceStore,
-    candidates: dict[tuple[int, int], tuple[float, int]],
+    bank: BankFiller,
 ) -> FaceTrack:
     count = len(pts)
     step_s = float(np.median(np.diff(pts))) * float(time_base) if count > 1 else 0.04
     values = np.zeros((count, _COLUMNS))
     status = np.full(count, NO_FACE, np.uint8)
-    reference = np.full(count, -1, np.int32)
+    person = np.full(count, -1, np.int32)
+    place = np.full(count, -1, np.int64)
     outline = np.zeros((count, len(crop.OUTLINE), 2), np.float16)
     lips = np.zeros((count, len(LIPS), 2), np.float16)
     smallest = float(np.clip(SMALLEST_SHARE * shorter_side, SMALLEST_PX, SMALL_ENOUGH_PX))
@@ -254,24 +260,34 @@ def _assemble(
         here = rows[low:high]
         if len(here) == 0:
             continue
-        person = _most_prominent(here)
-        chosen = _with_returns(here, person)
+        followed = _most_prominent(here)
+        chosen = _with_returns(here, followed)
         present, between = _bridge(values, chosen, step_s)
         status[present] = DUBBED
         status[present[values[present, _HEIGHT] < smallest]] = TOO_SMALL
         turned = present[np.abs(values[present, _YAW]) > TURNED_DEG]
         status[turned[status[turned] == DUBBED]] = TURNED_AWAY
-        dubbed = present[status[present] == DUBBED]
-        if len(dubbed):
-            reference[dubbed] = references_of(int(person), values[dubbed, _YAW], candidates)
+        place[present] = between[:, 0].astype(np.int64)
+        person[present[status[present] == DUBBED]] = bank.person_of(int(followed))
         for start, stop in stretches(present):
             smoothed = smooth_similarity(values[start:stop, _SIMILARITY], step_s)
             at = int(np.searchsorted(present, start))
-            for now, shape in smooth_points(points, between[at : at + stop - start], values[start:stop, _SIMILARITY], smoothed, step_s):
+            here, motion = between[at : at + stop - start], values[start:stop, [_YAW, _PITCH, _OPENING]]
+            for now, shape in smooth_points(points, here, values[start:stop, _SIMILARITY], smoothed, motion, step_s):
                 where = slice(start + now, start + now + len(shape))
                 outline[where] = shape[:, OUTLINE_COLUMNS].reshape(len(shape), -1, 2)
                 lips[where] = shape[:, LIP_COLUMNS].reshape(len(shape), -1, 2)
             values[start:stop, _SIMILARITY] = smoothed
+    for one in np.unique(person[person >= 0]):
+        mine = np.flatnonzero(person == one)
+        status[mine[covered(cells, place[mine], values[mine][:, [_YAW, _PITCH]].astype(np.float32))]] = COVERED
+    pages, references, person, hidden = bank.kept(person, status == COVERED, step_s=step_s)
+    status[hidden & (status == DUBBED)] = COVERED
+    reference = np.full(count, -1, np.int32)
+    for one in np.unique(pages.person):
+        for start, stop in runs((person == one).astype(np.int64)):
+            if person[start] == one:
+                reference[start:stop] = references_of(values[start:stop, _YAW], pages, int(one))
     return FaceTrack(
         pts=np.asarray(pts, np.int64),
         time_base=time_base,
@@ -283,8 +299,10 @@ def _assemble(
         opening=values[:, _OPENING].astype(np.float32),
         pose=values[:, [_YAW, _PITCH]].astype(np.float32),
         strength=_strength(status, step_s),
+        person=person,
         reference=reference,
-        references=store,
+        pages=pages,
+        references=references,
     )
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.records import Span
+from lipdub.references.bank import Pages
 from lipdub.references.store import ReferenceStore
 
-DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY = 0, 1, 2, 3
-WHY = {NO_FACE: "no face", TOO_SMALL: "face too small", TURNED_AWAY: "face turned away"}
+DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, COVERED = range(5)
+WHY = {NO_FACE: "no face", TOO_SMALL: "face too small", TURNED_AWAY: "face turned away", COVERED: "mouth covered, or pictures mixed"}
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -29,7 +30,9 @@ class FaceTrack:
     opening: float32 (N,), inner-lip distance over outer-eye-corner distance.
     pose: float32 (N, 2), yaw and pitch in degrees.
     strength: float32 (N,) in [0, 1], how far a frame is redrawn.
-    reference: int32 (N,), number in `references`, -1 where not dubbed.
+    person: int32 (N,), whose face it is, -1 where not dubbed: whose pages may be drawn from.
+    reference: int32 (N,), the page of a closed mouth of about this pose, -1 where not dubbed.
+    pages: what is known of the person's own mouths; the picture of each is in `references` under its number.
     """
 
     pts: NDArray[np.int64]
@@ -42,13 +45,17 @@ class FaceTrack:
     opening: NDArray[np.float32]
     pose: NDArray[np.float32]
     strength: NDArray[np.float32]
+    person: NDArray[np.int32]
     reference: NDArray[np.int32]
+    pages: Pages
     references: ReferenceStore
 
     def __post_init__(self) -> None:
-        for name in ("status", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "reference"):
+        for name in ("status", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "person", "reference"):
             if len(getattr(self, name)) != len(self.pts):
                 raise ValueError(f"{name} must have one row per frame, got {len(getattr(self, name))} for {len(self.pts)}")
+        if len(self.pages) != self.references.count:
+            raise ValueError(f"one picture for each page, got {self.references.count} for {len(self.pages)}")
 
     def __len__(self) -> int:
         return len(self.pts)

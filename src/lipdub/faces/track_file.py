@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from lipdub.faces import crop
 from lipdub.faces.landmarks import LIPS
 from lipdub.faces.track import DUBBED, WHY, FaceTrack
+from lipdub.references.bank import PAGE_ROWS, Pages
 from lipdub.references.store import MOST_JPEG_BYTES, ReferenceStore
 
 _ROWS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
@@ -27,6 +28,7 @@ _ROWS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
     "opening": (np.dtype(np.float32), ()),
     "pose": (np.dtype(np.float32), (2,)),
     "strength": (np.dtype(np.float32), ()),
+    "person": (np.dtype(np.int32), ()),
     "reference": (np.dtype(np.int32), ()),
 }
 """What a ``FaceTrack`` has a row per frame of: type, and shape of a row."""
@@ -43,6 +45,7 @@ def write_track(track: FaceTrack, file: Path | IO[bytes]) -> None:
     """Write the track and its references, one by one, as one ``.npz``: the arrays of ``FaceTrack`` under their names, and
 
     * time_base: int64 (2,), numerator and denominator.
+    * page_person, page_frame, ...: the arrays of its ``Pages``.
     * references: uint8 (count, S, S, 3).
     * details: uint8 (bytes,), the JPEG files of the references one after another.
     * detail_ends: int64 (count,), where each JPEG ends; a reference without one ends where the one before does.
@@ -52,6 +55,8 @@ def write_track(track: FaceTrack, file: Path | IO[bytes]) -> None:
         _write_rows(archive, "time_base", np.dtype(np.int64), (2,), [np.array([numerator, denominator])])
         for name, (dtype, tail) in _ROWS.items():
             _write_rows(archive, name, dtype, (len(track), *tail), [getattr(track, name)])
+        for name, (dtype, tail) in PAGE_ROWS.items():
+            _write_rows(archive, f"page_{name}", dtype, (len(track.pages), *tail), [getattr(track.pages, name)])
         store = track.references
         pictures = (store.pixels(number) for number in range(store.count))
         _write_rows(archive, "references", np.dtype(np.uint8), (store.count, store.size, store.size, 3), pictures)
@@ -80,6 +85,7 @@ def _read(file: Path | IO[bytes], on_error: ExitStack) -> FaceTrack:
     """The track, with what is to be closed unless all of it is whole left on `on_error`."""
     with zipfile.ZipFile(file) as archive:
         rows = {name: np.concatenate(list(_read_rows(archive, name, dtype, tail))) for name, (dtype, tail) in _ROWS.items()}
+        pages = Pages(*(np.concatenate(list(_read_rows(archive, f"page_{name}", *row))) for name, row in PAGE_ROWS.items()))
         ((numerator, denominator),) = _read_rows(archive, "time_base", np.dtype(np.int64), ())
         size = _shape_of(archive, "references")[1]
         store = ReferenceStore(size)
@@ -91,7 +97,7 @@ def _read(file: Path | IO[bytes], on_error: ExitStack) -> FaceTrack:
         for number, jpeg in enumerate(_parts(_read_rows(archive, "details", np.dtype(np.uint8), ()), ends, store.count)):
             if jpeg:
                 store.attach(number, jpeg)
-    track = FaceTrack(**rows, time_base=Fraction(int(numerator), int(denominator)), references=store)
+    track = FaceTrack(**rows, time_base=Fraction(int(numerator), int(denominator)), pages=pages, references=store)
     _require_sense(track)
     on_error.pop_all()
     return track
@@ -110,6 +116,13 @@ def _require_sense(track: FaceTrack) -> None:
         (bool((np.abs(track.similarity[dubbed, :2]).max(axis=1, initial=0) > 0).all()), "a face without a size"),
         (bool(((track.strength >= 0) & (track.strength <= 1)).all()), "strengths outside 0 to 1"),
         (bool((track.reference >= -1).all() and (track.reference < track.references.count).all()), "references that are not there"),
+        (
+            all(np.isfinite(getattr(track.pages, name)).all() for name, (dtype, _) in PAGE_ROWS.items() if dtype.kind == "f"),
+            "no finite pages",
+        ),
+        (bool((np.diff(track.pages.frame) >= 0).all()), "pages out of order"),
+        (bool(((track.pages.frame >= 0) & (track.pages.frame < len(track))).all()), "pages of frames that are not there"),
+        (bool(np.isin(track.person[dubbed], track.pages.person).all()), "people without pages"),
         (bool((track.reference[dubbed] >= 0).all()), "dubbed frames without a reference"),
     ):
         if not holds:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.media.planes import YuvChunk, planes_of
-from lipdub.paste.detail import FineReference, warp_by_flow
+from lipdub.paste.detail import LitReference, warp_by_flow
 from lipdub.paste.light import largest, match_colour, without_green
 from lipdub.paste.mask import mask_of
 from lipdub.records import Copied, Crops, CropSpec, Drawn
@@ -27,7 +27,7 @@ def paste(
     drawn: Drawn,
     strength: NDArray[np.float32],
     spec: CropSpec,
-    references: Sequence[FineReference] = (),
+    references: Sequence[LitReference] = (),
 ) -> None:
     """Draw the mouths into the chunk itself. Only the pixels under the mask are touched: in luma those of the mask, in chroma those that
     share a pixel with it.
@@ -53,13 +53,19 @@ def paste(
         half = 0.5 * to_frame
         half[:, 2] -= 0.25  # a chroma pixel lies in the middle of its four
         luma, *chroma = planes_of(chunk.data[row], chunk.height, chunk.width)
-        fine = references[slot].planes(spec.size * float(np.hypot(to_frame[0, 0], to_frame[1, 0]))) if references else None
+        seen = references[slot] if references else None
+        fine = seen.planes if seen else None
         copied = None
-        if fine is not None and drawn.copied is not None:
+        if seen is not None and fine is not None and drawn.copied is not None:
             copied = _Copied.of(drawn.copied, slot, spec)
-            new[y0:y1, x0:x1] -= copied.share[..., None] * copied.from_crop(references[slot].coarse)
-        _blend([luma], new[..., :1], change[..., :1], patch, to_frame, spec, copied, None if fine is None else fine[0])
-        _blend(chroma, new[..., 1:], change[..., 1:], patch, half, spec, copied, None if fine is None else fine[1])
+            # What is taken from the fine planes is in the page's own light; the frame's comes on top.
+            copies = copied.from_crop(seen.plain) * seen.light.gain
+            new[y0:y1, x0:x1] -= copied.share[..., None] * copies
+        for planes, channels, matrix in (([luma], slice(0, 1), to_frame), (chroma, slice(1, 3), half)):
+            brought = None
+            if seen is not None and fine is not None and copied is not None:
+                brought = _Brought(copied, fine[min(1, channels.start)], seen.light.gain[channels])
+            _blend(planes, new[..., channels], change[..., channels], patch, matrix, spec, brought)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -96,6 +102,15 @@ class _Copied:
         return np.asarray(cv2.remap(coarse, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class _Brought:
+    """Fine planes of one kind, uint8 (D, D[, C]), what is copied from them, and the gain (C,) that they are copied with."""
+
+    copied: _Copied
+    fine: NDArray[np.uint8]
+    gain: NDArray[np.float32]
+
+
 def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, spec: CropSpec) -> _Patch:
     mask = mask_of(crops.outline[slot], spec)
     taken = crops.pixels[slot]
@@ -127,13 +142,12 @@ def _blend(
     patch: _Patch,
     to_plane: NDArray[np.float64],
     spec: CropSpec,
-    copied: _Copied | None = None,
-    fine: NDArray[np.uint8] | None = None,
+    brought: _Brought | None = None,
 ) -> None:
     """Blend the channels of a crop into C planes (H, W) of one size in place, only where the mask reaches; where the picture is as it
     was, with the plane's own detail upon it.
 
-    drawn: float32 (S, S, C), less what is `copied`: that is taken from `fine`, uint8 (D, D[, C]). change: float32 (S, S, C), the whole
+    drawn: float32 (S, S, C), less what is `brought`. change: float32 (S, S, C), the whole
     drawing less what was there before. to_plane: (2, 3), crop px to px of the planes.
     """
     if patch.box is None:
@@ -152,19 +166,20 @@ def _blend(
     flags = cv2.INTER_CUBIC if float(np.hypot(matrix[0, 0], matrix[1, 0])) > 1 else cv2.INTER_LINEAR
     weights = cv2.warpAffine(patch.weights, matrix, extent, flags=cv2.INTER_LINEAR)
     alpha, same = weights[..., 0], weights[..., 1]
-    share, brought = None, None
-    if copied is not None and fine is not None:
+    share, fine = None, None
+    if brought is not None:
         of_box = matrix.copy()
         of_box[:, 2] += matrix[:, :2] @ [spec.drawn[2], spec.drawn[0]]
         # Enlarged as the drawing is, so that both shares of a pixel still make up the whole.
-        share = cv2.warpAffine(copied.share, of_box, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        brought = warp_by_flow(fine, copied.flow, of_box, extent, box=spec.drawn, size=spec.size).reshape(*extent[::-1], len(planes))
+        share = cv2.warpAffine(brought.copied.share, of_box, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        moved = warp_by_flow(brought.fine, brought.copied.flow, of_box, extent, box=spec.drawn, size=spec.size)
+        fine = moved.reshape(*extent[::-1], len(planes)) * brought.gain
     for channel, plane in enumerate(planes):
         pair = np.dstack([drawn[..., channel], change[..., channel]])
         levels = cv2.warpAffine(pair, matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
         new = levels[..., 0]
-        if share is not None and brought is not None:
-            new = new + share * brought[..., channel]
+        if share is not None and fine is not None:
+            new = new + share * fine[..., channel]
         region = plane[low[1] : high[1], low[0] : high[0]]
         # Where nothing changed the frame stays, but for that change: what the crop could not hold is there still.
         kept = region + levels[..., 1]

@@ -7,19 +7,31 @@ A generator works on crops of S px, in which a close-up has a third of its size.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.media.planes import YuvColor
+from lipdub.faces.crop import crop_to_frame
+from lipdub.media.planes import YuvColor, YuvPicture
+from lipdub.paste.light import Light
 from lipdub.records import Reference
+from lipdub.references.bank import still_part, still_sharpness
 from lipdub.references.store import FINER_THAN_FRAME, LEAST_GAIN, ReferenceStore
 
-HELD_REFERENCES = 8
-"""References that are held with their planes, at most 3 MB each; a shot uses two or three."""
+HELD_REFERENCES = 48
+"""References that are held with their planes, at most 3 MB each; a face of 300 px takes a third of one."""
+SHARPER = 0.6
+"""Frames count as less sharp than a page where they have less than this share of its fine contrast."""
+MOST_BLUR, LEAST_BLUR_PX = 0.06, 0.3
+"""Sigma at most, in widths of still skin, and from which on it is applied to a crop."""
 SIDE_STEP_PX = 32
 """A face that comes and goes is looked up in pictures whose sides are multiples of this."""
+
+
+_Level = TypeVar("_Level", np.uint8, np.float32)
 
 
 class FineReference:
@@ -78,6 +90,62 @@ def warp_by_flow(
     across = side * here[..., 0] + (np.float32(a * scale) * x + np.float32(b * scale) * y + np.float32((tx + box[2] + 0.5) * scale - 0.5))
     down = side * here[..., 1] + (np.float32(c * scale) * x + np.float32(d * scale) * y + np.float32((ty + box[0] + 0.5) * scale - 0.5))
     return np.asarray(cv2.remap(plane, across, down, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE), np.float32)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class LitReference:
+    """A reference as it looks in one frame, in its light and as blurred as it is.
+
+    pixels: uint8 (S, S, 3) RGB. plain: float32 (S, S, 3), luma and chroma levels without the light. planes: luma and chroma as
+    ``FineReference.planes`` has them, without the light; None where they are no finer.
+    """
+
+    light: Light
+    pixels: NDArray[np.uint8]
+    plain: NDArray[np.float32]
+    planes: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None
+
+    @classmethod
+    def of(cls, fine: FineReference, taken: NDArray[np.uint8], frame: YuvPicture, similarity: NDArray[np.float64]) -> LitReference:
+        """As it looks in a frame, by its aligned crop `taken`, uint8 (S, S, 3) RGB, and the frame-to-unit similarity (4,)."""
+        color, size = frame.color, len(taken)
+        levels = np.asarray(cv2.transform(taken.astype(np.float32), color.from_rgb()), np.float32)
+        planes = fine.planes(1 / float(np.hypot(similarity[0], similarity[1])))
+        plain = fine.coarse
+        if planes is None:
+            blur = blur_between(still_part(plain[..., 0]), still_part(levels[..., 0])) / size
+        else:
+            side = len(planes[0])
+            there = crop_to_frame(similarity[None], side)[0]
+            seen = cv2.warpAffine(
+                frame.y, there, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+            )
+            blur = blur_between(still_part(planes[0]).astype(np.float32), still_part(seen).astype(np.float32)) / side
+            if blur > 0:
+                luma, chroma = planes
+                planes = _blurred(luma, blur * side), _blurred(chroma, blur * side / 2)
+        if blur * size > LEAST_BLUR_PX:
+            plain = _blurred(plain, blur * size)
+        light = Light.between(plain, levels)
+        pixels = np.clip(np.rint(cv2.transform(light.upon(plain), color.to_rgb())), 0, 255).astype(np.uint8)
+        return cls(light, pixels, plain, planes)
+
+
+def blur_between(page: NDArray[np.float32], frame: NDArray[np.float32]) -> float:
+    """By how much a page is to be blurred to be no sharper than a frame: sigma in px, 0 where it is about as sharp. page, frame: float32
+    (h, w), luma of still skin."""
+    wanted = still_sharpness(frame)
+    if still_sharpness(page) * SHARPER <= wanted:
+        return 0.0
+    low, high = 0.0, MOST_BLUR * page.shape[1]
+    for _ in range(7):
+        middle = (low + high) / 2
+        low, high = (middle, high) if still_sharpness(_blurred(page, middle)) > wanted else (low, middle)
+    return (low + high) / 2
+
+
+def _blurred(picture: NDArray[_Level], sigma_px: float) -> NDArray[_Level]:
+    return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma_px), picture.dtype)
 
 
 class FineReferences:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from lipdub.references.bank import still_part
 
 COLOUR_REACH = 0.16
 """Sigma over which colour differences on static skin are carried into the mask, unit crop."""
@@ -15,6 +18,36 @@ COLOUR_PX = 32
 LEAST_RED = 0.5
 """Red over green in painted lips, teeth and tongue, at least, as a share of the skin's. Three quarters of 936 open mouths of our footage
 have almost no pixel below it, one in a hundred has pixels below half of it."""
+
+
+MOST_GAIN = 3.0
+LEAST_SPREAD = 2.0
+"""Levels: skin that is flatter than this (a frame that has faded out) tells no gain."""
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Light:
+    """What brings a page into the light of a frame: gain and offset of luma and of both chromas, float32 (3,) each, in levels."""
+
+    gain: NDArray[np.float32]
+    offset: NDArray[np.float32]
+
+    @classmethod
+    def between(cls, page: NDArray[np.float32], frame: NDArray[np.float32]) -> Light:
+        """From a page's crop to a frame's, float32 (S, S, 3) luma and chroma levels, by skin that does not move."""
+        one, other = (cv2.blur(still_part(levels), (3, 3)).reshape(-1, 3) for levels in (page, frame))
+        mean, wanted = one.mean(axis=0), other.mean(axis=0)
+        spread = np.maximum(float(one[:, 0].std()), LEAST_SPREAD)
+        luma = float(np.clip(float(other[:, 0].std()) / spread, 0.0, MOST_GAIN))
+        # Chroma is a distance from grey: how much of the page's colour is left in the frame.
+        colour, left = mean[1:] - 128, wanted[1:] - 128
+        chroma = float(np.clip(float(colour @ left) / max(1.0, float(colour @ colour)), 0.0, MOST_GAIN))
+        gain = np.array([luma, chroma, chroma], np.float32)
+        return cls(gain, np.asarray(wanted - gain * mean, np.float32))
+
+    def upon(self, levels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Luma and chroma levels (..., 3) in this light."""
+        return levels * self.gain + self.offset
 
 
 def match_colour(drawn: NDArray[np.uint8], target: NDArray[np.uint8], mask: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -12,7 +12,8 @@ from lipdub.faces.crop import JAW
 from lipdub.records import CropSpec
 
 JAW_GROWTH = 0.07
-"""The mask reaches this far beyond the jaw (share of its distance from the mouth): a strip of true jaw tells the true speech."""
+"""The mask reaches this far beyond the chin (share of its distance from the mouth), less and less towards the ears, which it leaves alone:
+a strip of true jaw tells the true speech, and beside the cheeks lie hair, ears, collars and the background."""
 CHIN_GROWTH = 0.035
 """And this much further down at the chin (unit crop): room for a mouth that opens wider than the source's."""
 FEATHER = 0.022
@@ -30,7 +31,7 @@ def mask_of(outline: NDArray[np.float32], spec: CropSpec) -> NDArray[np.float32]
     jaw = points[: len(JAW)]
     mouth = np.array([jaw[:, 0].mean(), points[:, 1].min() + 0.35 * np.ptp(points[:, 1])], np.float32)
     lowness = np.clip((jaw[:, 1] - mouth[1]) / max(1.0, float(np.ptp(points[:, 1]))), 0, 1)
-    points[: len(JAW)] = jaw + (jaw - mouth) * JAW_GROWTH
+    points[: len(JAW)] = jaw + (jaw - mouth) * (JAW_GROWTH * lowness[:, None])
     points[: len(JAW), 1] += CHIN_GROWTH * size * lowness
     mask = np.zeros((size, size), np.float32)
     fraction_bits = 4

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdub.references.bank import Pages
+
 REFERENCE_BIN_DEG = 15.0
 REFERENCE_HOLD = 0.8
 """A reference is kept until the head is this many bins away from its pose; half a bin would change it at every edge."""
@@ -12,15 +14,20 @@ REFERENCE_OPENING = 0.08
 """References may be more open than the person's most closed one by this."""
 
 
-def references_of(track: int, yaws: NDArray[np.float64], candidates: dict[tuple[int, int], tuple[float, int]]) -> NDArray[np.int32]:
-    """The reference of each frame, int32 (n,): the most closed mouth of about the frame's own pose.
+def references_of(yaws: NDArray[np.float64], pages: Pages, person: int) -> NDArray[np.int32]:
+    """The reference of each frame of a person, int32 (n,): the page of the most closed mouth of about the frame's own pose.
 
     It changes only when the head has turned well beyond the pose of the one in use, so that the texture does not flicker; poses in
-    which the mouth was never about as closed as at its best are left out.
+    which the mouth was never about as closed as at its best are left out, and so are pages of a fade.
     """
-    known = {pose: found for (owner, pose), found in candidates.items() if owner == track}
-    closed = min(opening for opening, _ in known.values())
-    usable = {pose: number for pose, (opening, number) in known.items() if opening <= closed + REFERENCE_OPENING}
+    mine = np.flatnonzero((pages.person == person) & pages.usable())
+    openings, bins = pages.openings[mine], np.round(pages.pose[mine, 0] / REFERENCE_BIN_DEG).astype(int)
+    usable = {}
+    for pose in np.unique(bins).tolist():
+        here = np.flatnonzero(bins == pose)
+        best = here[openings[here].argmin()]
+        if openings[best] <= openings.min() + REFERENCE_OPENING:
+            usable[pose] = int(mine[best])
     poses = np.array(sorted(usable))
     nearest = poses[np.abs(yaws[:, None] / REFERENCE_BIN_DEG - poses[None]).argmin(axis=1)]
     chosen = np.empty(len(yaws), np.int32)

@@ -28,8 +28,8 @@ DETAIL_PX = 768
 """Longest side of a detail: a face that fills a 4K picture is scaled down to it."""
 FINER_THAN_FRAME = 1.5
 """Detail px per frame px. The detail is interpolated here and again in the paste; at 1 px per px that costs 5 % of the sharpness."""
-LEAST_GAIN = 1.15
-"""A detail is kept where the frame's resolution is at least this many times the crop's."""
+LEAST_GAIN = 0.4
+"""A detail is kept where the frame's resolution is at least this many times the crop's: below 1 it saves the crop's own blur."""
 MOST_JPEG_BYTES = 2**22
 """Most that a detail may take; pure noise of the longest side takes less than half of it."""
 
@@ -46,10 +46,11 @@ _KEPT = 4
 
 
 def detail_px(similarity: NDArray[np.float64], size: int) -> int | None:
-    """Side in px of the detail of a crop of `size` px by a frame-to-unit similarity (a, b, tx, ty): an even number,
-    ``FINER_THAN_FRAME`` times the crop's side in the frame, at most ``DETAIL_PX``; None where that is no gain."""
+    """Side in px of the detail of a crop of `size` px by a frame-to-unit similarity (a, b, tx, ty):
+    ``FINER_THAN_FRAME`` times the crop's side in the frame, rounded up to even, but finer than the crop and at most ``DETAIL_PX``; None for
+    faces so small that the crop alone holds them."""
     native = 1 / max(1e-9, float(np.hypot(similarity[0], similarity[1])))
-    side = min(DETAIL_PX, 2 * ((round(FINER_THAN_FRAME * native) + 1) // 2))
+    side = min(DETAIL_PX, max(size + 2, 2 * ((round(FINER_THAN_FRAME * native) + 1) // 2)))
     return side if native >= LEAST_GAIN * size and side > size else None
 
 

@@ -1,0 +1,84 @@
+"""Frames in which something covers the lower face, or another picture is mixed in: a hand, a microphone, a dissolve.
+
+Each face is kept as a few cells of colour below the eyes, in the light of its own brows and nose. A frame is compared with what this person
+looks like in about the same pose: the median of all such frames, so that a cover that is there for less than half of the time is found.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.references.bank import THUMB_PX, UPPER_FACE
+from lipdub.row_file import RowFile
+
+ROWS, COLUMNS = 7, 9
+_REGION = (slice(10, THUMB_PX), slice(3, 21))
+"""Cheeks to chin, in the small picture of a face."""
+CELL_NUMBERS = ROWS * COLUMNS * 3
+POSE_BIN_DEG = 10.0
+FEWEST_FRAMES = 12
+"""Fewer frames of about one pose say nothing."""
+MOST_FRAMES = 400
+UNLIKE = np.tile(np.array([1.2, 0.5, 0.5], np.float32), ROWS * COLUMNS)
+"""Luma and chroma of a cell are unlike others by this at least, in spreads of the upper face's luma."""
+UNLIKE_USUAL = 9.0
+"""And by this many times what the cell usually varies by (the 35th percentile of its deviations, which a cover of a third leaves alone)."""
+COVERED, PARTLY = 0.15, 0.08
+"""Share of cells that are unlike from which on a frame is covered, and, beside a covered one, still counts as such."""
+OUTLINE_REACH, LIPS_REACH = 0.9, 1.2
+"""The outline is drawn in to this share, so that no background is taken for the face; lips reach somewhat further than their points."""
+BLOCK_FRAMES = 4096
+
+
+def cells_of(thumb: NDArray[np.uint8], outline: NDArray[np.float32], lips: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The cells of a face, float32 (CELL_NUMBERS,), from its small picture, uint8 (THUMB_PX, THUMB_PX, 3) RGB; NaN outside of its `outline`
+    (P, 2), unit crop, and inside of its outer `lips` (L, 2): a mouth that opens is no cover."""
+    levels = cv2.cvtColor(thumb, cv2.COLOR_RGB2YCrCb).astype(np.float32)
+    upper = levels[UPPER_FACE].reshape(-1, 3)
+    lower = cv2.resize(levels[_REGION], (COLUMNS, ROWS), interpolation=cv2.INTER_AREA)
+    cells = (lower - upper.mean(axis=0)) / max(4.0, float(upper[:, 0].std()))
+    inside = np.zeros((ROWS, COLUMNS), np.uint8)
+    for points, reach, value in ((outline, OUTLINE_REACH, 1), (lips, LIPS_REACH, 0)):
+        middle = points.mean(axis=0)
+        corners = (middle + reach * (points - middle)) * THUMB_PX - [_REGION[1].start, _REGION[0].start]
+        corners = corners * [COLUMNS / (_REGION[1].stop - _REGION[1].start), ROWS / (_REGION[0].stop - _REGION[0].start)] - 0.5
+        cv2.fillPoly(inside, [np.round(corners * 16).astype(np.int32)], (value,), cv2.LINE_8, 4)
+    return np.asarray(np.where(inside[..., None] > 0, cells, np.nan).ravel(), np.float32)
+
+
+def covered(cells: RowFile, places: NDArray[np.int64], poses: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of N frames of one person, in order, are covered: bool (N,).
+
+    places: int64 (N,), rising, which row of `cells` each frame is. poses: float32 (N, 2), yaw and pitch in degrees.
+    """
+    bins = np.round(poses / POSE_BIN_DEG).astype(np.int64)
+    share = np.zeros(len(places), np.float32)
+    for yaw, pitch in np.unique(bins, axis=0):
+        near = np.flatnonzero((np.abs(bins - [yaw, pitch]) <= 1).all(axis=1))
+        if len(near) < FEWEST_FRAMES:
+            continue
+        some = near[:: max(1, len(near) // MOST_FRAMES)]
+        seen = np.concatenate([cells.rows(places[[one]]) for one in some])
+        # Cells that are on the face in most frames of the pose.
+        known = np.isfinite(seen).mean(axis=0) > 0.5
+        if not known.any():
+            continue
+        seen = seen[:, known]
+        usual = np.nanmedian(seen, axis=0)
+        limit = np.maximum(UNLIKE_USUAL * np.nanquantile(np.abs(seen - usual), 0.35, axis=0), UNLIKE[known])
+        here = np.flatnonzero((bins == [yaw, pitch]).all(axis=1))
+        for first in range(0, len(here), BLOCK_FRAMES):
+            rows = here[first : first + BLOCK_FRAMES]
+            for block in np.split(rows, np.flatnonzero(np.diff(rows) > BLOCK_FRAMES) + 1):
+                unlike = np.abs(cells.rows(places[block])[:, known] - usual) > limit
+                share[block] = unlike.reshape(len(block), -1, 3).any(axis=2).mean(axis=1)
+    found = share > COVERED
+    # Going both ways from every covered frame as long as something of the cover is there.
+    for step in (1, -1):
+        for at in range(len(found))[::step]:
+            before = at - step
+            if 0 <= before < len(found) and found[before] and share[at] > PARTLY:
+                found[at] = True
+    return found

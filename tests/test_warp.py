@@ -1,0 +1,109 @@
+"""generators.warp: a page's mouth goes where it is wanted, smoothly, and is never turned inside out."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lipdub.generators.warp import CELL_PX, SMOOTHING, Warp, folds, thin_plate
+from lipdub.records import CropSpec
+
+CROP = CropSpec(128, (64, 128, 16, 112), 64)
+seeds = st.integers(0, 10**6)
+
+
+def ring(count: int, width: float, height: float) -> NDArray[np.float32]:
+    angle = np.arange(count) / count * 2 * np.pi + np.pi
+    return np.stack([0.5 + width * np.cos(angle), 0.72 + height * np.sin(angle)], axis=1).astype(np.float32)
+
+
+def face(opening: float = 0.02, width: float = 0.12) -> NDArray[np.float32]:
+    """40 lip points and 24 of an outline: two rings of lips in a ring of a jaw; an opening of 0 has both inner lips in one place."""
+    return np.concatenate([ring(20, width, 0.03 + opening), ring(20, 0.8 * width, opening), ring(24, 0.3, 0.24)])
+
+
+def test_it_is_the_smoothing_spline_of_scipy_twice() -> None:
+    """The second one takes the residuals of the first."""
+    interpolate = pytest.importorskip("scipy.interpolate")
+    shown, wanted = face(0.0), face(0.05)
+    where = np.random.default_rng(0).uniform(0.2, 1.0, (200, 2))
+    for smoothing in (SMOOTHING, 0.1):
+        at, values = wanted.astype(float), (shown - wanted).astype(float)
+        spline = partial(interpolate.RBFInterpolator, at, smoothing=smoothing, kernel="thin_plate_spline")
+        reference = spline(2 * values - spline(values)(at))(where)
+        assert np.abs(thin_plate(wanted, shown - wanted, where, smoothing) - reference).max() < 1e-4
+
+
+@given(opening=st.floats(0, 0.1), across=st.floats(-0.1, 0.1), down=st.floats(-0.1, 0.1))
+@settings(max_examples=30, deadline=None)
+def test_what_is_moved_as_a_whole_moves_by_that(opening: float, across: float, down: float) -> None:
+    """Nothing moves where nothing is asked for, and a shift is a shift everywhere."""
+    flow = Warp(CROP).flow(face(opening), face(opening) + np.array([across, down], np.float32))
+    assert np.abs(flow[0] + across).max() < 1e-3
+    assert np.abs(flow[1] + down).max() < 1e-3
+
+
+@given(shown=st.floats(0, 0.12), wanted=st.floats(0, 0.12), widths=st.tuples(st.floats(0.08, 0.15), st.floats(0.08, 0.15)), seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_no_mouth_is_turned_inside_out(shown: float, wanted: float, widths: tuple[float, float], seed: int) -> None:
+    """Whatever is asked for, with the noise of a face mesh on both sides: the Jacobian of the flow stays positive."""
+    rng = np.random.default_rng(seed)
+    one, other = (
+        face(opening, width) + rng.normal(0, 0.002, (64, 2)).astype(np.float32)
+        for opening, width in zip((shown, wanted), widths, strict=True)
+    )
+    assert not folds(Warp(CROP).flow(one, other), CELL_PX / CROP.size)
+
+
+def test_a_fold_is_known() -> None:
+    flow = np.zeros((2, 8, 8), np.float32)
+    assert not folds(flow, 0.1)
+    flow[0, :, 4] = -0.2  # this column is copied from left of the one before
+    assert folds(flow, 0.1)
+
+
+@given(shown=st.floats(0.005, 0.06), wanted=st.floats(0.005, 0.06))
+@settings(max_examples=30, deadline=None)
+def test_lips_land_where_they_are_wanted(shown: float, wanted: float) -> None:
+    """Read back at the wanted inner lips, the flow leads to the page's inner lips, to a fifth of the way that they have to go."""
+    one, other = face(shown), face(wanted)
+    landed = thin_plate(other, one - other, other.astype(float), SMOOTHING) + other
+    away = np.linalg.norm(landed[20:40] - one[20:40], axis=1).max()
+    assert away <= 0.2 * np.linalg.norm(other - one, axis=1).max() + 0.002
+
+
+def test_it_copies_from_the_page_into_the_drawn_box_alone() -> None:
+    """All is copied, nothing painted; outside of the box is the target; the same lips give the page's own pixels."""
+    rng = np.random.default_rng(1)
+    targets, pages = rng.integers(0, 256, (2, 3, 128, 128, 3), dtype=np.uint8)
+    points = np.repeat(face()[None], 3, axis=0)
+    before = targets.copy()
+    drawn = Warp(CROP).draw(targets, pages, points, points)
+    assert (targets == before).all()
+    assert drawn.copied is not None
+    assert not drawn.copied.paint_mask.any()
+    assert np.abs(drawn.pixels[:, 64:, 16:112].astype(int) - pages[:, 64:, 16:112]).max() <= 1
+    outside = np.ones((128, 128), bool)
+    outside[64:, 16:112] = False
+    assert (drawn.pixels[:, outside] == targets[:, outside]).all()
+
+
+def test_an_open_mouth_is_opened_and_a_shut_one_shut() -> None:
+    """The dark inside of a drawn page grows and shrinks with what is wanted."""
+
+    def page(opening: float) -> NDArray[np.uint8]:
+        y, x = np.mgrid[0:128, 0:128] / 128
+        inside = ((x - 0.5) / 0.096) ** 2 + ((y - 0.72) / max(opening, 1e-3)) ** 2 <= 1
+        return np.where(inside[..., None], 20, 180).astype(np.uint8).repeat(3, axis=2)
+
+    def dark(shown: float, wanted: float) -> int:
+        drawn = Warp(CROP).draw(page(0)[None], page(shown)[None], face(shown)[None], face(wanted)[None])
+        return int((drawn.pixels[0, 64:, :, 0] < 100).sum())
+
+    assert dark(0.03, 0.06) == pytest.approx(2 * dark(0.03, 0.03), rel=0.25)
+    assert dark(0.05, 0.005) < 0.35 * dark(0.05, 0.05)
