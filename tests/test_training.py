@@ -524,7 +524,7 @@ def test_an_audio_share_of_nothing_or_all_is_refused(clips: list[Clip]) -> None:
 
 def test_a_few_steps_teach_the_memory(clips: list[Clip], tmp_path: Path) -> None:
     told: list[StepReport] = []
-    plan = toy_settings(steps=60, batch=16, rate=4e-3, warmup_steps=5, validate_every=60, checkpoint_every=60)
+    plan = toy_settings(steps=120, batch=16, rate=4e-3, warmup_steps=5, validate_every=120, checkpoint_every=120)
     fabric = new_fabric(plan)
     figures = run(memory_stage_of(clips, rate=4e-3), fabric, tmp_path / "run", plan, resume=False, on_progress=told.append)
     assert told[-1].losses["memory"] < 0.8 * told[0].losses["memory"]
@@ -538,7 +538,7 @@ def test_a_few_steps_teach_the_generator_a_batch(clips: list[Clip]) -> None:
     stage = generator_stage_of(clips, draw_frames=1, weights=GeneratorWeights(adversarial_from=1000, painted=0.0))
     stage.setup(fabric)
     batch = batch_of(clips, 4, frames=1)
-    pictures = [float(stage.step(batch, number, fabric)["picture"].detach()) for number in range(80)]
+    pictures = [float(stage.step(batch, number, fabric)["picture"].detach()) for number in range(120)]
     assert np.mean(pictures[-5:]) < 0.5 * pictures[0]
 
 
