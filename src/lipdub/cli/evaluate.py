@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lipdub.cli.console import new_table, paragraphs, print_line, progress, results, say, stoppable
-from lipdub.options import Device, Silence
+from lipdub.options import Device, Draw, Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +47,11 @@ def evaluate(
     seconds_min: Annotated[float, typer.Option(min=0, help="--set: clips of folders that are shorter are left out.")] = 8.0,
     only: Annotated[str, typer.Option(help="--set: just the clips whose file name holds this.")] = "",
     silence: Annotated[Silence, typer.Option(help="--set: what the mouth does in pauses; see sync.")] = "close",
+    draw: Annotated[Draw, typer.Option(help="--set: how mouths are drawn; see sync.")] = "auto",
+    exclude_own_frame: Annotated[
+        bool,
+        typer.Option("--exclude-own-frame", help="--set: draw no frame from a mouth within 0.2 s of itself, so that no leak can help."),
+    ] = False,
     expert: Annotated[str, typer.Option(help="Sync expert, a name or a folder.")] = "expert",
     syncnet: Annotated[Path | None, typer.Option(help="Weights of the public SyncNet (syncnet_v2.model), for LSE-D and LSE-C.")] = None,
     device: Annotated[Device, typer.Option(help="--set: where the model runs.")] = "cpu",
@@ -69,11 +74,12 @@ def evaluate(
             raise typer.BadParameter("--source, --speech and --truth go with one finished dub, not with --set")
         if output is None:
             raise typer.BadParameter("--set needs a folder for the results: -o FOLDER")
-        from lipdub.evaluate.whole_set import SetOptions, with_threads
+        from lipdub.evaluate.whole_set import OWN_FRAME_S, SetOptions, with_threads
 
         opened, key = _public(syncnet)
         options = SetOptions(
-            model=model, out=output, pieces=pieces or output / "pieces", silence=silence, expert=expert,
+            model=model, out=output, pieces=pieces or output / "pieces", silence=silence, draw=draw,
+            exclude_own_s=OWN_FRAME_S if exclude_own_frame else 0.0, expert=expert,
             device=device, open_public=opened, public_key=key,
         )  # fmt: skip
         _evaluate_set(paths, with_threads(options, jobs), seconds_min, only, jobs, json_file, force, quiet)

@@ -16,6 +16,7 @@ from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.paste.mask import mask_of
 from lipdub.records import CropSpec
 
+FEWEST_JUMPS = 25
 NATIVE_PX = (48, 1024)
 """Bounds of the crop at the source's own resolution."""
 
@@ -36,6 +37,11 @@ class PictureMeters:
     steps across and beside the seam (4)."""
     _flicker: list[tuple[float, float]] = field(default_factory=list)
     _mouths: list[tuple[int, NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
+    _light: list[tuple[float, float]] = field(default_factory=list)
+    """`light_below` of dub and source."""
+    _jumps: list[tuple[float, float]] = field(default_factory=list)
+    _before: tuple[int, NDArray[np.float32], NDArray[np.float32]] | None = None
+    """Number of the frame before, and its dub and source in the 128-px crop."""
     _native_px: int = 0
 
     def __post_init__(self) -> None:
@@ -67,7 +73,15 @@ class PictureMeters:
             mask = np.asarray(cv2.resize(mask, (FACE_PX, FACE_PX), interpolation=cv2.INTER_AREA), np.float32)
         sharp = *map(pixels.sharpness, native), *map(pixels.sharpness, small), *map(pixels.gradient_energy, native)
         self._frames.append((*sharp, *pixels.seam_steps(small[0], mask), *pixels.seam_steps(small[1], mask)))
+        self._light.append((pixels.light_below(small[0], mask), pixels.light_below(small[1], mask)))
+        self._add_jump(pair, small[0], small[1], mask)
         self._add_flicker(pair, *small)
+
+    def _add_jump(self, pair: FramePair, dub: NDArray[np.float32], source: NDArray[np.float32], mask: NDArray[np.float32]) -> None:
+        before, self._before = self._before, (pair.number, dub, source)
+        same_shot = pair.row > 0 and self.track.shot[pair.row] == self.track.shot[pair.row - 1]
+        if before is not None and before[0] == pair.number - 1 and same_shot:
+            self._jumps.append((pixels.jump(before[1], dub, mask), pixels.jump(before[2], source, mask)))
 
     def _add_flicker(self, pair: FramePair, dub: NDArray[np.float32], source: NDArray[np.float32]) -> None:
         last = self._mouths[-1][0] if self._mouths else -2
@@ -80,15 +94,30 @@ class PictureMeters:
             del self._mouths[0]
 
     def figures(self) -> dict[str, float]:
-        """sharpness, sharpness_128, edges, seam, flicker (all over the source's own), outside_psnr (dB); NaN where nothing was seen."""
+        """sharpness, sharpness_128, edges, seam, flicker (all over the source's own), light (%), jumps (share), outside_psnr (dB); NaN
+        where nothing was seen."""
         frames = np.array(self._frames or [(np.nan,) * 10], np.float64)
         medians, (across, beside, own_across, own_beside) = np.median(frames[:, :6], axis=0), frames[:, 6:].sum(axis=0)
         return {
             **{name: _ratio(*medians[2 * k : 2 * k + 2]) for k, name in enumerate(("sharpness", "sharpness_128", "edges"))},
             "seam": _ratio(_ratio(across, beside), _ratio(own_across, own_beside)),
             "flicker": _ratio(sum(dub for dub, _ in self._flicker), sum(own for _, own in self._flicker)),
+            "light": self._light_off(),
+            "jumps": self._share_of_jumps(),
             "outside_psnr": self.outside.rgb_db(),
         }
+
+    def _light_off(self) -> float:
+        """Percent by which the drawn skin is too light or too dark in the worst twentieth of the frames."""
+        off = np.abs(np.diff(np.array(self._light or [(np.nan, np.nan)]), axis=1))
+        off = off[np.isfinite(off)]
+        return 100 * float(np.expm1(np.quantile(off, 0.95))) if len(off) else float("nan")
+
+    def _share_of_jumps(self) -> float:
+        if len(self._jumps) < FEWEST_JUMPS:
+            return float("nan")
+        dub, own = np.array(self._jumps).T
+        return float((dub > np.quantile(own, 0.99)).mean())
 
 
 @dataclass(slots=True)

@@ -18,6 +18,7 @@ from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.paste.mask import mask_of
 from lipdub.records import CropSpec
+from lipdub.references.bank import still_part
 
 MOUTH = (68 / FACE_PX, 106 / FACE_PX, 38 / FACE_PX, 90 / FACE_PX)
 """The mouth box (y0, y1, x0, x1) in unit crop coordinates: 38 x 52 px of the 128-px crop."""
@@ -25,6 +26,8 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """BT.601, as in the works that these figures come from."""
 PSNR_MAX = 99.0
 """What equal pictures count as, dB."""
+LIGHT_FLOOR = 8.0
+"""Levels that are added before brightness is compared: below them a picture is black."""
 SSIM_SIGMA, SSIM_WINDOW = 1.5, 11
 SEAM_REACH = 0.035
 """Half the length of a step of the seam score, unit crop: what lies between is the mask's soft edge."""
@@ -146,6 +149,27 @@ def flicker(before: NDArray[np.float32], now: NDArray[np.float32], after: NDArra
     difference measures of video denoising; no standard figure for it exists in lip sync.)
     """
     return float(np.abs(before - 2 * now + after).mean(dtype=np.float64))
+
+
+def light_below(luma: NDArray[np.float32], mask: NDArray[np.float32]) -> float:
+    """How much brighter the skin under the mask is than skin that no mask reaches, as a logarithm; NaN where the mask shows no skin.
+
+    luma: float32 (S, S), an aligned crop. mask: float32 (S, S) in [0, 1]. Chin and cheeks count, the mouth box does not. The scorecard
+    compares it with the source's of the same frame: a mouth from another light shows here, whatever the frame's own light is.
+    """
+    skin = mask > 0.9
+    size = len(luma)
+    y0, y1, x0, x1 = (round(edge * size) for edge in MOUTH)
+    skin[y0:y1, x0:x1] = False
+    if skin.sum() < 16:
+        return float("nan")
+    above = still_part(luma)
+    return float(np.log((luma[skin].mean() + LIGHT_FLOOR) / (above.mean() + LIGHT_FLOOR)))
+
+
+def jump(before: NDArray[np.float32], now: NDArray[np.float32], mask: NDArray[np.float32]) -> float:
+    """Mean size of the change from one aligned luma picture to the next under the mask, in colour levels."""
+    return float((np.abs(now - before) * mask).sum(dtype=np.float64) / max(1e-6, float(mask.sum())))
 
 
 @dataclass(slots=True)

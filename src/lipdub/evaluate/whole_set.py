@@ -42,15 +42,17 @@ from lipdub.evaluate.watch import tracked
 from lipdub.faces.analysis_key import content_digest
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.model import Model, open_model
-from lipdub.options import Device, DubOptions, Fit, Silence
+from lipdub.options import Device, Draw, DubOptions, Fit, Silence
 from lipdub.pipeline import dub
 from lipdub.reports import plain
 from lipdub.stages import cores
 
-FIGURES_VERSION = 4
+FIGURES_VERSION = 5
 """Goes up whenever a figure is measured otherwise than before: kept results are measured again then."""
 SILENCE_S = 4.0
 """So long is the sound of digital silence that each clip is dubbed with for the silent leak."""
+OWN_FRAME_S = 0.2
+"""Where a frame may not be drawn from itself, neither may it from frames as near as this."""
 FEWEST_FRAMES = 50
 RUN_FILE = "run.json"
 
@@ -62,6 +64,7 @@ class SetOptions:
     model, expert: by name or folder.
     out: folder for results and dubs.
     pieces: folder for what does not depend on the model.
+    draw, exclude_own_s: how mouths are drawn, and how near to a redrawn frame no mouth is taken from; see ``dub``.
     threads: cores for one clip.
     open_public: opens the public SyncNet; `public_key` names its weights.
     detectors: makes what finds faces.
@@ -71,6 +74,8 @@ class SetOptions:
     out: Path
     pieces: Path
     silence: Silence = "close"
+    draw: Draw = "auto"
+    exclude_own_s: float = 0.0
     expert: str = "expert"
     device: Device = "cpu"
     threads: int = 1
@@ -178,6 +183,8 @@ def run_settings(options: SetOptions) -> dict[str, str]:
         "model": spec.name,
         "bundle": content_digest(folder / bundle.SPEC_FILE)[:16],  # which holds the graphs' hashes, as the expert's does
         "silence": options.silence,
+        "draw": options.draw,
+        "exclude_own_s": f"{options.exclude_own_s:g}",
         "expert": expert,
         "syncnet": options.public_key or "none",
         "figures": str(FIGURES_VERSION),
@@ -356,9 +363,19 @@ def measure_clip(options: SetOptions, task: ClipTask) -> tuple[dict[str, Any], d
         def dubbed(row: str, sound: Path, *, fit: Fit = "video", frozen: bool = False) -> Path:
             out = options.out / "dubbed" / f"{task.name}.{row}.mp4"
             track = known(pieces.picture)
-            choices = DubOptions(fit=fit, silence="off" if frozen else options.silence, threads=options.threads, force=True)
+            choices = DubOptions(fit=fit, silence=options.silence, draw=options.draw, threads=options.threads, force=True)
+            if frozen:
+                choices = replace(choices, silence="off", draw="paint")
             drawn_by = replace(model, generator=FrozenMouth(model.spec)) if frozen else model
-            dub(pieces.picture, sound, out, choices, model=drawn_by, track=with_one_reference(track) if frozen else track)
+            dub(
+                pieces.picture,
+                sound,
+                out,
+                choices,
+                model=drawn_by,
+                track=with_one_reference(track) if frozen else track,
+                exclude_own_s=options.exclude_own_s,
+            )
             return out
 
         cross = against(dubbed("cross", pieces.first_sound), source, pieces.first_sound, truth=truth, unwanted=own)
