@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from lipdub import __version__
-from lipdub.cli import adapt, batch, bench, cache, doctor, evaluate, export, memory, prepare, sheet, sync, train
+from lipdub.cli import adapt, batch, bench, cache, doctor, evaluate, export, memory, prepare, references, sheet, sync, train
 from lipdub.cli.console import interrupted, say
 from lipdub.cli.record_options import with_dub_options
 from lipdub.errors import LipdubError
@@ -30,6 +30,7 @@ app.command("sync", epilog=sync.EXAMPLES)(with_dub_options(sync.sync))
 app.command("batch", epilog=batch.EXAMPLES)(with_dub_options(batch.batch, panel=batch.PANEL, helps=batch.HELPS))
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("sheet", epilog=sheet.EXAMPLES)(sheet.sheet)
+app.command("references", epilog=references.EXAMPLES)(references.references)
 app.command("memory", epilog=memory.EXAMPLES)(memory.memory)
 app.add_typer(cache.app, name="cache")
 app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
