@@ -54,6 +54,7 @@ def fake_spec(
     backend: str = "memory",
     tap_distance_s: float = 0.0,
     has_flow: bool = False,
+    points: bool = False,
     heard_by: EncoderSpec | None = None,
 ) -> BundleSpec:
     """The spec of a fake bundle, hashes left out. masked_from: None for half of `size`. heard_by: the speech encoder that it stands on;
@@ -74,6 +75,7 @@ def fake_spec(
         created_with="0.0.0",
         tap_distance_s=tap_distance_s,
         has_flow=has_flow,
+        points=points,
         encoder=use,
     )
 

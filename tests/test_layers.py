@@ -28,7 +28,7 @@ LEVELS = (
     {"bundles"},
     {"faces", "speech"},
     {"paste", "generators"},
-    {"model", "reports"},
+    {"choose", "model", "reports"},
     {"render"},
     {"pipeline", "memory_view"},
     {"batch", "evaluate", "checkup"},

@@ -26,10 +26,11 @@ from lipdub.faces import crop
 from lipdub.faces.landmarks import LIPS
 from lipdub.media.planes import YuvChunk, YuvColor, planes_of
 from lipdub.paste.blend import paste
-from lipdub.paste.detail import FineReference
-from lipdub.paste.light import LEAST_RED, match_colour, without_green
+from lipdub.paste.detail import FineReference, LitReference
+from lipdub.paste.light import LEAST_RED, Light, match_colour, without_green
 from lipdub.paste.mask import mask_of
 from lipdub.records import ColorTags, Copied, Crops, CropSpec, Drawn, Face, Reference
+from lipdub.references.store import LEAST_GAIN
 
 SPEC = CropSpec(size=128, drawn=(56, 128, 16, 112), masked_from=64)
 
@@ -317,6 +318,12 @@ def drawn_as_copied(crops: Crops, reference: Reference, copied: Copied) -> Drawn
     return Drawn(pixels, copied)
 
 
+def as_it_is(reference: Reference, crops: Crops, color: YuvColor) -> LitReference:
+    """A reference for the first of the crops, in its own light and as sharp as it is."""
+    fine, crop_px = FineReference(reference, color), SPEC.size * float(np.hypot(*crops.to_frame[0, :, 0]))
+    return LitReference(Light(np.ones(3, np.float32), np.zeros(3, np.float32)), reference.pixels, fine.coarse, fine.planes(crop_px))
+
+
 def fine_energy(picture: NDArray[np.uint8], weight: NDArray[np.float32]) -> float:
     luma = picture.astype(np.float32)
     return float(np.abs(luma - cv2.GaussianBlur(luma, (0, 0), 2.5))[weight > 0.9].mean())
@@ -334,7 +341,7 @@ def test_what_was_copied_is_as_fine_as_the_video(roll_deg: float, x: float, y: f
     coarse, fine = (planes_chunk(other) for _ in range(2))
     one = np.ones(1, np.float32)
     paste(coarse, crops, drawn, one, SPEC)
-    paste(fine, crops, drawn, one, SPEC, [FineReference(reference, fine.color)])
+    paste(fine, crops, drawn, one, SPEC, [as_it_is(reference, crops, fine.color)])
     before, enlarged, copied = (fine_energy(each.picture(0).y, mask) for each in (chunk, coarse, fine))
     assert enlarged < 0.5 * before
     assert copied > 0.7 * before
@@ -355,7 +362,7 @@ def test_copied_detail_lies_where_the_flow_says() -> None:
     fine = planes_chunk(np.full_like(shown, 128))
     plain = crops_in(fine, face)
     drawn = drawn_as_copied(plain, reference, all_copied(flow))
-    paste(fine, plain, drawn, np.ones(1, np.float32), SPEC, [FineReference(reference, fine.color)])
+    paste(fine, plain, drawn, np.ones(1, np.float32), SPEC, [as_it_is(reference, plain, fine.color)])
     mask = mask_in_frame(crops, shown.shape) > 0.98
     wanted = np.roll(planes_chunk(shown).picture(0).y, -6, axis=1).astype(np.float32)
     wanted -= cv2.GaussianBlur(wanted, (0, 0), 3)
@@ -364,9 +371,9 @@ def test_copied_detail_lies_where_the_flow_says() -> None:
     assert np.corrcoef(wanted[mask], got[mask])[0, 1] > 0.95
 
 
-@pytest.mark.parametrize("height", [60.0, 280.0])
+@pytest.mark.parametrize("height", [30.0, 280.0])
 def test_what_was_painted_or_cannot_be_finer_is_pasted_as_ever(height: float) -> None:
-    """Nothing copied, a face smaller than the crop, a reference without detail: the drawing, enlarged."""
+    """Nothing copied, a face much smaller than the crop, a reference without detail: the drawing, enlarged."""
     face = face_at((256, 256), height=height)
     frame = textured_picture()
     chunk = planes_chunk(frame)
@@ -376,7 +383,7 @@ def test_what_was_painted_or_cannot_be_finer_is_pasted_as_ever(height: float) ->
     drawn = drawn_as_copied(crops, reference, copied)
     bare = Reference(0, reference.pixels)
     found = []
-    for one in (None, FineReference(reference, chunk.color), FineReference(bare, chunk.color)):
+    for one in (None, as_it_is(reference, crops, chunk.color), as_it_is(bare, crops, chunk.color)):
         fresh = planes_chunk(frame)
         paste(fresh, crops, drawn, np.ones(1, np.float32), SPEC, [] if one is None else [one])
         found.append(fresh.data.astype(int))
@@ -393,7 +400,7 @@ def test_what_stands_still_keeps_the_frames_own_detail_not_the_references() -> N
     reference = reference_of(chunk, face)
     drawn = Drawn(crops.pixels, all_copied())
     before = chunk.data.copy()
-    paste(chunk, crops, drawn, np.ones(1, np.float32), SPEC, [FineReference(reference, chunk.color)])
+    paste(chunk, crops, drawn, np.ones(1, np.float32), SPEC, [as_it_is(reference, crops, chunk.color)])
     assert np.abs(chunk.data.astype(int) - before).max() <= 2
 
 
@@ -402,11 +409,12 @@ def test_fine_references_are_averaged_down_to_the_frames_scale() -> None:
     reference = reference_of(planes_chunk(textured_picture()), face)
     assert reference.detail is not None
     fine = FineReference(reference, YuvColor(0.2126, 0.0722, False))
-    sides = [planes[0].shape[0] for crop_px in range(90, 900, 7) if (planes := fine.planes(crop_px)) is not None]
+    sides = [planes[0].shape[0] for crop_px in range(40, 900, 7) if (planes := fine.planes(crop_px)) is not None]
     assert sides == sorted(sides)
     assert sides[-1] == len(reference.detail)
     assert min(sides) < 300
-    assert fine.planes(SPEC.size * 1.1) is None
+    assert fine.planes(SPEC.size * LEAST_GAIN - 0.1) is None
+    assert fine.planes(SPEC.size * LEAST_GAIN + 0.1) is not None
     assert fine.planes(10_000.0) is fine.planes(9_000.0)
     luma, chroma = fine.planes(9_000.0) or (np.empty(0), np.empty(0))
     assert chroma.shape == (luma.shape[0] // 2, luma.shape[1] // 2, 2)

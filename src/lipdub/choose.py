@@ -22,11 +22,11 @@ BLOCK_FRAMES = 1024
 REST_SHARE = 0.2
 """A person's resting mouth is the mean of this share of the most closed ones, as in training."""
 FEWEST_RESTING = 3
-POSE_RIDGE_DEG = 8.0
+POSE_RIDGE_DEG = 4.0
 """How much the head has to have turned before the resting mouth is taken to change with it."""
 CHIN_SHARE = 0.8
 """The chin moves by this share of what the lower lip does."""
-CHIN_REACH = 0.16
+CHIN_REACH = 0.13
 """Sigma of how the jaw follows, along it, unit crop."""
 RANGE = (0.1, 0.9)
 """Quantiles of opening and width between which a person's own range and the recalled one are compared."""
@@ -121,7 +121,7 @@ def choose(track: FaceTrack, shown: Timeline, lips: LipTrack, *, draw: Draw = "a
         for first, end in runs(_labels(track, shown)):
             person = int(track.person[shown.source[first]])
             pages = np.flatnonzero(track.pages.person == person)
-            if person < 0 or draw == "paint" or (draw == "auto" and not wanted.covered(person)):
+            if person < 0 or draw == "paint" or not lips.has_points or (draw == "auto" and not wanted.covered(person)):
                 for start in range(first, end, BLOCK_FRAMES):
                     rows = min(end, start + BLOCK_FRAMES) - start
                     choices.add(np.full(rows, -1), np.zeros((rows, _POINTS, 2), np.float32))
@@ -210,7 +210,7 @@ class _Wishes:
         lips = self._lips.frames(first, end)
         mouth, gain = self._mouths[person], self._gain[person]
         rest = mouth.at(track.pose[source]) + self._drift(source, mouth)[:, None]
-        moved = gain[::-1] * (lips.points if lips.points is not None else np.zeros_like(rest))
+        moved = gain[::-1] * (0 if lips.points is None else lips.points)
         wanted = rest + moved
         outline = track.outline[source].astype(np.float32)
         # The outline is the usual one of a mouth that speaks; the jaw goes up and down from there with the lower lip.

@@ -29,6 +29,8 @@ POSE_PER_DEG = 0.0012
 """What a degree of yaw or pitch counts as, in mean distance of lip points (unit crop)."""
 LIGHT_WEIGHT = 0.02
 """And the logarithm of the skin's brightness."""
+FACE_WEIGHT = 0.01
+"""And how little two upper faces correlate: somebody else is no page that is there already."""
 LIT = 0.6
 """A page whose skin is darker, or flatter, than this share of what is usual, is not drawn from."""
 LEAST_LEVELS, LEAST_SHARPNESS = 8.0, 0.002
@@ -247,12 +249,15 @@ class _Person:
         self._lips[at], self._outline[at], self._pose[at], self._skin[at] = seen.lips, seen.outline, seen.pose, seen.skin
         self.count += 1
 
-    def distances(self, shape: NDArray[np.float32], pose: NDArray[np.float32], brightness: np.float32) -> NDArray[np.float32]:
+    def distances(
+        self, shape: NDArray[np.float32], pose: NDArray[np.float32], brightness: np.float32, face: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         """How far a face is from each page: float32 (count,), in mean distance of lip points, unit crop."""
         moved = np.abs(self._shape[: self.count] - shape).mean(axis=1)
         turned = np.abs(self.pose - pose).sum(axis=1)
         lit = np.abs(np.log1p(self.skin[:, 0]) - np.log1p(brightness))
-        return np.asarray(moved + POSE_PER_DEG * turned + LIGHT_WEIGHT * lit, np.float32)
+        unlike = 1 - self.face[: self.count] @ face
+        return np.asarray(moved + POSE_PER_DEG * turned + LIGHT_WEIGHT * lit + FACE_WEIGHT * unlike, np.float32)
 
     def is_most_closed(self, seen: Seen) -> bool:
         """Whether no page of about this pose has its mouth nearly as shut: that one matters, for a mouth rests like this."""
@@ -266,7 +271,7 @@ class _Person:
             self.apart *= GROWTH
             keep: list[int] = []
             for at in range(self.count):
-                near = self.distances(self._shape[at], self._pose[at], self._skin[at, 0])[keep] if keep else np.ones(1)
+                near = self.distances(self._shape[at], self._pose[at], self._skin[at, 0], self.face[at])[keep] if keep else np.ones(1)
                 if near.min() > self.apart:
                     keep.append(at)
             gone += np.delete(self.numbers[: self.count], keep).tolist()
@@ -299,13 +304,18 @@ class BankFiller:
         """The person whom a track (of one shot) shows. Raises KeyError: a track that was never shown."""
         return self._person_of[track]
 
+    @staticmethod
+    def _nearest(person: _Person, seen: Seen) -> float:
+        """How far a face is from the nearest page of a person who has one."""
+        return float(person.distances(shape_of(seen.lips[None])[0], seen.pose, seen.skin[0], _normalised(seen.thumb)).min())
+
     def show(self, track: int, seen: Seen, look: Look) -> None:
         """One face more. look: is asked for its picture only where it becomes a page."""
         number = self._person_of.get(track)
         if number is None:
             number = self._person_of[track] = self._recognised(seen.thumb)
         person = self._people[number]
-        near = person.count and person.distances(shape_of(seen.lips[None])[0], seen.pose, seen.skin[0]).min() <= person.apart
+        near = person.count and self._nearest(person, seen) <= person.apart
         if near and not person.is_most_closed(seen):
             return
         if person.count == PAGES or (not self._free and self._store.count >= ALL_PAGES):
@@ -379,8 +389,11 @@ def _parted(
             if covered[stretch[0]] or len(stretch) < 2 * reach:
                 continue
             here = faces[(pages.person == one) & (pages.frame >= stretch[0]) & (pages.frame <= stretch[-1])]
-            alike = [number for number, others in known if float((here @ others.T).max(initial=-1)) > ALIKE_AFTER_COVER]
-            number = alike[0] if alike else fresh if known else one
+            if before is not None and len(here) == 0:  # it looked like pages that are there
+                number = before[0]
+            else:
+                alike = [number for number, others in known if float((here @ others.T).max(initial=-1)) > ALIKE_AFTER_COVER]
+                number = alike[0] if alike else fresh if known else one
             fresh += number == fresh
             known.append((number, here))
             if before is None or before[0] == number:

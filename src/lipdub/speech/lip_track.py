@@ -54,7 +54,8 @@ class LipTrack:
 
     def __init__(self, spec: BundleSpec) -> None:
         self._columns = np.cumsum([spec.lip_channels, 1, 2 * POINTS if spec.points else 0]).tolist()
-        self._has_points = spec.points
+        self.has_points = spec.points
+        """Whether the bundle tells where the lips lie."""
         self._rows = RowFile(self._columns[-1])
         self.pauses = 0
         """Frames that count as pauses."""
@@ -74,7 +75,7 @@ class LipTrack:
     def frames(self, first: int, end: int) -> Lips:
         """The frames [first, end)."""
         feature, silence, points, _ = np.split(self._rows.rows(np.arange(first, end)), self._columns, axis=1)
-        return Lips(feature, silence[:, 0], points.reshape(end - first, POINTS, 2) if self._has_points else None)
+        return Lips(feature, silence[:, 0], points.reshape(end - first, POINTS, 2) if self.has_points else None)
 
     def close(self) -> None:
         """Give the file back."""

@@ -1,0 +1,175 @@
+"""choose: whose page a frame is drawn from, and where its lips go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from fakes import fake_spec
+from numpy.typing import NDArray
+
+from lipdub import choose as choosing
+from lipdub.choose import FEWEST_PAGES, LEAST_GAIN, MOST_GAIN, Mouth, choose
+from lipdub.faces import crop
+from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
+from lipdub.references.bank import LOWER_INNER_LIP, Pages, inner_opening
+from lipdub.references.store import ReferenceStore
+from lipdub.speech.lip_track import Lips, LipTrack
+from lipdub.timeline import Timeline
+
+SIZE = 16
+
+
+def lips_of(openings: NDArray[np.float64], *, yaw: NDArray[np.float64] | float = 0.0) -> NDArray[np.float32]:
+    """A mouth that opens downwards, (n, 40, 2), and goes aside by a thousandth of the crop for a degree of yaw."""
+    angle = np.arange(20) / 20 * 2 * np.pi + np.pi
+    ring = np.stack([0.5 + 0.1 * np.cos(angle), 0.72 - 0.02 * np.sin(angle)], axis=1)
+    lips = np.repeat(np.concatenate([ring, 0.8 * (ring - [0.5, 0.72]) * [1, 0] + [0.5, 0.72]])[None], len(openings), axis=0)
+    for lower in (4, 5, 6, LOWER_INNER_LIP - 1, LOWER_INNER_LIP, LOWER_INNER_LIP + 1):
+        lips[:, lower, 1] += openings
+    lips[..., 0] += 0.001 * np.broadcast_to(yaw, len(openings))[:, None]
+    return lips.astype(np.float32)
+
+
+def outline() -> NDArray[np.float32]:
+    jaw = np.stack([np.linspace(0.2, 0.8, 17), 0.6 + 0.3 * np.sin(np.linspace(0, np.pi, 17))], axis=1)
+    upper = np.stack([np.linspace(0.75, 0.25, 7), np.full(7, 0.55)], axis=1)
+    return np.concatenate([jaw, upper]).astype(np.float32)
+
+
+@contextmanager
+def track_of(openings: NDArray[np.float64], *, person: NDArray[np.int32] | None = None, pages: NDArray[np.int64] | None = None,
+             yaw: NDArray[np.float64] | float = 0.0) -> Iterator[FaceTrack]:  # fmt: skip
+    """A video of one shot in which the mouth opens so far; all frames are pages, or those named."""
+    count = len(openings)
+    person = np.zeros(count, np.int32) if person is None else person
+    pages = np.arange(count) if pages is None else pages
+    lips = lips_of(openings, yaw=yaw)
+    pose = np.stack([np.broadcast_to(yaw, count), np.zeros(count)], axis=1).astype(np.float32)
+    store = ReferenceStore(SIZE)
+    for _ in pages:
+        store.add(np.zeros((SIZE, SIZE, 3), np.uint8))
+    track = FaceTrack(
+        pts=np.arange(count), time_base=Fraction(1, 25), status=np.where(person < 0, NO_FACE, DUBBED).astype(np.uint8),
+        shot=np.zeros(count, np.int32), similarity=np.tile([0.01, 0, 0, 0], (count, 1)),
+        outline=np.repeat(outline()[None], count, axis=0).astype(np.float16), lips=lips.astype(np.float16),
+        opening=(inner_opening(lips) / 0.38).astype(np.float32), pose=pose, strength=np.ones(count, np.float32), person=person,
+        reference=np.where(person < 0, -1, 0).astype(np.int32),
+        pages=Pages(person[pages], pages, lips[pages], np.repeat(outline()[None], len(pages), axis=0), pose[pages],
+                    np.full((len(pages), 2), 100, np.float32), np.ones(len(pages), np.float32)),
+        references=store,
+    )  # fmt: skip
+    with closing(store):
+        yield track
+
+
+@contextmanager
+def heard(openings: NDArray[np.float64]) -> Iterator[LipTrack]:
+    """Lips that are recalled: how far they open beyond rest in each frame."""
+    spec = fake_spec(points=True)
+    count = len(openings)
+    found = LipTrack(spec)
+    points = lips_of(openings) - lips_of(np.zeros(count))
+    found.add(Lips(np.zeros((count, spec.lip_channels), np.float32), (openings == 0).astype(np.float32), points))
+    with closing(found):
+        yield found
+
+
+def shown(count: int) -> Timeline:
+    return Timeline(np.arange(count), np.arange(count), Fraction(1, 25), count)
+
+
+def speaking(count: int, *, most: float = 0.06, seed: int = 0) -> NDArray[np.float64]:
+    return np.abs(most * np.sin(np.arange(count) * 0.9 + seed))
+
+
+def drawn(track: FaceTrack, lips: LipTrack, **options: object) -> choosing.Chosen:
+    choices = choose(track, shown(len(lips)), lips, **options)  # type: ignore[arg-type]
+    try:
+        return choices.frames(0, len(choices))
+    finally:
+        choices.close()
+
+
+def test_at_rest_the_lips_are_the_persons_resting_ones() -> None:
+    with track_of(speaking(60)) as track, heard(np.zeros(60)) as lips:
+        chosen = drawn(track, lips, draw="warp")
+        assert np.abs(inner_opening(chosen.points[:, :40])).max() < 0.008
+        assert np.median(track.pages.openings[chosen.page]) < 0.03
+
+
+@pytest.mark.parametrize("range_ratio", [0.2, 0.8, 1.0, 1.3, 3.0])
+def test_the_recalled_range_becomes_the_persons(range_ratio: float) -> None:
+    recalled = speaking(100, most=0.05, seed=1)
+    with track_of(speaking(100, most=0.05 * range_ratio)) as track, heard(recalled) as lips:
+        wanted = inner_opening(drawn(track, lips, draw="warp").points[:, :40])
+    gain = (np.quantile(wanted, 0.9) - np.quantile(wanted, 0.1)) / (np.quantile(recalled, 0.9) - np.quantile(recalled, 0.1))
+    assert gain == pytest.approx(np.clip(range_ratio, LEAST_GAIN, MOST_GAIN), rel=0.1)
+
+
+def test_pages_of_the_wanted_mouth_are_found_and_the_chin_follows() -> None:
+    recalled = speaking(80, seed=2)
+    with track_of(speaking(80)) as track, heard(recalled) as lips:
+        chosen = drawn(track, lips)
+        assert (chosen.page >= 0).all()
+        openings = inner_opening(chosen.points[:, :40])
+        assert np.corrcoef(track.pages.openings[chosen.page], openings)[0, 1] > 0.9
+        chin = chosen.points[:, 40 + len(crop.JAW) // 2, 1]
+        assert np.corrcoef(chin, openings)[0, 1] > 0.99
+        ear = chosen.points[:, 40]
+        assert np.ptp(ear[:, 1]) < 0.1 * np.ptp(chin)
+
+
+def test_a_turned_mouth_rests_where_it_rests_when_turned() -> None:
+    yaw = np.linspace(-30, 30, 100)
+    with track_of(speaking(100), yaw=yaw) as track:
+        rest = Mouth.of(track.pages, 0.02).at(track.pose)
+    middle = rest[:, :, 0].mean(axis=1)
+    assert np.corrcoef(middle, yaw)[0, 1] > 0.99
+    assert middle[-1] - middle[0] == pytest.approx(0.06, rel=0.2)
+
+
+def test_another_persons_page_is_never_chosen() -> None:
+    person = np.repeat([0, 1, -1], 40).astype(np.int32)
+    pages = np.arange(80)
+    with track_of(speaking(120), person=person, pages=pages) as track, heard(speaking(120, seed=5)) as lips:
+        chosen = drawn(track, lips)
+        assert (track.pages.person[chosen.page[:80]] == person[:80]).all()
+        assert (chosen.page[80:] == -1).all()
+
+
+@pytest.mark.parametrize("pages", [np.arange(1), np.arange(FEWEST_PAGES - 1)])
+def test_with_few_pages_the_network_paints(pages: NDArray[np.int64]) -> None:
+    with track_of(speaking(60), pages=pages) as track, heard(speaking(60, seed=1)) as lips:
+        assert (drawn(track, lips).page == -1).all()
+        assert (drawn(track, lips, draw="warp").page >= 0).all()
+
+
+def test_a_mouth_that_never_opens_is_painted_open() -> None:
+    """Many pages, but none shows the inside of the mouth."""
+    with track_of(np.full(60, 0.001) + speaking(60, most=0.002)) as track, heard(speaking(60, seed=1)) as lips:
+        assert (drawn(track, lips).page == -1).all()
+    with track_of(speaking(60)) as track, heard(speaking(60, seed=1)) as lips:
+        assert (drawn(track, lips).page >= 0).all()
+        assert (drawn(track, lips, draw="paint").page == -1).all()
+
+
+def test_own_frames_can_be_forbidden() -> None:
+    recalled = speaking(100)
+    with track_of(speaking(100)) as track, heard(recalled) as lips:
+        near = np.abs(track.pages.frame[drawn(track, lips).page] - np.arange(100)) < 5
+        assert near.any()
+        far = np.abs(track.pages.frame[drawn(track, lips, exclude_s=0.2).page] - np.arange(100))
+        assert (far >= 5).all()
+
+
+def test_blocks_change_no_lips(monkeypatch: pytest.MonkeyPatch) -> None:
+    with track_of(speaking(100)) as track, heard(speaking(100, seed=1)) as lips:
+        whole = drawn(track, lips)
+        monkeypatch.setattr(choosing, "BLOCK_FRAMES", 16)
+        blocks = drawn(track, lips)
+    assert np.abs(whole.points - blocks.points).max() < 1e-5
+    assert (whole.page == blocks.page).mean() > 0.95
