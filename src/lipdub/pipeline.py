@@ -19,10 +19,10 @@ from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.follow import follow
 from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack
 from lipdub.model import Model, open_model
-from lipdub.options import DubOptions
-from lipdub.records import DubReport, Span, VideoInfo
+from lipdub.options import DubOptions, Silence
+from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning, Span, VideoInfo
 from lipdub.render import Scene, render
-from lipdub.speech.lip_track import listen
+from lipdub.speech.lip_track import LipTrack, listen
 from lipdub.stages import Clock
 from lipdub.timeline import Timeline, plan
 
@@ -59,6 +59,7 @@ def dub(
     """
     started = time.perf_counter()
     clock = Clock()
+    warnings: dict[DubWarning, None] = {}  # each once, in the order in which they were found
     tell = on_progress or (lambda stage, done, total: None)
     media.check_output(out, inputs=[video, speech], force=options.force)
     with clock("open"):
@@ -88,11 +89,13 @@ def dub(
             media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force)
     spans = _spans(track, shown)
     passed = sum(span.end - span.first for span in spans)
+    warnings |= dict.fromkeys(_nothing_dubbed(track, shown, lips, spans, options.silence))
     return DubReport(
         video=str(video), speech=str(speech), output=str(out), model=model.spec.name, provider=model.generator.provider, options=options,
         frames=len(shown), dubbed=len(shown) - passed, passed_through=passed, spans=spans, silent_frames=lips.pauses,
         video_s=float(info.duration_s or 0), speech_s=float(speech_s), output_s=float(shown.duration_s),
         wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cached,
+        warnings=tuple(warnings),
     )  # fmt: skip
 
 
@@ -122,6 +125,23 @@ def _require_faces(track: FaceTrack, video: Path, strict: bool) -> None:
             f"'{video}' has {sum(s.end - s.first for s in spans)} frames that cannot be dubbed, the first at {spans[0].start_s:.2f} s "
             f"({spans[0].why}); leave --strict away to pass them through"
         )
+
+
+def _nothing_dubbed(track: FaceTrack, shown: Timeline, lips: LipTrack, spans: tuple[Span, ...], silence: Silence) -> list[DubWarning]:
+    """The warning that the output does not speak, where that is so."""
+    dubbed = track.status[shown.source] == DUBBED
+    if not dubbed.any():
+        why = " and ".join(sorted({span.why for span in spans}))
+        return [DubWarning(NOTHING_DUBBED, f"nothing was dubbed, for no frame can be ({why}); the output shows the source untouched")]
+    if not lips.in_pause[dubbed].all():
+        return []
+    if silence == "keep":
+        text = "nothing was dubbed, for the speech pauses in all that could be; the output shows the source untouched"
+        return [DubWarning(NOTHING_DUBBED, text)]
+    if not lips.in_pause.all():
+        text = "nothing was dubbed, for the speech sounds only where no face can be; the mouth rests in all that was redrawn"
+        return [DubWarning(NOTHING_DUBBED, text)]
+    return []
 
 
 def _spans(track: FaceTrack, shown: Timeline) -> tuple[Span, ...]:

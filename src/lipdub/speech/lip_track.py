@@ -56,8 +56,7 @@ class LipTrack:
         self._columns = np.cumsum([spec.lip_channels, 1, 2 * POINTS if spec.points else 0]).tolist()
         self._has_points = spec.points
         self._rows = RowFile(self._columns[-1])
-        self.pauses = 0
-        """Frames that count as pauses."""
+        self._in_pause: list[NDArray[np.bool_]] = []
 
     def __len__(self) -> int:
         return self._rows.count
@@ -69,7 +68,17 @@ class LipTrack:
         """Put the next moments at the end; their addresses are not kept."""
         points = [] if lips.points is None else [lips.points.reshape(len(lips), 2 * POINTS)]
         self._rows.extend(np.column_stack([lips.feature, lips.silence, *points]))
-        self.pauses += int((lips.silence > PAUSE).sum())
+        self._in_pause.append(lips.silence > PAUSE)
+
+    @property
+    def in_pause(self) -> NDArray[np.bool_]:
+        """Which frames count as pauses, (N,)."""
+        return np.concatenate([np.zeros(0, np.bool_), *self._in_pause])
+
+    @property
+    def pauses(self) -> int:
+        """How many frames count as pauses."""
+        return int(self.in_pause.sum())
 
     def frames(self, first: int, end: int) -> Lips:
         """The frames [first, end)."""
