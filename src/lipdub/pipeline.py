@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -22,12 +23,17 @@ from lipdub.model import Model, open_model
 from lipdub.options import DubOptions, Silence
 from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning, Span, VideoInfo
 from lipdub.render import Scene, render
-from lipdub.speech.lip_track import LipTrack, listen
+from lipdub.speech.lip_track import LipTrack, listen, pauses_in
+from lipdub.speech.pauses import Pauses
 from lipdub.stages import Clock
 from lipdub.timeline import Timeline, plan
 
 OnProgress = Callable[[str, int, int | None], None]
 """Told (stage, frames done, frames in all or None) as work goes on."""
+
+
+QUIET_GAIN = 4.0
+"""Speech that has to be raised by more to be heard, 12 dB, may not be what was meant."""
 
 
 def dub(
@@ -77,7 +83,11 @@ def dub(
         shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
         with clock("recall"):
             told = _counted("listening", len(shown), tell)
-            lips = listen(speech, model.memory, shown.times_s, rest_in_pauses=options.silence == "close", on_frames=told)
+            pauses = pauses_in(speech)
+            if pauses.gain > QUIET_GAIN:
+                text = f"the speech is quiet: it is heard {20 * math.log10(pauses.gain):.0f} dB louder, and goes into the output as it is"
+                warnings[DubWarning("quiet-speech", text)] = None
+            lips = listen(speech, model.memory, shown.times_s, pauses=pauses, rest_in_pauses=options.silence == "close", on_frames=told)
         stack.enter_context(closing(lips))
         silent_video = stack.enter_context(part_file(out))
         with clock("choose"):
@@ -89,7 +99,7 @@ def dub(
             media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force)
     spans = _spans(track, shown)
     passed = sum(span.end - span.first for span in spans)
-    warnings |= dict.fromkeys(_nothing_dubbed(track, shown, lips, spans, options.silence))
+    warnings |= dict.fromkeys(_nothing_dubbed(track, shown, lips, pauses, spans, options.silence))
     return DubReport(
         video=str(video), speech=str(speech), output=str(out), model=model.spec.name, provider=model.generator.provider, options=options,
         frames=len(shown), dubbed=len(shown) - passed, passed_through=passed, spans=spans, silent_frames=lips.pauses,
@@ -127,7 +137,9 @@ def _require_faces(track: FaceTrack, video: Path, strict: bool) -> None:
         )
 
 
-def _nothing_dubbed(track: FaceTrack, shown: Timeline, lips: LipTrack, spans: tuple[Span, ...], silence: Silence) -> list[DubWarning]:
+def _nothing_dubbed(
+    track: FaceTrack, shown: Timeline, lips: LipTrack, pauses: Pauses, spans: tuple[Span, ...], silence: Silence
+) -> list[DubWarning]:
     """The warning that the output does not speak, where that is so."""
     dubbed = track.status[shown.source] == DUBBED
     if not dubbed.any():
@@ -137,6 +149,9 @@ def _nothing_dubbed(track: FaceTrack, shown: Timeline, lips: LipTrack, spans: tu
         return []
     if silence == "keep":
         text = "nothing was dubbed, for the speech pauses in all that could be; the output shows the source untouched"
+        return [DubWarning(NOTHING_DUBBED, text)]
+    if silence == "close" and pauses.sounds and lips.in_pause.all():
+        text = "nothing was dubbed, for the sound is taken for one long pause; listen to it, or draw what is heard by --silence off"
         return [DubWarning(NOTHING_DUBBED, text)]
     if not lips.in_pause.all():
         text = "nothing was dubbed, for the speech sounds only where no face can be; the mouth rests in all that was redrawn"

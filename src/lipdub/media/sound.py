@@ -6,6 +6,7 @@ import wave
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import av
@@ -22,6 +23,11 @@ GAP_S = Fraction(1, 20)
 """Times of sound that are off by less follow from rounding in the container."""
 _LONGEST_GAP_S = 3600
 _BLOCK_SAMPLES = 65536
+_MIX_HZ = 8000
+"""Rate at which channels are held against their mix."""
+_CANCELLED = 0.1
+"""A mix with less than this share of the energy of its loudest channel has cancelled it; speech on one of two channels keeps 0.25."""
+_OFTEN_CANCELLED = 0.05
 
 
 def sounds(container: InputContainer, stream: av.AudioStream) -> Iterator[tuple[Fraction, av.AudioFrame]]:
@@ -46,35 +52,83 @@ def sounds(container: InputContainer, stream: av.AudioStream) -> Iterator[tuple[
         yield time_s, frame
 
 
-def _resampler(sample_rate_hz: int) -> av.AudioResampler:
-    """To mono float32; weights of the channels sum to one, so that a loud stereo file does not clip."""
-    return av.AudioResampler(format="flt", layout="mono", rate=sample_rate_hz, options={"rematrix_maxval": "1.0"})
+def _resampler(sample_rate_hz: int, layout: str | av.AudioLayout = "mono") -> av.AudioResampler:
+    """To float32 of that layout, plane by plane; where channels are mixed, their weights sum to one, so that a loud stereo file does not
+    clip."""
+    return av.AudioResampler(format="fltp", layout=layout, rate=sample_rate_hz, options={"rematrix_maxval": "1.0"})
+
+
+def _channel_for_mono(path: Path) -> int | None:
+    """Which channel stands for all of them where mixing would cancel the voice; None where the mix will do. Raises as `read_audio`."""
+    stat = path.stat()
+    return _channel_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _channel_of(path: Path, size: int, changed: int) -> int | None:
+    """See `_channel_for_mono`; asked several times for each dub. size, changed: of the file, so that another one is looked at anew."""
+    with opened(path) as container:
+        stream = audio_stream(container, path)
+        if stream.codec_context.channels < 2:
+            return None
+        sums, cancelled = np.zeros(0), np.zeros(0)
+        mixes: dict[tuple[str, int], tuple[av.AudioResampler, av.AudioResampler]] = {}
+        for _, frame in sounds(container, stream):
+            frame.pts = None
+            key = frame.layout.name, frame.sample_rate
+            if key not in mixes:
+                mixes[key] = _resampler(_MIX_HZ, frame.layout), _resampler(_MIX_HZ)
+            by_channel, by_mix = mixes[key]
+            apart = _voice_energy(by_channel.resample(frame), frame.layout.nb_channels)
+            mixed = _voice_energy(by_mix.resample(frame), 1)
+            if len(apart) > len(sums):
+                sums, cancelled = (np.pad(total, (0, len(apart) - len(total))) for total in (sums, cancelled))
+            if not np.isfinite(apart).all():
+                continue  # `read_audio` says so
+            sums[: len(apart)] += apart
+            if mixed[0] < _CANCELLED * apart.max():
+                cancelled[: len(apart)] += apart
+    if not len(sums) or cancelled.max() <= _OFTEN_CANCELLED * sums.max():
+        return None
+    return int(np.argmax(sums))
+
+
+def _voice_energy(pieces: list[av.AudioFrame], channels: int) -> NDArray[np.float64]:
+    """Energy of each channel in the band of a voice, above 200 Hz at `_MIX_HZ`: float64 (channels,)."""
+    energy = np.zeros(channels)
+    for piece in pieces:
+        spectrum = np.abs(np.fft.rfft(piece.to_ndarray(), axis=1)) ** 2
+        energy += spectrum[:, -(-200 * piece.samples // _MIX_HZ) :].sum(axis=1) / piece.samples
+    return energy
 
 
 def _resampled(
-    container: InputContainer, stream: av.AudioStream, sample_rate_hz: int
+    container: InputContainer, stream: av.AudioStream, sample_rate_hz: int, channel: int | None
 ) -> Iterator[tuple[Fraction | None, NDArray[np.float32]]]:
-    """Mono float32 pieces of any length. Where one does not follow the piece before, the time of its first sample is given."""
+    """Mono float32 pieces of any length, of `channel` where there is such a one, else mixed. Where one does not follow the piece before,
+    the time of its first sample is given."""
     due_s: Fraction | None = None
     shape: tuple[int, str, str] | None = None
-    resampler = _resampler(sample_rate_hz)
+    resampler, plane = _resampler(sample_rate_hz), 0
     for time_s, frame in sounds(container, stream):
         now = frame.sample_rate, frame.format.name, frame.layout.name
         if now != shape or time_s != due_s:
             if shape is not None:
-                yield from ((None, _samples(piece)) for piece in resampler.resample(None))
-            resampler, shape = _resampler(sample_rate_hz), now
+                yield from ((None, _samples(piece, plane)) for piece in resampler.resample(None))
+            alone = channel is not None and channel < frame.layout.nb_channels
+            resampler, shape = _resampler(sample_rate_hz, frame.layout if alone else "mono"), now
+            plane = channel if alone and channel is not None else 0
             yield time_s, np.empty(0, np.float32)
         due_s = time_s + Fraction(frame.samples, frame.sample_rate)
         frame.pts = None
-        yield from ((None, _samples(piece)) for piece in resampler.resample(frame))
+        yield from ((None, _samples(piece, plane)) for piece in resampler.resample(frame))
     if shape is not None:
-        yield from ((None, _samples(piece)) for piece in resampler.resample(None))
+        yield from ((None, _samples(piece, plane)) for piece in resampler.resample(None))
 
 
-def _samples(frame: av.AudioFrame) -> NDArray[np.float32]:
-    """The samples of a mono float frame, float32 (n,)."""
-    return np.asarray(frame.to_ndarray()[0], np.float32)
+def _samples(frame: av.AudioFrame, plane: int) -> NDArray[np.float32]:
+    """The samples of one channel of a float frame, float32 (n,)."""
+    return np.asarray(frame.to_ndarray()[plane], np.float32)
 
 
 def _from_zero(pieces: Iterator[tuple[Fraction | None, NDArray[np.float32]]], sample_rate_hz: int) -> Iterator[NDArray[np.float32]]:
@@ -97,17 +151,19 @@ def read_audio(path: Path, sample_rate_hz: int) -> Generator[NDArray[np.float32]
     """The sound of `path` (a sound file or a video) as mono float32 blocks (n,) in [-1, 1], n up to 65536.
 
     Sample k is at ``k / sample_rate_hz`` seconds from time zero: where the sound of a video starts late, silence comes
-    first. Resampled and mixed down by FFmpeg.
+    first. Resampled and mixed down by FFmpeg; where channels would cancel each other, as those of opposite sign do, the one with most
+    energy stands for all.
 
     Raises:
         UnreadableMedia: missing, empty, a folder, or no media.
         NoAudioStream: no sound, sound of zero length, or samples that are not finite numbers.
     """
+    channel = _channel_for_mono(path) if path.is_file() else None
     with opened(path) as container:
         stream = audio_stream(container, path)
         held: list[NDArray[np.float32]] = []
         length, total = 0, 0
-        for piece in _from_zero(_resampled(container, stream, sample_rate_hz), sample_rate_hz):
+        for piece in _from_zero(_resampled(container, stream, sample_rate_hz, channel), sample_rate_hz):
             if not np.isfinite(piece).all():
                 raise NoAudioStream(f"the sound of '{path}' holds samples that are not finite numbers; export it again")
             held.append(np.clip(piece, -1, 1))

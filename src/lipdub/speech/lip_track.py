@@ -14,6 +14,8 @@ from lipdub import media
 from lipdub.bundles.bundle import POINTS, BundleSpec
 from lipdub.row_file import RowFile
 from lipdub.speech.memory import Memory, Recalls
+from lipdub.speech.pauses import Pauses, brought, pauses_of
+from lipdub.speech.voice import open_voice
 from lipdub.speech.windows import SpeechWindows, windows_of
 from lipdub.stages import cores, spread
 
@@ -100,15 +102,25 @@ def lips_of(windows: SpeechWindows, memory: Recalls) -> Lips:
     return Lips(windows.mean(recall.lip_feature), windows.silence, points, windows.mean(recall.address))
 
 
-def lips_at(speech: Path, memory: Memory, times_s: NDArray[np.float64]) -> Generator[Lips, None, None]:
+def pauses_in(speech: Path) -> Pauses:
+    """Where `speech` pauses, and how much louder it is to be heard; it is read to its end. Raises UnreadableMedia, NoAudioStream."""
+    return pauses_of(lambda: media.read_audio(speech, SAMPLE_RATE_HZ), open_voice())
+
+
+def lips_at(speech: Path, memory: Memory, times_s: NDArray[np.float64], pauses: Pauses | None = None) -> Generator[Lips, None, None]:
     """The lip motion that `speech` asks for at the times `times_s` (N,), float64, rising: some moments at a time, in order.
+
+    pauses: as `pauses_in` found them; None to find them first.
 
     Raises UnreadableMedia, NoAudioStream, BundleInvalid.
     """
+    if not len(times_s):
+        return
+    pauses = pauses_in(speech) if pauses is None else pauses
     with closing(media.read_audio(speech, SAMPLE_RATE_HZ)) as blocks_of_sound:
-        sound = memory.track(blocks_of_sound)
+        sound = memory.track(brought(blocks_of_sound, pauses.gain))
         blocks = (times_s[first : first + BLOCK_FRAMES] for first in range(0, len(times_s), BLOCK_FRAMES))
-        windows = (windows_of(block, memory.spec, sound) for block in blocks)
+        windows = (windows_of(block, memory.spec, sound, pauses) for block in blocks)
         with closing(spread(lambda block: lips_of(block, memory), windows, workers=cores())) as pieces:
             yield from pieces
 
@@ -118,19 +130,21 @@ def listen(
     memory: Memory,
     times_s: NDArray[np.float64],
     *,
+    pauses: Pauses | None = None,
     rest_in_pauses: bool,
     on_frames: Callable[[int], None] | None = None,
 ) -> LipTrack:
     """The lip motion that `speech` asks for at the times `times_s` (N,), float64, rising; the caller closes it.
 
-    rest_in_pauses: the resting mouth takes over where the speech pauses. on_frames: told how many frames each step took.
+    pauses: as for `lips_at`. rest_in_pauses: the resting mouth takes over where the speech pauses. on_frames: told how many frames each
+    step took.
 
     Raises UnreadableMedia, NoAudioStream, BundleInvalid.
     """
     track = LipTrack(memory.spec)
     rest = np.asarray(memory.spec.rest_feature, np.float32)
     try:
-        with closing(lips_at(speech, memory, times_s)) as pieces:
+        with closing(lips_at(speech, memory, times_s, pauses)) as pieces:
             for lips in pieces:
                 track.add(lips.at_rest_in_pauses(rest) if rest_in_pauses else lips)
                 if on_frames is not None:
