@@ -66,11 +66,15 @@ def dub(
     started = time.perf_counter()
     clock = Clock()
     warnings: dict[DubWarning, None] = {}  # each once, in the order in which they were found
+
+    def warn(warning: DubWarning) -> None:
+        warnings[warning] = None
+
     tell = on_progress or (lambda stage, done, total: None)
     media.check_output(out, inputs=[video, speech], force=options.force)
     with clock("open"):
         info = media.probe(video)
-        speech_s = media.audio_duration_s(speech)
+        sound = media.probe_sound(speech)
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None
     if track is None:
@@ -80,13 +84,15 @@ def dub(
         stack.callback(track.references.close)
         tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
         _require_faces(track, video, options.strict)
-        shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
+        shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=sound.end_s, fit=options.fit, is_still=info.is_still)
+        with clock("open"):  # before a frame is drawn: what cannot be written is said now
+            sound_plan = media.plan_sound(speech, out, duration_s=shown.duration_s, info=sound, warn=warn)
         with clock("recall"):
             told = _counted("listening", len(shown), tell)
             pauses = pauses_in(speech)
             if pauses.gain > QUIET_GAIN:
                 text = f"the speech is quiet: it is heard {20 * math.log10(pauses.gain):.0f} dB louder, and goes into the output as it is"
-                warnings[DubWarning("quiet-speech", text)] = None
+                warn(DubWarning("quiet-speech", text))
             lips = listen(speech, model.memory, shown.times_s, pauses=pauses, rest_in_pauses=options.silence == "close", on_frames=told)
         stack.enter_context(closing(lips))
         silent_video = stack.enter_context(part_file(out))
@@ -96,14 +102,14 @@ def dub(
         scene = Scene(video, info, track, shown, lips, choices, model.spec, model.generator, keep_pauses=options.silence == "keep")
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=_counted("redrawing", len(shown), tell))
         with clock("mux"):
-            media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force)
+            media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, warn=warn)
     spans = _spans(track, shown)
     passed = sum(span.end - span.first for span in spans)
     warnings |= dict.fromkeys(_nothing_dubbed(track, shown, lips, pauses, spans, options.silence))
     return DubReport(
         video=str(video), speech=str(speech), output=str(out), model=model.spec.name, provider=model.generator.provider, options=options,
         frames=len(shown), dubbed=len(shown) - passed, passed_through=passed, spans=spans, silent_frames=lips.pauses,
-        video_s=float(info.duration_s or 0), speech_s=float(speech_s), output_s=float(shown.duration_s),
+        video_s=float(info.duration_s or 0), speech_s=float(sound.end_s), output_s=float(shown.duration_s),
         wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cached,
         warnings=tuple(warnings),
     )  # fmt: skip

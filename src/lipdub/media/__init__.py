@@ -13,7 +13,8 @@ from lipdub.media.muxing import mux
 from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix
 from lipdub.media.pictures import probe, read_frames, read_planes, read_span
 from lipdub.media.playback import play
-from lipdub.media.sound import audio_duration_s, first_samples, has_sound, read_audio, write_wav
+from lipdub.media.sound import audio_duration_s, first_samples, has_sound, probe_sound, read_audio, write_wav
+from lipdub.media.sound_plan import plan_sound
 from lipdub.media.stills import encode_picture
 from lipdub.media.writer import Writer
 
@@ -31,8 +32,10 @@ __all__ = [
     "first_samples",
     "has_sound",
     "mux",
+    "plan_sound",
     "play",
     "probe",
+    "probe_sound",
     "read_audio",
     "read_frames",
     "read_planes",

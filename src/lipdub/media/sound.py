@@ -5,6 +5,7 @@ from __future__ import annotations
 import wave
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 
 from lipdub.atomic import whole_file
 from lipdub.errors import NoAudioStream
-from lipdub.media.files import audio_stream, decoded, opened, origin_of_s
+from lipdub.media.files import audio_stream, decoded, mapped, opened, origin_of_s, url_of
 
 GAP_S = Fraction(1, 20)
 """Times of sound that are off by less follow from rounding in the container."""
 _LONGEST_GAP_S = 3600
+_WITHOUT_TIMES = {"aac", "ac3", "aiff", "amr", "au", "caf", "dts", "eac3", "flac", "loas", "mp3", "w64", "wav"}
+"""Formats that store no times: FFmpeg counts them from the packets, at the rate that the file began with."""
 _BLOCK_SAMPLES = 65536
 _MIX_HZ = 8000
 """Rate at which channels are held against their mix."""
@@ -41,6 +44,8 @@ def sounds(container: InputContainer, stream: av.AudioStream) -> Iterator[tuple[
         if not frame.samples or not frame.sample_rate:
             continue
         stamp_s = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+        if due_s is not None and container.format.name in _WITHOUT_TIMES:
+            stamp_s = None
         if origin_s is None:
             origin_s = stamp_s or Fraction(0)
         time_s = due_s if stamp_s is None else stamp_s - origin_s
@@ -53,9 +58,9 @@ def sounds(container: InputContainer, stream: av.AudioStream) -> Iterator[tuple[
 
 
 def _resampler(sample_rate_hz: int, layout: str | av.AudioLayout = "mono") -> av.AudioResampler:
-    """To float32 of that layout, plane by plane; where channels are mixed, their weights sum to one, so that a loud stereo file does not
-    clip."""
-    return av.AudioResampler(format="fltp", layout=layout, rate=sample_rate_hz, options={"rematrix_maxval": "1.0"})
+    """To float32 of that layout, channels interleaved (PyAV crashes on more than seven planes); where channels are mixed, their weights
+    sum to one, so that a loud stereo file does not clip."""
+    return av.AudioResampler(format="flt", layout=layout, rate=sample_rate_hz, options={"rematrix_maxval": "1.0"})
 
 
 def _channel_for_mono(path: Path) -> int | None:
@@ -69,8 +74,6 @@ def _channel_of(path: Path, size: int, changed: int) -> int | None:
     """See `_channel_for_mono`; asked several times for each dub. size, changed: of the file, so that another one is looked at anew."""
     with opened(path) as container:
         stream = audio_stream(container, path)
-        if stream.codec_context.channels < 2:
-            return None
         sums, cancelled = np.zeros(0), np.zeros(0)
         mixes: dict[tuple[str, int], tuple[av.AudioResampler, av.AudioResampler]] = {}
         for _, frame in sounds(container, stream):
@@ -93,46 +96,64 @@ def _channel_of(path: Path, size: int, changed: int) -> int | None:
     return int(np.argmax(sums))
 
 
+def _holds_no_numbers(frame: av.AudioFrame) -> bool:
+    """Whether samples of a frame are NaN or infinite. Of more than seven planes PyAV gives no array: `read_audio` looks again."""
+    if not frame.format.name.startswith(("flt", "dbl")) or (frame.format.is_planar and frame.layout.nb_channels > 7):
+        return False
+    return not bool(np.isfinite(frame.to_ndarray()).all())
+
+
+def _planes(frame: av.AudioFrame) -> NDArray[np.float32]:
+    """The samples of a frame of interleaved floats, float32 (C, n)."""
+    return np.asarray(frame.to_ndarray(), np.float32).reshape(frame.samples, -1).T
+
+
 def _voice_energy(pieces: list[av.AudioFrame], channels: int) -> NDArray[np.float64]:
     """Energy of each channel in the band of a voice, above 200 Hz at `_MIX_HZ`: float64 (channels,)."""
     energy = np.zeros(channels)
     for piece in pieces:
-        spectrum = np.abs(np.fft.rfft(piece.to_ndarray(), axis=1)) ** 2
+        spectrum = np.abs(np.fft.rfft(_planes(piece), axis=1)) ** 2
         energy += spectrum[:, -(-200 * piece.samples // _MIX_HZ) :].sum(axis=1) / piece.samples
     return energy
 
 
+Piece = tuple[Fraction | None, NDArray[np.float32]]
+"""Samples (C, n), and the time of the first one where it does not follow the piece before."""
+
+
 def _resampled(
-    container: InputContainer, stream: av.AudioStream, sample_rate_hz: int, channel: int | None
-) -> Iterator[tuple[Fraction | None, NDArray[np.float32]]]:
-    """Mono float32 pieces of any length, of `channel` where there is such a one, else mixed. Where one does not follow the piece before,
-    the time of its first sample is given."""
+    container: InputContainer, stream: av.AudioStream, sample_rate_hz: int, *, layout: str = "mono", channel: int | None = None
+) -> Iterator[Piece]:
+    """The sound in pieces of any length, in `layout`; with `channel`, that channel alone where there is such a one."""
     due_s: Fraction | None = None
     shape: tuple[int, str, str] | None = None
-    resampler, plane = _resampler(sample_rate_hz), 0
+    resampler, kept = _resampler(sample_rate_hz), slice(None)
+    channels = av.AudioLayout(layout).nb_channels
+
+    def taken(pieces: list[av.AudioFrame]) -> Iterator[Piece]:
+        for piece in pieces:
+            planes = _planes(piece)[kept]
+            # FFmpeg would make each side of a mono sound 3 dB quieter.
+            yield None, np.repeat(planes, channels, axis=0) if len(planes) == 1 else planes
+
     for time_s, frame in sounds(container, stream):
         now = frame.sample_rate, frame.format.name, frame.layout.name
         if now != shape or time_s != due_s:
             if shape is not None:
-                yield from ((None, _samples(piece, plane)) for piece in resampler.resample(None))
-            alone = channel is not None and channel < frame.layout.nb_channels
-            resampler, shape = _resampler(sample_rate_hz, frame.layout if alone else "mono"), now
-            plane = channel if alone and channel is not None else 0
-            yield time_s, np.empty(0, np.float32)
+                yield from taken(resampler.resample(None))
+            alone, shape = channel is not None and channel < frame.layout.nb_channels, now
+            resampler = _resampler(sample_rate_hz, frame.layout if alone or frame.layout.nb_channels == 1 else layout)
+            kept = slice(channel, channel + 1) if alone and channel is not None else slice(None)
+            yield time_s, np.empty((channels, 0), np.float32)
         due_s = time_s + Fraction(frame.samples, frame.sample_rate)
         frame.pts = None
-        yield from ((None, _samples(piece, plane)) for piece in resampler.resample(frame))
+        yield from taken(resampler.resample(frame))
     if shape is not None:
-        yield from ((None, _samples(piece, plane)) for piece in resampler.resample(None))
+        yield from taken(resampler.resample(None))
 
 
-def _samples(frame: av.AudioFrame, plane: int) -> NDArray[np.float32]:
-    """The samples of one channel of a float frame, float32 (n,)."""
-    return np.asarray(frame.to_ndarray()[plane], np.float32)
-
-
-def _from_zero(pieces: Iterator[tuple[Fraction | None, NDArray[np.float32]]], sample_rate_hz: int) -> Iterator[NDArray[np.float32]]:
-    """The pieces laid out from time zero: silence in the gaps, nothing from before zero."""
+def _from_zero(pieces: Iterator[Piece], sample_rate_hz: int, channels: int = 1) -> Iterator[NDArray[np.float32]]:
+    """The pieces laid out from time zero, (C, n): silence in the gaps, nothing from before zero."""
     at = 0
     for start_s, piece in pieces:
         if start_s is not None:
@@ -140,11 +161,35 @@ def _from_zero(pieces: Iterator[tuple[Fraction | None, NDArray[np.float32]]], sa
             if at == 0 and start < 0:
                 at = start
             while at < start:
-                silence = np.zeros(min(_BLOCK_SAMPLES, start - at), np.float32)
-                at += len(silence)
+                silence = np.zeros((channels, min(_BLOCK_SAMPLES, start - at)), np.float32)
+                at += silence.shape[1]
                 yield silence
-        yield piece[max(0, -at) :]
-        at += len(piece)
+        if piece.shape[1]:
+            yield piece[:, max(0, -at) :]
+        at += piece.shape[1]
+
+
+def decode_sound(path: Path, out: Path, *, sample_rate_hz: int, layout: str, until_s: Fraction | None = None) -> None:
+    """Write the sound of `path` to `out` (Matroska) as float samples of one rate and layout, from time zero on, whatever it changes to on
+    the way: the samples that `read_audio` mixes. until_s: no more than about so much.
+
+    Raises UnreadableMedia, NoAudioStream, EncodingFailed, WriteFailed.
+    """
+    written = 0
+    with opened(path) as container, mapped(out, writing=True), av.open(url_of(out), "w", format="matroska") as target:
+        sound = target.add_stream("pcm_f32le", rate=sample_rate_hz, layout=layout)
+        pieces = _resampled(container, audio_stream(container, path), sample_rate_hz, layout=layout)
+        for planes in _from_zero(pieces, sample_rate_hz, sound.layout.nb_channels):
+            if not planes.shape[1]:
+                continue
+            packed = np.ascontiguousarray(planes.T).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(packed, "flt", layout)
+            frame.sample_rate, frame.pts, frame.time_base = sample_rate_hz, written, Fraction(1, sample_rate_hz)
+            written += planes.shape[1]
+            target.mux(sound.encode(frame))
+            if until_s is not None and written >= until_s * sample_rate_hz:
+                break
+        target.mux(sound.encode(None))
 
 
 def read_audio(path: Path, sample_rate_hz: int) -> Generator[NDArray[np.float32], None, None]:
@@ -158,12 +203,12 @@ def read_audio(path: Path, sample_rate_hz: int) -> Generator[NDArray[np.float32]
         UnreadableMedia: missing, empty, a folder, or no media.
         NoAudioStream: no sound, sound of zero length, or samples that are not finite numbers.
     """
-    channel = _channel_for_mono(path) if path.is_file() else None
     with opened(path) as container:
         stream = audio_stream(container, path)
+        channel = _channel_for_mono(path) if stream.codec_context.channels > 1 else None
         held: list[NDArray[np.float32]] = []
         length, total = 0, 0
-        for piece in _from_zero(_resampled(container, stream, sample_rate_hz, channel), sample_rate_hz):
+        for (piece,) in _from_zero(_resampled(container, stream, sample_rate_hz, channel=channel), sample_rate_hz):
             if not np.isfinite(piece).all():
                 raise NoAudioStream(f"the sound of '{path}' holds samples that are not finite numbers; export it again")
             held.append(np.clip(piece, -1, 1))
@@ -200,22 +245,63 @@ def write_wav(out: Path, samples: NDArray[np.float32 | np.float64], sample_rate_
         file.writeframes(np.rint(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
 
 
-def audio_duration_s(path: Path) -> Fraction:
-    """When the sound of `path` ends, seconds from time zero, counted from its decoded samples.
+@dataclass(frozen=True, slots=True)
+class SoundInfo:
+    """What the sound of a file is, decoded to its end; times in seconds from time zero.
 
-    Raises:
-        UnreadableMedia, NoAudioStream: as `read_audio`.
+    index: of the stream in its file. codec: by FFmpeg's name. sample_rate_hz, layout: the highest rate, and the layout of most channels.
+    origin_s: time zero on the file's own clock. packet_s: where the coded sound starts, an encoder's lead-in that nobody hears included.
+    start_s, end_s: of the sound that is heard. changes_s: where its rate, layout or kind of samples changes.
     """
+
+    index: int
+    codec: str
+    sample_rate_hz: int
+    channels: int
+    layout: str
+    origin_s: Fraction
+    packet_s: Fraction
+    start_s: Fraction
+    end_s: Fraction
+    changes_s: tuple[Fraction, ...]
+
+
+def probe_sound(path: Path) -> SoundInfo:
+    """What the sound of `path` is; it is decoded to its end. Raises UnreadableMedia, NoAudioStream: as `read_audio`."""
     with opened(path) as container:
         stream = audio_stream(container, path)
-        end_s: Fraction | None = None
+        packet = next(container.demux(stream))
+        packet_s = Fraction(0) if packet.pts is None else packet.pts * packet.time_base
+    with opened(path) as container:
+        stream = audio_stream(container, path)
+        start_s: Fraction | None = None
+        origin_s = end_s = Fraction(0)
+        rate, layout, channels = 0, "", 0
+        changes_s: list[Fraction] = []
+        shape: tuple[int, str, str] | None = None
         for time_s, frame in sounds(container, stream):
+            if start_s is None:
+                start_s = time_s
+                if frame.pts is not None and frame.time_base is not None:
+                    origin_s = frame.pts * frame.time_base - time_s
+            now = frame.sample_rate, frame.format.name, frame.layout.name
+            if shape is not None and now != shape and time_s - start_s > GAP_S:  # a first scrap may bear the format of another piece
+                changes_s.append(time_s)
+            shape, rate = now, max(rate, frame.sample_rate)
+            if frame.layout.nb_channels > channels:
+                layout, channels = frame.layout.name, frame.layout.nb_channels
             end_s = time_s + Fraction(frame.samples, frame.sample_rate)
-            if frame.format.name.startswith(("flt", "dbl")) and not np.isfinite(frame.to_ndarray()).all():
+            if _holds_no_numbers(frame):
                 raise NoAudioStream(f"the sound of '{path}' holds samples that are not finite numbers; export it again")
-    if end_s is None or end_s <= 0:
-        raise NoAudioStream(f"the sound of '{path}' has no samples; give a file with speech in it")
-    return end_s
+        if start_s is None or end_s <= 0:
+            raise NoAudioStream(f"the sound of '{path}' has no samples; give a file with speech in it")
+        codec = stream.codec_context.codec.canonical_name
+        return SoundInfo(stream.index, codec, rate, channels, layout, origin_s, packet_s - origin_s, start_s, end_s, tuple(changes_s))
+
+
+def audio_duration_s(path: Path) -> Fraction:
+    """When the sound of `path` ends, seconds from time zero, counted from its decoded samples. Raises as `probe_sound`."""
+    return probe_sound(path).end_s
 
 
 def has_sound(path: Path) -> bool:
