@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from lipdub.render import Scene, render
 from lipdub.speech.lip_track import LipTrack, listen, pauses_in
 from lipdub.speech.pauses import Pauses
 from lipdub.stages import Clock
-from lipdub.timeline import Timeline, plan
+from lipdub.timeline import Timeline, pictures_end_s, plan
 
 OnProgress = Callable[[str, int, int | None], None]
 """Told (stage, frames done, frames in all or None) as work goes on."""
@@ -74,7 +75,7 @@ def dub(
     media.check_output(out, inputs=[video, speech], force=options.force)
     with clock("open"):
         info = media.probe(video)
-        sound = media.probe_sound(speech)
+        sound = media.probe_sound(speech, warn)
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None
     if track is None:
@@ -99,17 +100,22 @@ def dub(
         with clock("choose"):
             choices = choose(track, shown, lips, draw=options.draw, exclude_s=exclude_own_s)
         stack.enter_context(closing(choices))
-        scene = Scene(video, info, track, shown, lips, choices, model.spec, model.generator, keep_pauses=options.silence == "keep")
+        scene = Scene(
+            video, info, track, shown, lips, choices, model.spec, model.generator, keep_pauses=options.silence == "keep", warn=warn
+        )
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=_counted("redrawing", len(shown), tell))
         with clock("mux"):
             media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, warn=warn)
+    video_s = Fraction(0) if info.is_still else pictures_end_s(track.pts, track.time_base, video_s=info.duration_s)
+    if not any(warning.kind == "clock-jump" for warning in warnings) and (cut := media.cut_off(info, video_s)) is not None:
+        warn(cut)
     spans = _spans(track, shown)
     passed = sum(span.end - span.first for span in spans)
     warnings |= dict.fromkeys(_nothing_dubbed(track, shown, lips, pauses, spans, options.silence))
     return DubReport(
         video=str(video), speech=str(speech), output=str(out), model=model.spec.name, provider=model.generator.provider, options=options,
         frames=len(shown), dubbed=len(shown) - passed, passed_through=passed, spans=spans, silent_frames=lips.pauses,
-        video_s=float(info.duration_s or 0), speech_s=float(sound.end_s), output_s=float(shown.duration_s),
+        video_s=float(video_s), speech_s=float(sound.end_s), output_s=float(shown.duration_s),
         wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cached,
         warnings=tuple(warnings),
     )  # fmt: skip

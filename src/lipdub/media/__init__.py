@@ -7,6 +7,7 @@ Colour is exact where it can be: planes are copied as they are. Pictures that mu
 the matrix and range of their own stream. The output carries the source's colour tags.
 """
 
+from lipdub.media.clock import cut_off
 from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
 from lipdub.media.muxing import mux
@@ -28,6 +29,7 @@ __all__ = [
     "check_output",
     "check_picture",
     "check_suffix",
+    "cut_off",
     "encode_picture",
     "first_samples",
     "has_sound",

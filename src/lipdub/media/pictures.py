@@ -19,7 +19,7 @@ from lipdub.media.converting import Chunk, Converter, ToPlanes, ToRgb
 from lipdub.media.files import decoded, is_photo_format, opened, origin_of_s, video_stream
 from lipdub.media.planes import YuvChunk, i420_bytes
 from lipdub.media.turning import quarter_turns
-from lipdub.records import ColorTags, FrameChunk, VideoInfo
+from lipdub.records import ColorTags, FrameChunk, VideoInfo, Warn
 
 _MAX_FRAMES = 16
 CHUNK_BYTES = 64 * 2**20
@@ -89,18 +89,20 @@ def read_frames(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Generator[Fram
     return _read(path, chunk_bytes, lambda frame, photo: ToRgb(frame, path))
 
 
-def read_planes(path: Path, *, chunk_bytes: int = PLANES_BYTES) -> Generator[YuvChunk, None, None]:
+def read_planes(path: Path, *, chunk_bytes: int = PLANES_BYTES, warn: Warn = lambda _: None) -> Generator[YuvChunk, None, None]:
     """The pictures of `path` as `read_frames` gives them, in the planes that the encoder takes; bit for bit where they are stored so.
+
+    warn: told what had to be mended.
 
     Raises as `read_frames`.
     """
-    return _read(path, chunk_bytes, lambda frame, photo: ToPlanes(frame, path, photo=photo))
+    return _read(path, chunk_bytes, lambda frame, photo: ToPlanes(frame, path, photo=photo), warn)
 
 
 _Start = Callable[[av.VideoFrame, bool], Converter[Chunk]]
 
 
-def _read(path: Path, chunk_bytes: int, start: _Start[Chunk]) -> Generator[Chunk, None, None]:
+def _read(path: Path, chunk_bytes: int, start: _Start[Chunk], warn: Warn = lambda _: None) -> Generator[Chunk, None, None]:
     """The pictures of `path` in chunks; `start` makes the converter from the first frame, told whether it is a photo."""
     with opened(path) as container:
         stream = video_stream(container, path)
@@ -109,7 +111,7 @@ def _read(path: Path, chunk_bytes: int, start: _Start[Chunk]) -> Generator[Chunk
         convert: Converter[Chunk] | None = None
         capacity, index, filled = 1, 0, 0
         ticks: list[int] = []
-        for tick, frame in _timed(container, stream):
+        for tick, frame in _timed(container, stream, warn):
             if convert is None:
                 convert = start(frame, is_photo_format(container))
                 capacity = max(1, min(_MAX_FRAMES, chunk_bytes // convert.frame_bytes))
@@ -128,9 +130,9 @@ def _read(path: Path, chunk_bytes: int, start: _Start[Chunk]) -> Generator[Chunk
             yield convert.chunk(index, filled, np.array(ticks, np.int64), time_base)
 
 
-def _timed(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[int, av.VideoFrame]]:
+def _timed(container: InputContainer, stream: av.VideoStream, warn: Warn = lambda _: None) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames of `stream` with their ticks; of a photo the first one, at tick 0."""
-    clock = FrameClock(container, stream)
+    clock = FrameClock(container, stream, warn)
     photo = is_photo_format(container)
     for frame in decoded(container, stream):
         tick = 0 if photo else clock.tick(frame)

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from lipdub.atomic import whole_file
 from lipdub.errors import NoAudioStream
+from lipdub.media.clock import CUT_OFF_S, LONGEST_GAP_S, clock_jump, tagged_duration_s
 from lipdub.media.files import audio_stream, decoded, mapped, opened, origin_of_s, url_of
+from lipdub.records import DubWarning, Warn
 
 GAP_S = Fraction(1, 20)
 """Times of sound that are off by less follow from rounding in the container."""
-_LONGEST_GAP_S = 3600
 _WITHOUT_TIMES = {"aac", "ac3", "aiff", "amr", "au", "caf", "dts", "eac3", "flac", "loas", "mp3", "w64", "wav"}
 """Formats that store no times: FFmpeg counts them from the packets, at the rate that the file began with."""
 _BLOCK_SAMPLES = 65536
@@ -33,14 +34,17 @@ _CANCELLED = 0.1
 _OFTEN_CANCELLED = 0.05
 
 
-def sounds(container: InputContainer, stream: av.AudioStream) -> Iterator[tuple[Fraction, av.AudioFrame]]:
-    """Decoded sound with the time of its first sample, seconds from time zero; silence is due where times leave a gap.
+def sounds(container: InputContainer, stream: av.AudioStream, warn: Warn = lambda _: None) -> Iterator[tuple[Fraction, av.AudioFrame]]:
+    """Decoded sound with the time of its first sample, seconds from time zero; silence is due where times leave a gap. A gap of more than
+    `LONGEST_GAP_S` in which there are no pictures, either, is closed, and `warn` is told.
 
     In a file without pictures the first sample is at zero: what encoders put before it (MP3) is no offset.
     """
-    origin_s = None if all(s.disposition & Disposition.attached_pic for s in container.streams.video) else origin_of_s(container)
+    pictures = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    seen_s: list[Fraction] = []
+    origin_s = origin_of_s(container) if pictures else None
     due_s: Fraction | None = None
-    for frame in decoded(container, stream):
+    for frame in decoded(container, stream, beside=pictures[:1], seen_s=seen_s):
         if not frame.samples or not frame.sample_rate:
             continue
         stamp_s = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
@@ -51,8 +55,13 @@ def sounds(container: InputContainer, stream: av.AudioStream) -> Iterator[tuple[
         time_s = due_s if stamp_s is None else stamp_s - origin_s
         if due_s is None:
             time_s = time_s or Fraction(0)
-        elif time_s is None or not GAP_S < time_s - due_s < _LONGEST_GAP_S:
+        elif time_s is None or time_s - due_s <= GAP_S:
             time_s = due_s
+        elif time_s - due_s > LONGEST_GAP_S and not any(due_s + 1 < at_s - origin_s < time_s - 1 for at_s in seen_s):
+            warn(clock_jump(time_s - due_s, due_s))
+            origin_s += time_s - due_s
+            time_s = due_s
+        seen_s.clear()
         due_s = time_s + Fraction(frame.samples, frame.sample_rate)
         yield time_s, frame
 
@@ -266,8 +275,11 @@ class SoundInfo:
     changes_s: tuple[Fraction, ...]
 
 
-def probe_sound(path: Path) -> SoundInfo:
-    """What the sound of `path` is; it is decoded to its end. Raises UnreadableMedia, NoAudioStream: as `read_audio`."""
+def probe_sound(path: Path, warn: Warn = lambda _: None) -> SoundInfo:
+    """What the sound of `path` is; it is decoded to its end. warn: told what had to be mended, and what is missing of it.
+
+    Raises UnreadableMedia, NoAudioStream: as `read_audio`.
+    """
     with opened(path) as container:
         stream = audio_stream(container, path)
         packet = next(container.demux(stream))
@@ -278,8 +290,9 @@ def probe_sound(path: Path) -> SoundInfo:
         origin_s = end_s = Fraction(0)
         rate, layout, channels = 0, "", 0
         changes_s: list[Fraction] = []
+        closed: list[DubWarning] = []
         shape: tuple[int, str, str] | None = None
-        for time_s, frame in sounds(container, stream):
+        for time_s, frame in sounds(container, stream, closed.append):
             if start_s is None:
                 start_s = time_s
                 if frame.pts is not None and frame.time_base is not None:
@@ -295,8 +308,42 @@ def probe_sound(path: Path) -> SoundInfo:
                 raise NoAudioStream(f"the sound of '{path}' holds samples that are not finite numbers; export it again")
         if start_s is None or end_s <= 0:
             raise NoAudioStream(f"the sound of '{path}' has no samples; give a file with speech in it")
+        promised_s = None if closed else _promised_s(path, container, stream)
+        for warning in closed:
+            warn(warning)
+        held_s = end_s - start_s
+        if promised_s is not None and promised_s - held_s > CUT_OFF_S:
+            text = f"the speech says that it lasts {float(promised_s):.2f} s, but holds {float(held_s):.2f} s: it is cut off or damaged"
+            warn(DubWarning("speech-cut-off", text, ((float(end_s), float(start_s + promised_s)),)))
         codec = stream.codec_context.codec.canonical_name
         return SoundInfo(stream.index, codec, rate, channels, layout, origin_s, packet_s - origin_s, start_s, end_s, tuple(changes_s))
+
+
+def _promised_s(path: Path, container: InputContainer, stream: av.AudioStream) -> Fraction | None:
+    """How long the sound lasts by what its container says; None where it only guesses."""
+    if container.format.name == "wav":
+        return _wav_promises_s(path)
+    if not set(container.format.name.split(",")) & {"mov", "matroska", "w64", "aiff", "flac", "au", "caf"}:
+        return None
+    if not stream.duration or stream.time_base is None:
+        return tagged_duration_s(stream)
+    return stream.duration * stream.time_base
+
+
+def _wav_promises_s(path: Path) -> Fraction | None:
+    """How long a WAV lasts by its header, which FFmpeg corrects by the size of the file; None without a size: who writes into a pipe puts
+    none, or about the largest one."""
+    with path.open("rb") as file:
+        file.seek(12)
+        bytes_per_s = 0
+        while len(head := file.read(8)) == 8:
+            name, size = head[:4], int.from_bytes(head[4:], "little")
+            if name == b"data":
+                return Fraction(size, bytes_per_s) if bytes_per_s and 0 < size < 2**31 - 2**17 else None
+            content = file.read(16) if name == b"fmt " else b""
+            bytes_per_s = int.from_bytes(content[8:12], "little") or bytes_per_s
+            file.seek(size + size % 2 - len(content), 1)
+    return None
 
 
 def audio_duration_s(path: Path) -> Fraction:
