@@ -17,7 +17,7 @@ DEMO_SHEET := demo/portrait_dubbed.png
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check format test slow bench bundle lock clean
+.PHONY: help setup demo check format test slow fuzz bench bundle lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -81,6 +81,9 @@ lock: $(VENV)/.dev  ## make requirements/*.txt again after a change of the depen
 	sed -i.bak -e "s/ and python_full_version < '3.13'//" -e "s/python_full_version < '3.13' and //" \
 		-e "s/ ; python_full_version < '3.13'//" requirements/*.txt
 	rm requirements/*.bak
+
+fuzz: $(VENV)/.dev  ## dub damaged files: SEED=0, CASES=1000 (half an hour; what fails is kept in fuzz/)
+	$(BIN)/python tests/fuzz_dub.py --seed $(or $(SEED),0) --cases $(or $(CASES),1000)
 
 clean:  ## remove .venv, the demo's output and the caches
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

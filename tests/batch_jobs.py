@@ -1,7 +1,8 @@
 """Batches for tests: a job folder, manifests, and work that a worker does in place of a dub.
 
 What a fake dub does stands in the video file, word by word: ``sleep 0.2``, ``bad`` (no face), ``flaky`` (fails once), ``bug``, ``die``
-(SIGKILL), ``die-once``, ``die-after`` (SIGKILL once, between the output and the answer), ``faces 0.2`` (so long for the analysis).
+(SIGKILL), ``die-once``, ``die-after`` (SIGKILL once, between the output and the answer), ``faces 0.2`` (so long for the analysis),
+``nothing`` (dubbed: a warning).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from lipdub.batch.row import Work, dub_task, work_on, write_row_report
 from lipdub.bundles import bundle
 from lipdub.errors import EncodingFailed, NoFaceFound, OutputRefused
 from lipdub.options import DubOptions
-from lipdub.records import DubReport
+from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning
 from lipdub.reports import content_of
 
 
@@ -64,11 +65,11 @@ def scripted_rows(folder: Path, *scripts: str) -> list[str]:
     return [f"v{number}.mp4,speech.wav,o{number}.mp4" for number in range(len(scripts))]
 
 
-def a_report(row: Row) -> DubReport:
+def a_report(row: Row, *warnings: DubWarning) -> DubReport:
     return DubReport(
         video=str(row.video), speech=str(row.speech), output=str(row.output), model="fake", provider="cpu", options=row.options,
         frames=8, dubbed=8, passed_through=0, spans=(), silent_frames=0, video_s=0.3, speech_s=0.2, output_s=0.3, wall_s=0.5, stage_s={},
-        version="0",
+        version="0", warnings=warnings,
     )  # fmt: skip
 
 
@@ -105,7 +106,8 @@ def fake_work(task: Task, tell: Any) -> RowResult:
     if "die-after" in words and first:
         once.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    report = a_report(row)
+    nothing = DubWarning(NOTHING_DUBBED, "nothing was dubbed")
+    report = a_report(row, *([nothing] if "nothing" in words else []))
     if row.report is not None:
         write_row_report(content_of(report), row.report)
     with open(row.output.parent / "written.log", "a") as log:

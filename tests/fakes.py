@@ -149,7 +149,7 @@ def write_fake_encoder(folder: Path, *, channels: int = 6, core_s: float = 1.0, 
 
 
 class MelSound:
-    """A `lipdub.speech.windows.SpeechTrack` over a whole mel (bands, columns)."""
+    """A `SpeechTrack` and a `PauseTrack` of ``lipdub.speech.windows`` over a whole mel (bands, columns)."""
 
     def __init__(self, mel: NDArray[np.float32], spec: MelSpec) -> None:
         self._mel, self._spec = mel, spec
@@ -157,7 +157,7 @@ class MelSound:
     def windows(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
         return cut_windows(self._mel, times_s, self._spec)
 
-    def silence(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+    def at(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
         return silence_weight(self.windows(times_s))
 
 

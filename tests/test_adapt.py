@@ -219,7 +219,7 @@ def test_the_held_out_part_is_drawn_as_sync_draws_it(clip: Clip, toy: Path, smoo
     clip = replace(clip, mel=mel)
     held = held_of(clip, spec)
     rows = np.arange(len(clip) - len(held), len(clip))
-    windows = windows_of(clip.times_s[rows], spec, MelSound(mel.astype(np.float32), MelSpec()))
+    windows = windows_of(clip.times_s[rows], spec, sound := MelSound(mel.astype(np.float32), MelSpec()), sound)
     lips = lips_of(windows, OnnxMemory(toy, spec, device="cpu")).at_rest_in_pauses(np.array(spec.rest_feature, np.float32))
     assert 0 < (lips.silence > PAUSE).sum() < len(rows)
     expected = open_model(str(toy), device="cpu", threads=1).generator.draw(held.crops, held.references, lips.feature).pixels

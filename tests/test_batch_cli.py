@@ -101,6 +101,34 @@ def test_exit_codes_lines_and_table(folder, fakes, monkeypatch, capsys):
     assert len(written(folder)) == 6
 
 
+def test_rows_in_which_nothing_was_dubbed_have_a_state_a_code_and_a_warning_of_their_own(folder, fakes, monkeypatch, capsys):
+    path = manifest(folder, *scripted_rows(folder, "good", "nothing"))
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([f"{rows[0]},report", f"{rows[1]},", f"{rows[2]},r.json"]) + "\n")
+
+    def states() -> list[str]:
+        return [entry.state for entry in State(path).entries.values()]
+
+    assert lipdub(monkeypatch, "batch", path, "-q") == 3
+    assert capsys.readouterr() == ("", "line 3: warning: nothing was dubbed\n")
+    assert states() == ["done", "nothing-dubbed"]
+    report = json.loads((folder / "r.json").read_text())
+    assert report["nothing_dubbed"] is True
+    assert report["warnings"] == [{"kind": "nothing-dubbed", "text": "nothing was dubbed", "times": []}]
+    # It is finished: the same command does nothing, and says the same. Its report can be written again without a dub.
+    (folder / "r.json").unlink()
+    for _ in range(2):
+        assert lipdub(monkeypatch, "batch", path) == 3
+        assert states() == ["done", "nothing-dubbed"]
+    assert json.loads((folder / "r.json").read_text()) == report
+    assert written(folder) == ["o0.mp4", "o1.mp4"]
+    capsys.readouterr()
+    assert lipdub(monkeypatch, "batch", path, "--restart") == 3
+    assert "2 of 2 rows dubbed, nothing dubbed in 1 of them" in capsys.readouterr().out
+    (folder / "v0.mp4").write_text("bad")
+    assert lipdub(monkeypatch, "batch", path) == 1
+
+
 def test_an_output_of_somebody_else_is_refused_skipped_or_replaced(folder, fakes, monkeypatch, capsys):
     path = manifest(folder, *scripted_rows(folder, "good", "good"))
     (folder / "o0.mp4").write_text("mine")

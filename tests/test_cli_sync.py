@@ -113,11 +113,42 @@ def test_faces_that_are_too_small_pass_through_and_it_says_so(work: Path, sync: 
     script = [[face_at((128, 128), height=25)]] * FRAMES
     monkeypatch.setattr(pipeline, "dub", partial(pipeline.dub, detectors=lambda: ScriptedDetector(script)))
     ran = sync("--report", "report.json")
-    assert (ran.code, ran.err) == (0, "")
+    said = "warning: nothing was dubbed, for no frame can be (face too small); the output shows the source untouched\n"
+    assert (ran.code, ran.err) == (3, said)
     assert "12: 0.00-0.48 s face too small" in ran.out
-    assert "no frame could be dubbed" in ran.out
-    (span,) = json.loads((work / "report.json").read_text())["spans"]
+    report = json.loads((work / "report.json").read_text())
+    assert report["nothing_dubbed"] is True
+    assert [warning["kind"] for warning in report["warnings"]] == ["nothing-dubbed"]
+    (span,) = report["spans"]
     assert span == {"first": 0, "end": 12, "start_s": 0.0, "end_s": 0.48, "why": "face too small"}
+
+
+@pytest.mark.parametrize("silence", ["close", "keep", "off"])
+def test_nothing_dubbed_has_an_output_a_warning_in_spite_of_q_and_a_code_of_its_own(work, sync, monkeypatch, silence) -> None:
+    script = [[face_at((128, 128), height=25)]] * FRAMES
+    monkeypatch.setattr(pipeline, "dub", partial(pipeline.dub, detectors=lambda: ScriptedDetector(script)))
+    ran = sync("-q", "--silence", silence)
+    assert (ran.code, ran.out) == (3, "")
+    assert ran.err.startswith("warning: nothing was dubbed")
+    assert ran.err.count("\n") == 1
+    assert frame_count(work / "out.mp4") == FRAMES
+
+
+def test_speech_that_sounds_only_where_there_is_no_face_dubs_nothing(work, sync, monkeypatch) -> None:
+    script = [[face_at((128, 128), height=120)]] * 6 + [[face_at((128, 128), height=25)]] * 6
+    monkeypatch.setattr(pipeline, "dub", partial(pipeline.dub, detectors=lambda: ScriptedDetector(script)))
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, round(0.48 * RATE))
+    write_wav(work / "late.wav", np.where(np.arange(len(noise)) < 0.4 * RATE, 0, noise))
+    ran = sync("-q", speech="late.wav")
+    assert (ran.code, ran.err[:28]) == (3, "warning: nothing was dubbed,")
+    assert sync("-q", "--force").code == 0
+
+
+def test_a_pause_throughout_is_kept_as_the_source_has_it_and_so_nothing_is_dubbed(work, sync) -> None:
+    write_wav(work / "silent.wav", np.zeros(round(0.48 * RATE), np.float32))
+    assert sync("-q", speech="silent.wav") == Ran(0, "", "")
+    ran = sync("-q", "--force", "--silence", "keep", speech="silent.wav")
+    assert (ran.code, ran.err[:28]) == (3, "warning: nothing was dubbed,")
 
 
 def test_force_replaces(work: Path, sync: Run) -> None:
@@ -429,6 +460,7 @@ FAKE_FFMPEG = """#!/bin/sh
 case "$*" in *-version*) echo "ffmpeg version 7.0"; exit 0;; esac
 for word; do case "$word" in *lipdub-part*) part="${word#file:}";; esac; done
 echo half > "$part"
+case "$*" in *"-c:v copy"*) ;; *) exit 0;; esac # a second of sound, tried before the first frame
 echo $$ > muxing
 exec sleep 60
 """
@@ -454,7 +486,7 @@ def test_an_interrupted_dub_leaves_nothing(long_work: Path, moment: str, number:
         try:
             reached = {
                 "finding faces": lambda: loaded(process, "mediapipe") and holds_open(process, long_work / "clip.mp4"),
-                "redrawing": lambda: any(long_work.glob("*.lipdub-part.mp4")),
+                "redrawing": lambda: any(holds_open(process, part) for part in long_work.glob("*.lipdub-part.mp4")),
                 "muxing": lambda: (long_work / "muxing").exists() and (long_work / "muxing").read_text().endswith("\n"),
             }[moment]
             until(reached, process)

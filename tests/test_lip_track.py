@@ -22,9 +22,10 @@ from lipdub import media
 from lipdub.bundles.bundle import POINTS, BundleSpec
 from lipdub.errors import BundleInvalid, MediaError, NoAudioStream
 from lipdub.speech import lip_track
-from lipdub.speech.lip_track import BLOCK_FRAMES, PAUSE, Lips, LipTrack, lips_at, lips_of, listen
+from lipdub.speech.lip_track import BLOCK_FRAMES, PAUSE, Lips, LipTrack, lips_at, lips_of, listen, pauses_in
 from lipdub.speech.mel import log_mel
 from lipdub.speech.memory import OnnxMemory, Recall
+from lipdub.speech.pauses import Pauses
 from lipdub.speech.windows import windows_of
 
 SPEC = fake_spec()
@@ -55,6 +56,11 @@ def speech(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def mel(speech: Path) -> NDArray[np.float32]:
     return log_mel(np.concatenate(list(media.read_audio(speech, RATE))), SPEC.mel)
+
+
+@pytest.fixture(scope="module")
+def pauses(speech: Path) -> Pauses:
+    return pauses_in(speech)
 
 
 @pytest.fixture(scope="module")
@@ -101,27 +107,35 @@ def no_thread_is_left() -> bool:
 )
 @settings(max_examples=25)
 def test_at_any_times_it_is_what_the_memory_recalls_for_their_windows(
-    folder: Path, speech: Path, mel: NDArray[np.float32], start_s: float, steps_s: list[float], smoothing_s: float, voice_bands: int
+    folder: Path,
+    speech: Path,
+    mel: NDArray[np.float32],
+    pauses: Pauses,
+    start_s: float,
+    steps_s: list[float],
+    smoothing_s: float,
+    voice_bands: int,
 ) -> None:
     memory = OnnxMemory(folder, other_spec(smoothing_s, voice_bands), device="cpu")
     times_s = start_s + np.cumsum([0.0, *steps_s])
-    windows = windows_of(times_s, memory.spec, MelSound(mel, SPEC.mel))
+    windows = windows_of(times_s, memory.spec, MelSound(mel, SPEC.mel), pauses)
     recall = memory.recall(windows.windows)
-    lips = joined(lips_at(speech, memory, times_s))
+    lips = joined(lips_at(speech, memory, times_s, pauses))
     assert len(lips) == len(times_s)
     np.testing.assert_allclose(lips.feature, windows.mean(recall.lip_feature), atol=2e-3)
     assert lips.address is not None
     np.testing.assert_allclose(lips.address, windows.mean(recall.address), atol=2e-3)
     np.testing.assert_allclose(lips.silence, windows.silence, atol=1e-3)
     np.testing.assert_allclose(lips.address.sum(axis=1), 1, atol=1e-5)
-    kept = heard(speech, memory, times_s)
+    with closing(listen(speech, memory, times_s, pauses=pauses, rest_in_pauses=False)) as track:
+        kept = track.frames(0, len(track))
     np.testing.assert_array_equal(kept.feature, lips.feature)
     np.testing.assert_array_equal(kept.silence, lips.silence)
 
 
 def test_a_moment_is_the_mean_of_its_windows(memory: OnnxMemory, mel: NDArray[np.float32]) -> None:
     """A window before it and one after it count half as much as its own."""
-    windows = windows_of(TIMES_S, memory.spec, MelSound(mel, SPEC.mel))
+    windows = windows_of(TIMES_S, memory.spec, sound := MelSound(mel, SPEC.mel), sound)
     before, now, after = (memory.recall(part) for part in np.split(windows.windows, 3))
     lips = lips_of(windows, memory)
     np.testing.assert_allclose(lips.feature, 0.25 * before.lip_feature + 0.5 * now.lip_feature + 0.25 * after.lip_feature, atol=1e-5)
@@ -162,9 +176,19 @@ def test_the_sound_is_read_as_far_as_it_is_asked_for(memory: OnnxMemory, monkeyp
             yield np.zeros(rate, np.float32)
 
     monkeypatch.setattr(media, "read_audio", endless)
-    assert len(heard(Path("endless.wav"), memory)) == len(TIMES_S)
+    no_pauses = Pauses(np.zeros(0, np.float32))
+    assert len(joined(lips_at(Path("endless.wav"), memory, TIMES_S, no_pauses))) == len(TIMES_S)
     assert read == [RATE] * len(read)
     assert len(read) <= TIMES_S[-1] + 3
+
+
+def test_a_quiet_speech_is_heard_as_the_speech_that_it_is(speech: Path, memory: OnnxMemory, tmp_path: Path) -> None:
+    samples = np.concatenate(list(media.read_audio(speech, RATE)))
+    write_wav(tmp_path / "quiet.wav", samples * 10 ** (-45 / 20))
+    loud, quiet = heard(speech, memory, rest=True), heard(tmp_path / "quiet.wav", memory, rest=True)
+    np.testing.assert_allclose(quiet.silence, loud.silence, atol=0.15)
+    brought = np.clip(samples * 10 ** (-45 / 20) * pauses_in(tmp_path / "quiet.wav").gain, -1, 1)
+    assert 20 * np.log10(np.abs(brought).max() / np.abs(samples).max()) > -25, "or little would be heard"
 
 
 # ---- pauses
@@ -302,7 +326,7 @@ def test_who_stops_asking_leaves_no_thread_and_no_open_sound(
             ends.append("closed")
 
     monkeypatch.setattr(media, "read_audio", sound)
-    pieces = lips_at(Path("speech.wav"), memory, TIMES_S)
+    pieces = lips_at(Path("speech.wav"), memory, TIMES_S, Pauses(np.zeros(0, np.float32)))
     assert [len(next(pieces)) for _ in range(taken)] == [5] * taken
     assert no_thread_is_left() == (taken == 0)
     pieces.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lipdub.errors import OutputRefused
+from lipdub.records import DubWarning
 from lipdub.reports import check_report
 
 
@@ -57,3 +58,18 @@ def test_other_reports_are_written_unless_they_exist(work: Path) -> None:
 
 def test_a_missing_or_unusable_input_is_not_this_checks_business(work: Path) -> None:
     check_report(Path("report.json"), inputs=[Path("gone.mp4"), Path("x" * 300)], output=None, force=False)
+
+
+def test_a_warning_is_one_line_with_the_stretches_that_it_is_about() -> None:
+    assert DubWarning("sound-cut-off", "it ends early").line == "it ends early"
+    times = tuple((float(k), k + 0.5) for k in range(6))
+    assert DubWarning("gap", "closed", times[:2]).line == "closed (0.00-0.50 s, 1.00-1.50 s)"
+    assert DubWarning("gap", "closed", times).line == "closed (0.00-0.50 s, 1.00-1.50 s, 2.00-2.50 s, 3.00-3.50 s and 2 more)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "times"), [("Two words", "x", ()), ("", "x", ()), ("a", "", ()), ("a", "x\ny", ()), ("a", "x", ((2.0, 1.0),))]
+)
+def test_a_warning_checks_itself(kind: str, text: str, times: tuple[tuple[float, float], ...]) -> None:
+    with pytest.raises(ValueError, match="got"):
+        DubWarning(kind, text, times)

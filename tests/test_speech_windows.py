@@ -57,7 +57,7 @@ def test_without_smoothing_there_is_one_tap() -> None:
 def test_what_is_recalled_is_the_mean_over_the_taps_in_their_voices(count: int, voice_bands: int, smoothing_s: float) -> None:
     spec = replace(fake_spec(), tap_distance_s=smoothing_s, voice_bands=voice_bands)
     mel, times_s = some_mel(), np.linspace(0.5, 4, count)
-    speech = windows_of(times_s, spec, MelSound(mel, SPEC))
+    speech = windows_of(times_s, spec, sound := MelSound(mel, SPEC), sound)
 
     def recalled(windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Any function of one window: which band is the loudest, and how loud all is."""
@@ -78,7 +78,7 @@ def test_a_pause_is_one_in_every_voice(voice_bands: int) -> None:
     """Whether it is silent is read from the sound as it is, not from what moving its bands left."""
     spec = replace(fake_spec(), tap_distance_s=0.03, voice_bands=voice_bands)
     level = np.full((SPEC.bands, 400), -3.1, np.float32)
-    speech = windows_of(np.array([2.0]), spec, MelSound(level, SPEC))
-    plain = windows_of(np.array([2.0]), replace(spec, voice_bands=0), MelSound(level, SPEC))
+    speech = windows_of(np.array([2.0]), spec, sound := MelSound(level, SPEC), sound)
+    plain = windows_of(np.array([2.0]), replace(spec, voice_bands=0), sound, sound)
     assert speech.silence == plain.silence
     assert 0 < speech.silence[0] < 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,15 +21,20 @@ from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.follow import follow
 from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack
 from lipdub.model import Model, open_model
-from lipdub.options import DubOptions
-from lipdub.records import DubReport, Span, VideoInfo
+from lipdub.options import DubOptions, Silence
+from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning, Span, VideoInfo
 from lipdub.render import Scene, render
-from lipdub.speech.lip_track import listen
+from lipdub.speech.lip_track import LipTrack, listen, pauses_in
+from lipdub.speech.pauses import Pauses
 from lipdub.stages import Clock
-from lipdub.timeline import Timeline, plan
+from lipdub.timeline import Timeline, pictures_end_s, plan
 
 OnProgress = Callable[[str, int, int | None], None]
 """Told (stage, frames done, frames in all or None) as work goes on."""
+
+
+QUIET_GAIN = 4.0
+"""Speech that has to be raised by more to be heard, 12 dB, may not be what was meant."""
 
 
 def dub(
@@ -59,11 +66,16 @@ def dub(
     """
     started = time.perf_counter()
     clock = Clock()
+    warnings: dict[DubWarning, None] = {}  # each once, in the order in which they were found
+
+    def warn(warning: DubWarning) -> None:
+        warnings[warning] = None
+
     tell = on_progress or (lambda stage, done, total: None)
     media.check_output(out, inputs=[video, speech], force=options.force)
     with clock("open"):
         info = media.probe(video)
-        speech_s = media.audio_duration_s(speech)
+        sound = media.probe_sound(speech, warn)
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None
     if track is None:
@@ -73,26 +85,39 @@ def dub(
         stack.callback(track.references.close)
         tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
         _require_faces(track, video, options.strict)
-        shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
+        shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=sound.end_s, fit=options.fit, is_still=info.is_still)
+        with clock("open"):  # before a frame is drawn: what cannot be written is said now
+            sound_plan = media.plan_sound(speech, out, duration_s=shown.duration_s, info=sound, warn=warn)
         with clock("recall"):
             told = _counted("listening", len(shown), tell)
-            lips = listen(speech, model.memory, shown.times_s, rest_in_pauses=options.silence == "close", on_frames=told)
+            pauses = pauses_in(speech)
+            if pauses.gain > QUIET_GAIN:
+                text = f"the speech is quiet: it is heard {20 * math.log10(pauses.gain):.0f} dB louder, and goes into the output as it is"
+                warn(DubWarning("quiet-speech", text))
+            lips = listen(speech, model.memory, shown.times_s, pauses=pauses, rest_in_pauses=options.silence == "close", on_frames=told)
         stack.enter_context(closing(lips))
         silent_video = stack.enter_context(part_file(out))
         with clock("choose"):
             choices = choose(track, shown, lips, draw=options.draw, exclude_s=exclude_own_s)
         stack.enter_context(closing(choices))
-        scene = Scene(video, info, track, shown, lips, choices, model.spec, model.generator, keep_pauses=options.silence == "keep")
+        scene = Scene(
+            video, info, track, shown, lips, choices, model.spec, model.generator, keep_pauses=options.silence == "keep", warn=warn
+        )
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=_counted("redrawing", len(shown), tell))
         with clock("mux"):
-            media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force)
+            media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, warn=warn)
+    video_s = Fraction(0) if info.is_still else pictures_end_s(track.pts, track.time_base, video_s=info.duration_s)
+    if not any(warning.kind == "clock-jump" for warning in warnings) and (cut := media.cut_off(info, video_s)) is not None:
+        warn(cut)
     spans = _spans(track, shown)
     passed = sum(span.end - span.first for span in spans)
+    warnings |= dict.fromkeys(_nothing_dubbed(track, shown, lips, pauses, spans, options.silence))
     return DubReport(
         video=str(video), speech=str(speech), output=str(out), model=model.spec.name, provider=model.generator.provider, options=options,
         frames=len(shown), dubbed=len(shown) - passed, passed_through=passed, spans=spans, silent_frames=lips.pauses,
-        video_s=float(info.duration_s or 0), speech_s=float(speech_s), output_s=float(shown.duration_s),
+        video_s=float(video_s), speech_s=float(sound.end_s), output_s=float(shown.duration_s),
         wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cached,
+        warnings=tuple(warnings),
     )  # fmt: skip
 
 
@@ -122,6 +147,28 @@ def _require_faces(track: FaceTrack, video: Path, strict: bool) -> None:
             f"'{video}' has {sum(s.end - s.first for s in spans)} frames that cannot be dubbed, the first at {spans[0].start_s:.2f} s "
             f"({spans[0].why}); leave --strict away to pass them through"
         )
+
+
+def _nothing_dubbed(
+    track: FaceTrack, shown: Timeline, lips: LipTrack, pauses: Pauses, spans: tuple[Span, ...], silence: Silence
+) -> list[DubWarning]:
+    """The warning that the output does not speak, where that is so."""
+    dubbed = track.status[shown.source] == DUBBED
+    if not dubbed.any():
+        why = " and ".join(sorted({span.why for span in spans}))
+        return [DubWarning(NOTHING_DUBBED, f"nothing was dubbed, for no frame can be ({why}); the output shows the source untouched")]
+    if not lips.in_pause[dubbed].all():
+        return []
+    if silence == "keep":
+        text = "nothing was dubbed, for the speech pauses in all that could be; the output shows the source untouched"
+        return [DubWarning(NOTHING_DUBBED, text)]
+    if silence == "close" and pauses.sounds and lips.in_pause.all():
+        text = "nothing was dubbed, for the sound is taken for one long pause; listen to it, or draw what is heard by --silence off"
+        return [DubWarning(NOTHING_DUBBED, text)]
+    if not lips.in_pause.all():
+        text = "nothing was dubbed, for the speech sounds only where no face can be; the mouth rests in all that was redrawn"
+        return [DubWarning(NOTHING_DUBBED, text)]
+    return []
 
 
 def _spans(track: FaceTrack, shown: Timeline) -> tuple[Span, ...]:

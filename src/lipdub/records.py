@@ -6,9 +6,11 @@ Conventions: pictures outside networks are uint8 RGB ``(N, H, W, 3)``; boxes are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -282,12 +284,46 @@ class Span:
     why: str
 
 
+NOTHING_DUBBED: Final = "nothing-dubbed"
+"""The kind of warning that says that the output does not speak: the state of such a row of a batch, and exit code 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class DubWarning:
+    """What whoever asked for a dub has to know of it, though it went on.
+
+    kind: a word or two for programs, joined by hyphens. text: one line for people. times: stretches of the output that it is about,
+    half-open, in seconds; none where it is about all of it.
+    """
+
+    kind: str
+    text: str
+    times: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.kind.replace("-", "").isalpha() and self.kind.islower(), f"a kind is words joined by hyphens, got '{self.kind}'")
+        _require(self.text == " ".join(self.text.split()) != "", f"a warning is one line, got '{self.text}'")
+        _require(all(start <= end for start, end in self.times), f"a stretch ends after it starts, got {self.times}")
+
+    @property
+    def line(self) -> str:
+        """The text, and the first four of the stretches."""
+        if not self.times:
+            return self.text
+        shown = ", ".join(f"{start:.2f}-{end:.2f} s" for start, end in self.times[:4])
+        return f"{self.text} ({shown}{f' and {len(self.times) - 4} more' if len(self.times) > 4 else ''})"
+
+
+Warn = Callable[[DubWarning], None]
+"""Told what there is to warn of, as it is found."""
+
+
 @dataclass(frozen=True, slots=True)
 class DubReport:
     """What a dub did. Times in seconds.
 
     model: name of the bundle. options: as they were asked for. stage_s: busy seconds of each stage; stages overlap, so together they may
-    exceed `wall_s`. analysis_cached: the first pass was saved, its result was known.
+    exceed `wall_s`. analysis_cached: the first pass was saved, its result was known. warnings: in the order in which they were found.
     """
 
     video: str
@@ -308,6 +344,12 @@ class DubReport:
     stage_s: dict[str, float]
     version: str
     analysis_cached: bool = False
+    warnings: tuple[DubWarning, ...] = ()
+
+    @property
+    def nothing_dubbed(self) -> bool:
+        """Whether the output does not speak: no frame was redrawn, or none while the speech sounds."""
+        return any(warning.kind == NOTHING_DUBBED for warning in self.warnings)
 
     @property
     def frames_per_s(self) -> float:

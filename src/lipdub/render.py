@@ -19,7 +19,7 @@ from lipdub.generators.warp import Warp
 from lipdub.media.planes import YuvChunk
 from lipdub.paste.blend import paste
 from lipdub.paste.detail import FineReferences, LitReference
-from lipdub.records import Crops, Drawn, VideoInfo
+from lipdub.records import Crops, Drawn, VideoInfo, Warn
 from lipdub.speech.lip_track import LipTrack
 from lipdub.stages import Clock, Stages, cores, spread
 from lipdub.timeline import Timeline
@@ -42,6 +42,8 @@ class Scene:
     spec: BundleSpec
     generator: Generator
     keep_pauses: bool = False
+    warn: Warn = lambda _: None
+    """Told what had to be mended in the pictures."""
 
     def __post_init__(self) -> None:
         if not len(self.lips) == len(self.choices) == len(self.shown):
@@ -113,7 +115,7 @@ def _redrawn(scene: Scene, stages: Stages, clock: Clock) -> Iterator[_Piece]:
                 paste(piece.frames, part.crops, of, part.strength, scene.spec.crop, part.references)
         return piece
 
-    decoded = stages.ahead(clock.timed("decode", media.play(scene.video, scene.track.pts, scene.shown)))
+    decoded = stages.ahead(clock.timed("decode", media.play(scene.video, scene.track.pts, scene.shown, scene.warn)))
     taken = stages.ahead(map(cropped, decoded))
     drawn = stages.ahead(_drawn(taken, scene, clock))
     # Two cores have enough to do; where there are many, one thread that pastes would hold up a GPU.

@@ -44,7 +44,7 @@ def _same_file(one: Path, other: Path) -> bool:
 def content_of(report: DubReport) -> dict[str, Any]:
     """What stands in the JSON file of a report: its fields, with each option in the place of all of them."""
     facts = asdict(report)
-    return {**facts.pop("options"), **facts, "frames_per_s": round(report.frames_per_s, 2)}
+    return {**facts.pop("options"), **facts, "nothing_dubbed": report.nothing_dubbed, "frames_per_s": round(report.frames_per_s, 2)}
 
 
 def plain(value: Any) -> Any:

@@ -101,6 +101,11 @@ def plan(
     )
 
 
+def pictures_end_s(pts: NDArray[np.int64], time_base: Fraction, *, video_s: Fraction | None) -> Fraction:
+    """When the last of the source's frames ends, measured, seconds. pts, time_base, video_s: as for `plan`."""
+    return (int(pts[-1]) + _last_step(pts, time_base, video_s)) * time_base
+
+
 def _last_step(pts: NDArray[np.int64], time_base: Fraction, video_s: Fraction | None) -> int:
     """Ticks that the source's last frame is shown: to the end of the video where that is plausible, else as long as usual."""
     usual = max(1, int(np.median(np.diff(pts))) if len(pts) > 1 else round(Fraction(1, STILL_HZ) / time_base))

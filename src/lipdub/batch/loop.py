@@ -1,6 +1,6 @@
 """The run: hands steps to a pool of workers, keeps the journal, tries failed rows again, and settles what an interruption leaves.
 
-In the journal a row is pending, then running (on the disk before the work starts), then done or failed.
+In the journal a row is pending, then running (on the disk before the work starts), then done, nothing-dubbed or failed.
 Where the workers share a cache, a row waits until another row with the same video has found its faces.
 """
 
@@ -19,6 +19,7 @@ from lipdub.batch.row import FETCHING, Task, found_finished, write_row_report
 from lipdub.batch.rows import Location, RowResult, one_line
 from lipdub.batch.state import INTERRUPTED, RECOVERED, Entry, State
 from lipdub.errors import LipdubError
+from lipdub.records import NOTHING_DUBBED
 from lipdub.reports import content_of
 
 BEFORE_DRAWING = (FETCHING, "finding faces")
@@ -210,13 +211,16 @@ class _Run:
 
     def _end(self, step: Step, result: RowResult, content: dict[str, object] | None = None) -> None:
         entry = self._entry(step, result)
-        self.state.record(entry if content is None else replace(entry, done=content))
+        if content is not None:
+            entry = replace(entry, done=content, state=NOTHING_DUBBED if result.ok and content.get("nothing_dubbed") else entry.state)
+        self.state.record(entry)
         self.results.append(result)
         self.watch.finished(step, result, False)
 
     def _entry(self, step: Step, result: RowResult) -> Entry:
         """What became of a row. What it wrote is noted for failures, too: an output whose report could not be written is this batch's."""
-        entry = entry_of(step, self.state, "done" if result.ok else "failed", why=result.why)
+        nothing = result.report is not None and result.report.nothing_dubbed
+        entry = entry_of(step, self.state, ("nothing-dubbed" if nothing else "done") if result.ok else "failed", why=result.why)
         now = self.state.found_now(entry)
         changed = {name: found for name, found in now.items() if found is not None and (result.ok or found != entry.before.get(name))}
         done = None if result.report is None else content_of(result.report)

@@ -10,7 +10,7 @@ from typing import Literal
 from lipdub.batch.fingerprint import Facts, difference, facts_of, key_of, portable
 from lipdub.batch.manifest import Manifest
 from lipdub.batch.rows import Row
-from lipdub.batch.state import RECOVERED, Entry, RowState, State
+from lipdub.batch.state import FINISHED, RECOVERED, Entry, RowState, State
 from lipdub.batch.storage import Identity
 
 Action = Literal["dub", "redo", "report", "keep", "skip"]
@@ -68,13 +68,13 @@ def _decide(
         return ("redo", "--restart") if writer is not None else ("dub", "")
     if entry is None:
         return ("redo", difference(writer.facts, facts)) if writer is not None else ("dub", "")
-    if writer is not None and writer.key == entry.key and (entry.state == "done" or entry.done is not None):
+    if writer is not None and writer.key == entry.key and (entry.state in FINISHED or entry.done is not None):
         if row.report is None or report_now is not None:
             return "keep", "recovered" if entry.why == RECOVERED else ""
         if entry.done is not None:
             return "report", "its report is missing"
         return "redo", "it was stopped before its report was written"
-    if entry.state == "done":
+    if entry.state in FINISHED:
         return ("redo", "another row wrote its output") if writer is not None else ("redo", "its output is gone")
     if entry.state == "failed":
         return "dub", f"failed before: {entry.why}"
@@ -97,7 +97,8 @@ def first_entries(plan: Sequence[Step], state: State) -> list[Entry]:
     for step in plan:
         old = state.entries.get(step.key)
         if step.action in ("keep", "report") and old is not None:
-            entries.append(replace(old, line=step.row.line, state="done" if step.action == "keep" else "pending"))
+            kept: RowState = old.state if old.state in FINISHED else "done"
+            entries.append(replace(old, line=step.row.line, state=kept if step.action == "keep" else "pending"))
         else:
             entries.append(entry_of(step, state, "skipped" if step.action == "skip" else "pending", why=step.why))
     return entries

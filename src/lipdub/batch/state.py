@@ -1,4 +1,5 @@
-"""The state of a batch: a journal beside the manifest that says of every row whether it is pending, running, done, failed or skipped.
+"""The state of a batch: a journal beside the manifest that says of every row whether it is pending, running, done,
+nothing-dubbed (the output was written, but it does not speak), failed or skipped.
 
 ``<manifest name>.state.jsonl`` has one JSON object a line; the last one of a row counts.
 Lines are only appended, and each is on the disk before the work goes on. A last line that a crash has torn is passed over.
@@ -26,13 +27,16 @@ from lipdub.batch.fingerprint import Facts, place_of, portable
 from lipdub.batch.rows import Location
 from lipdub.batch.storage import Identity, identity
 from lipdub.errors import LipdubError, ManifestError, WriteFailed
+from lipdub.records import NOTHING_DUBBED
 
 FORMAT: Final = 1
 INTERRUPTED: Final = "interrupted"
 RECOVERED: Final = "recovered"
 ADVICE: Final = "check the free space and the folder's permissions"
 
-RowState = Literal["pending", "running", "done", "failed", "skipped"]
+RowState = Literal["pending", "running", "done", "nothing-dubbed", "failed", "skipped"]
+FINISHED: Final = ("done", NOTHING_DUBBED)
+"""States of rows whose files were written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,8 @@ def _main(
 
 
 def main() -> NoReturn:
-    """Run the command line: exit code 0, 1 for an error that the user can do something about, 2 for usage, 130 for Ctrl-C."""
+    """Run the command line: exit code 0, 1 for an error that the user can do something about, 2 for usage, 3 where nothing was dubbed,
+    130 for Ctrl-C."""
     # A polite kill cleans up as Ctrl-C does: no partial output, no temporary file.
     interrupted.clear()
     signal.signal(signal.SIGTERM, _interrupt)

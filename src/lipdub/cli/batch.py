@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lipdub.cli.batch_view import BatchView, clock_s, name_of
-from lipdub.cli.console import new_table, paragraphs, print_line, results, say
+from lipdub.cli.console import NOTHING_DUBBED_CODE, new_table, paragraphs, print_line, results, say
 from lipdub.errors import LipdubError, ManifestError
 from lipdub.options import DubOptions
 
@@ -62,16 +62,20 @@ def batch(
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Look for the faces anew in every row, and keep nothing of it; see lipdub cache.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table; failing rows are named all the same.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, no table; failing rows and warnings are named all the same.")
+    ] = False,
 ) -> None:
     """Dub all rows of MANIFEST. All are checked before the first one starts; what is finished and unchanged is not done again.
 
-    A row that fails is named and passed over; the exit code is 1 then.
+    A row that fails is named and passed over; the exit code is 1 then. Else it is 3 if there are rows in whose output nothing was dubbed
+    (no frame can be redrawn, or none while the speech sounds); the state calls them nothing-dubbed.
     """
     if ray is not None and jobs > 1:
         raise typer.BadParameter("--jobs is for this machine; with --ray the cluster says how many rows run at once")
     from lipdub.batch import State, batch_lock, lock_path, make_plan, run
     from lipdub.faces.cache import default_cache
+    from lipdub.records import NOTHING_DUBBED
 
     cache = not no_cache and default_cache() is not None
     # Without a lock, a dry run may look at a batch that is running; without a file, there is nothing to lock.
@@ -97,6 +101,8 @@ def batch(
         view.summarise()
     if not all(result.ok for _, result in view.results):
         raise typer.Exit(1)
+    if any(state.entries[step.key].state == NOTHING_DUBBED for step in plan):
+        raise typer.Exit(NOTHING_DUBBED_CODE)
 
 
 def _checked(manifest: Path, defaults: DubOptions, state: State, skip_existing: bool) -> Manifest:

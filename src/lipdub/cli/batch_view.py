@@ -31,7 +31,8 @@ class _Running:
 
 
 class BatchView:
-    """Watches a batch (`lipdub.batch.Watch`) and shows it on standard error; quiet: only rows that failed."""
+    """Watches a batch (`lipdub.batch.Watch`) and shows it on standard error; quiet: only rows that failed, and
+    warnings."""
 
     def __init__(self, plan: Sequence[Step], *, quiet: bool) -> None:
         self.plan = plan
@@ -64,6 +65,8 @@ class BatchView:
                 say(f"line {step.row.line} failed, will be tried again: {result.why}")
             return
         self.results.append((step, result))
+        for warning in () if result.report is None else result.report.warnings:
+            say(f"line {step.row.line}: warning: {warning.line}")
         if not result.ok:
             say(f"line {step.row.line} failed: {result.why}")
         elif not self._quiet and not self._live:
@@ -140,6 +143,8 @@ class BatchView:
         title = f"{good + self._before} of {len(self.plan)} rows dubbed"
         title += f", {self._before} of them before" if self._before else ""
         title += f", {self._skipped} skipped, their outputs were there" if self._skipped else ""
+        nothing = sum(result.report is not None and result.report.nothing_dubbed for _, result in self.results)
+        title += f", nothing dubbed in {nothing} of them" if nothing else ""
         title += f", {len(self.results) - good} failed" if len(self.results) > good else ""
         shown = [(step, result) for step, result in self.results if len(self.results) <= MOST_ROWS or not result.ok]
         if not shown:
@@ -159,8 +164,8 @@ def what_became(result: RowResult) -> str:
         return f"failed: {result.why}"
     if result.report is None:
         return "dubbed; found finished" if result.recovered else "dubbed"
-    if result.report.dubbed == 0:
-        return "no frame could be dubbed; the output shows the source untouched"
+    if result.report.nothing_dubbed:
+        return "nothing dubbed; see its warning"
     passed = result.report.passed_through
     return f"dubbed, {passed} frames passed through" if passed else "dubbed"
 

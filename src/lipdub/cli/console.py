@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+NOTHING_DUBBED_CODE: Final = 3
+"""Exit code where an output was written, but nothing was dubbed in it."""
 interrupted: list[int] = []
 """Signals that came. A library that is interrupted while it loads or calls back makes another error of it, or none."""
 

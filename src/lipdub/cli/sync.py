@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lipdub.cli.console import new_table, paragraphs, progress, results, stoppable
+from lipdub.cli.console import NOTHING_DUBBED_CODE, new_table, paragraphs, progress, results, say, stoppable
 from lipdub.options import DubOptions
 
 if TYPE_CHECKING:
@@ -30,9 +30,13 @@ def sync(
         bool, typer.Option("--no-cache", help="Look for the face anew, and keep nothing of it for the next language; see lipdub cache.")
     ] = False,
     report: Annotated[Path | None, typer.Option(help="Write what was done as JSON to this file.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table; warnings are kept.")] = False,
 ) -> None:
-    """Redraw the mouth in VIDEO so that it speaks SPEECH. All other pixels, the timing and the sound stay as they are."""
+    """Redraw the mouth in VIDEO so that it speaks SPEECH. All other pixels, the timing and the sound stay as they are.
+
+    Exit codes: 0; 1 for an error; 2 for wrong usage; 3 where the output was written, but nothing was dubbed in it (no frame can be redrawn,
+    or none while the speech sounds); 130 for Ctrl-C. Warnings are printed with --quiet, too.
+    """
     with stoppable():
         from lipdub.faces.cache import default_cache
         from lipdub.pipeline import dub
@@ -46,6 +50,10 @@ def sync(
         write_report(done, report)
     if not quiet:
         show(done)
+    for warning in done.warnings:
+        say(f"warning: {warning.line}")
+    if done.nothing_dubbed:
+        raise typer.Exit(NOTHING_DUBBED_CODE)
 
 
 def show(report: DubReport) -> None:
@@ -62,8 +70,6 @@ def show(report: DubReport) -> None:
     table.add_row("seconds per stage", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.stage_s.items()))
     table.add_row("model", f"{report.model} on {report.provider}")
     results().print(table)
-    if report.dubbed == 0:
-        results().print("[bold]note:[/bold] no frame could be dubbed; the output shows the source untouched")
 
 
 def _passed(report: DubReport) -> str:

@@ -7,13 +7,15 @@ Colour is exact where it can be: planes are copied as they are. Pictures that mu
 the matrix and range of their own stream. The output carries the source's colour tags.
 """
 
+from lipdub.media.clock import cut_off
 from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
 from lipdub.media.muxing import mux
 from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix
 from lipdub.media.pictures import probe, read_frames, read_planes, read_span
 from lipdub.media.playback import play
-from lipdub.media.sound import audio_duration_s, first_samples, has_sound, read_audio, write_wav
+from lipdub.media.sound import audio_duration_s, first_samples, has_sound, probe_sound, read_audio, write_wav
+from lipdub.media.sound_plan import plan_sound
 from lipdub.media.stills import encode_picture
 from lipdub.media.writer import Writer
 
@@ -27,12 +29,15 @@ __all__ = [
     "check_output",
     "check_picture",
     "check_suffix",
+    "cut_off",
     "encode_picture",
     "first_samples",
     "has_sound",
     "mux",
+    "plan_sound",
     "play",
     "probe",
+    "probe_sound",
     "read_audio",
     "read_frames",
     "read_planes",

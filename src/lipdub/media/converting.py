@@ -12,7 +12,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from lipdub.media.colour import EXACT, FULL, LIMITED, SWS_MATRIX, UNSPECIFIED, sws_matrix, written_color, yuv_color
-from lipdub.media.planes import YuvChunk, i420_bytes, planes_of
+from lipdub.media.planes import YuvChunk, fitted, i420_bytes, planes_of
 from lipdub.media.turning import AS_STORED, display_matrix, upright
 from lipdub.records import ColorTags, FrameChunk, VideoInfo
 
@@ -23,7 +23,8 @@ _PLANAR = ("yuv420p", "yuvj420p")
 class Converter(Protocol[Chunk]):
     """Gathers the frames of one stream into chunks: ``begin`` a chunk, ``put`` each frame, take the ``chunk``.
 
-    Frames are scaled to the size of the first one. frame_bytes: what one converted frame takes.
+    Frames of another shape than the first one are fitted into its size, in the middle of black. frame_bytes: what one converted frame
+    takes.
     """
 
     frame_bytes: int
@@ -43,6 +44,7 @@ class ToRgb:
 
     def __init__(self, first: av.VideoFrame, path: Path) -> None:
         self._reformatter = VideoReformatter()
+        self._path = path
         self._turn = display_matrix(first, path)
         self._stored = first.width, first.height
         shown = upright(np.empty((first.height, first.width, 3), np.uint8), self._turn)
@@ -52,6 +54,8 @@ class ToRgb:
 
     def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         """uint8 (H, W, 3) RGB, a view of memory of its own."""
+        if not self.fits(frame):
+            return fitted(ToRgb(frame, self._path)(frame), (self.width, self.height))
         width, height = self._stored
         coded_as_rgb = frame.format.is_rgb or frame.format.has_palette
         rgb = self._reformatter.reformat(
@@ -65,6 +69,14 @@ class ToRgb:
             interpolation=EXACT,
         )
         return upright(rgb.to_ndarray(), self._turn)  # type: ignore[arg-type]
+
+    def fits(self, frame: av.VideoFrame) -> bool:
+        """Whether the frame has the first one's shape, to a pixel, and lies as it does: then it is scaled as it is stored."""
+        width, height = self._stored
+        if (frame.width, frame.height) == (width, height):
+            return True
+        off = frame.width * height - frame.height * width
+        return abs(off) <= max(frame.width, frame.height, width, height)
 
     def begin(self, count: int) -> None:
         """See `Converter`."""
@@ -111,7 +123,7 @@ class ToPlanes:
     def put(self, slot: int, frame: av.VideoFrame) -> None:
         """See `Converter`."""
         for plane, stored in zip(planes_of(self._data[slot], self.height, self.width), self._planes(frame), strict=True):
-            shown = upright(stored, self._turn) if not self._through_rgb else stored
+            shown = stored if self._through_rgb or not self._by_rgb.fits(frame) else upright(stored, self._turn)
             rows, columns = shown.shape
             plane[:rows, :columns] = shown
             # The last row or column once more, where the encoder needs an even side.
@@ -123,8 +135,8 @@ class ToPlanes:
         return YuvChunk(index, self._data[:count], self.height, self.width, self._color, pts, time_base)
 
     def _planes(self, frame: av.VideoFrame) -> list[NDArray[np.uint8]]:
-        """The planes of a frame as they are stored."""
-        if self._through_rgb:
+        """The planes of a frame as they are stored; upright where they were made of RGB."""
+        if self._through_rgb or not self._by_rgb.fits(frame):
             frame = rgb_to_yuv(self._reformatter, self._by_rgb(frame), self._matrix, self._range)
         # Pictures that are stored bottom-up have planes that run backwards.
         elif frame.format.name not in _PLANAR or (frame.width, frame.height) != self._stored or frame.planes[0].line_size < 0:

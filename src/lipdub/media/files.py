@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -128,15 +128,27 @@ def origin_of_s(container: InputContainer) -> Fraction:
 @overload
 def decoded(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]: ...
 @overload
-def decoded(container: InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]: ...
-def decoded(container: InputContainer, stream: av.VideoStream | av.AudioStream) -> Iterator[Any]:
-    """The frames of `stream` that decode, in order of display; damaged packets are left out, a cut-off file ends early."""
-    packets = container.demux(stream)
+def decoded(
+    container: InputContainer, stream: av.AudioStream, *, beside: Sequence[av.VideoStream] = (), seen_s: list[Fraction] | None = None
+) -> Iterator[av.AudioFrame]: ...
+def decoded(
+    container: InputContainer, stream: av.VideoStream | av.AudioStream, *, beside: Sequence[av.VideoStream] = (),
+    seen_s: list[Fraction] | None = None,
+) -> Iterator[Any]:  # fmt: skip
+    """The frames of `stream` that decode, in order of display; damaged packets are left out, a cut-off file ends early.
+
+    beside: other streams, of whose packets the times are put into `seen_s`, seconds on the file's own clock, and nothing else is looked at.
+    """
+    packets = container.demux(stream, *beside)
     while True:
         try:
             packet = next(packets)
         except (StopIteration, av.error.FFmpegError):
             return
+        if packet.stream.index != stream.index:
+            if seen_s is not None and packet.pts is not None and packet.time_base is not None:
+                seen_s.append(packet.pts * packet.time_base)
+            continue
         try:
             frames = packet.decode()
         except av.error.FFmpegError:

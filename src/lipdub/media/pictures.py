@@ -19,7 +19,7 @@ from lipdub.media.converting import Chunk, Converter, ToPlanes, ToRgb
 from lipdub.media.files import decoded, is_photo_format, opened, origin_of_s, video_stream
 from lipdub.media.planes import YuvChunk, i420_bytes
 from lipdub.media.turning import quarter_turns
-from lipdub.records import ColorTags, FrameChunk, VideoInfo
+from lipdub.records import ColorTags, DubWarning, FrameChunk, VideoInfo, Warn
 
 _MAX_FRAMES = 16
 CHUNK_BYTES = 64 * 2**20
@@ -80,7 +80,7 @@ def read_frames(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Generator[Fram
     Every frame keeps its own timestamp; one that repeats the time of the frame before is left out, a missing one is
     rebuilt. Pixels are converted with the stream's own colour matrix and range (untagged: BT.709 from 720 lines on, else
     BT.601). Damaged packets are left out; a cut-off file gives the frames it has; where the size changes, pictures are
-    scaled to the first size. A photo is one frame at tick 0. Each chunk owns its memory. Closing the generator closes
+    fitted into the first size. A photo is one frame at tick 0. Each chunk owns its memory. Closing the generator closes
     the file.
 
     Raises:
@@ -89,18 +89,20 @@ def read_frames(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Generator[Fram
     return _read(path, chunk_bytes, lambda frame, photo: ToRgb(frame, path))
 
 
-def read_planes(path: Path, *, chunk_bytes: int = PLANES_BYTES) -> Generator[YuvChunk, None, None]:
+def read_planes(path: Path, *, chunk_bytes: int = PLANES_BYTES, warn: Warn = lambda _: None) -> Generator[YuvChunk, None, None]:
     """The pictures of `path` as `read_frames` gives them, in the planes that the encoder takes; bit for bit where they are stored so.
+
+    warn: told what had to be mended.
 
     Raises as `read_frames`.
     """
-    return _read(path, chunk_bytes, lambda frame, photo: ToPlanes(frame, path, photo=photo))
+    return _read(path, chunk_bytes, lambda frame, photo: ToPlanes(frame, path, photo=photo), warn)
 
 
 _Start = Callable[[av.VideoFrame, bool], Converter[Chunk]]
 
 
-def _read(path: Path, chunk_bytes: int, start: _Start[Chunk]) -> Generator[Chunk, None, None]:
+def _read(path: Path, chunk_bytes: int, start: _Start[Chunk], warn: Warn = lambda _: None) -> Generator[Chunk, None, None]:
     """The pictures of `path` in chunks; `start` makes the converter from the first frame, told whether it is a photo."""
     with opened(path) as container:
         stream = video_stream(container, path)
@@ -109,7 +111,12 @@ def _read(path: Path, chunk_bytes: int, start: _Start[Chunk]) -> Generator[Chunk
         convert: Converter[Chunk] | None = None
         capacity, index, filled = 1, 0, 0
         ticks: list[int] = []
-        for tick, frame in _timed(container, stream):
+        size: tuple[int, int] | None = None
+        for tick, frame in _timed(container, stream, warn):
+            if size is not None and size != (frame.width, frame.height):
+                warn(_size_changes(size, frame, tick * time_base))
+                warn = lambda _: None  # noqa: E731 - once is enough
+            size = size or (frame.width, frame.height)
             if convert is None:
                 convert = start(frame, is_photo_format(container))
                 capacity = max(1, min(_MAX_FRAMES, chunk_bytes // convert.frame_bytes))
@@ -128,9 +135,16 @@ def _read(path: Path, chunk_bytes: int, start: _Start[Chunk]) -> Generator[Chunk
             yield convert.chunk(index, filled, np.array(ticks, np.int64), time_base)
 
 
-def _timed(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[int, av.VideoFrame]]:
+def _size_changes(size: tuple[int, int], frame: av.VideoFrame, at_s: Fraction) -> DubWarning:
+    """What there is to say of pictures whose size (as stored) changes to that of `frame`."""
+    sizes = f"from {size[0]}x{size[1]} to {frame.width}x{frame.height}"
+    text = f"the size of the pictures changes {sizes} at {float(at_s):.2f} s: from there on they are fitted into the first size"
+    return DubWarning("picture-size-changes", text, ((float(at_s), float(at_s)),))
+
+
+def _timed(container: InputContainer, stream: av.VideoStream, warn: Warn = lambda _: None) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames of `stream` with their ticks; of a photo the first one, at tick 0."""
-    clock = FrameClock(container, stream)
+    clock = FrameClock(container, stream, warn)
     photo = is_photo_format(container)
     for frame in decoded(container, stream):
         tick = 0 if photo else clock.tick(frame)
@@ -164,12 +178,12 @@ def read_span(path: Path, pts: NDArray[np.int64], first: int, end: int) -> YuvCh
         shift = -round(origin_of_s(container) / time_base)
         convert: ToPlanes | None = None
         if not is_photo_format(container) and container.format.name not in NO_PTS:
+            with opened(path) as again:  # for the first frame, whose size all others get; this one is still to be sought in
+                convert = ToPlanes(_first_frames(again, video_stream(again, path), path, 1)[0], path, photo=False)
+            convert.begin(len(wanted))
             with suppress(av.error.FFmpegError):
                 container.seek(int(wanted[0]) - shift, stream=stream, backward=True, any_frame=False)
             for frame in decoded(container, stream):
-                if convert is None:
-                    convert = ToPlanes(frame, path, photo=False)
-                    convert.begin(len(wanted))
                 tick = None if frame.pts is None else frame.pts + shift
                 if tick is not None and wanted[0] <= tick <= wanted[-1] and tick not in found:
                     slot = int(np.searchsorted(wanted, tick))
@@ -191,11 +205,11 @@ def _span_from_start(path: Path, wanted: NDArray[np.int64], first: int, end: int
         time_base = stream.time_base
         assert time_base is not None
         for index, (_, frame) in enumerate(_timed(container, stream)):
-            if index < first:
-                continue
             if convert is None:
                 convert = ToPlanes(frame, path, photo=is_photo_format(container))
                 convert.begin(end - first)
+            if index < first:
+                continue
             convert.put(index - first, frame)
             if index == end - 1:
                 return convert.chunk(first, end - first, wanted.astype(np.int64), time_base)

@@ -213,3 +213,15 @@ def planes_of(frame: NDArray[np.uint8], height: int, width: int) -> tuple[NDArra
         frame[luma : luma + luma // 4].reshape(half),
         frame[luma + luma // 4 :].reshape(half),
     )
+
+
+def fitted(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """A picture (h, w, 3) scaled to fit into `size`, in the middle of black."""
+    height, width = pixels.shape[:2]
+    scale = min(size[0] / width, size[1] / height)
+    inner = max(1, min(size[0], round(scale * width))), max(1, min(size[1], round(scale * height)))
+    shown = np.asarray(cv2.resize(pixels, inner, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), np.uint8)
+    left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
+    out = np.zeros((size[1], size[0], 3), np.uint8)
+    out[top : top + inner[1], left : left + inner[0]] = shown
+    return out

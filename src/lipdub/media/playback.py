@@ -13,23 +13,26 @@ from numpy.typing import NDArray
 from lipdub.errors import UnreadableMedia
 from lipdub.media.pictures import SPAN_FRAMES, read_planes, read_span
 from lipdub.media.planes import YuvChunk
+from lipdub.records import Warn
 from lipdub.timeline import Timeline
 
 HELD_FRAMES = 8
 """A held frame is handed on in pieces of this many."""
 
 
-def play(video: Path, pts: NDArray[np.int64], timeline: Timeline) -> Generator[tuple[YuvChunk, NDArray[np.int64]], None, None]:
+def play(
+    video: Path, pts: NDArray[np.int64], timeline: Timeline, warn: Warn = lambda _: None
+) -> Generator[tuple[YuvChunk, NDArray[np.int64]], None, None]:
     """The frames of `video` in the order of the output with their output timestamps, and which source frame each one is, int64 (N,).
 
-    pts: int64, the ticks of all source frames. Raises UnreadableMedia, NoVideoStream.
+    pts: int64, the ticks of all source frames. warn: told what had to be mended in the pictures. Raises UnreadableMedia, NoVideoStream.
     """
     for first, end in timeline.runs():
         sources = timeline.source[first:end]
         if sources[0] == sources[-1]:
             pieces = _held(video, pts, int(sources[0]), len(sources))
         elif sources[0] < sources[-1]:
-            pieces = _forward(video, int(sources[0]), int(sources[-1]) + 1)
+            pieces = _forward(video, int(sources[0]), int(sources[-1]) + 1, warn)
         else:
             pieces = _backward(video, pts, int(sources[-1]), int(sources[0]) + 1)
         done = first
@@ -42,8 +45,8 @@ def play(video: Path, pts: NDArray[np.int64], timeline: Timeline) -> Generator[t
             raise UnreadableMedia(f"'{video}' gave {done - first} frames where {end - first} were seen before; was it changed meanwhile?")
 
 
-def _forward(video: Path, first: int, end: int) -> Generator[YuvChunk, None, None]:
-    with closing(read_planes(video)) as chunks:
+def _forward(video: Path, first: int, end: int, warn: Warn) -> Generator[YuvChunk, None, None]:
+    with closing(read_planes(video, warn=warn)) as chunks:
         for chunk in chunks:
             low, high = max(first, chunk.index), min(end, chunk.index + len(chunk))
             if low < high:

@@ -18,11 +18,10 @@ from lipdub.bundles.encoder import COLUMNS_PER_POSITION, FEATURES, LOG_MEL, POSI
 from lipdub.errors import BundleInvalid
 from lipdub.options import Device
 from lipdub.runtime import open_session
-from lipdub.speech.silence import pause_weight
-from lipdub.speech.whisper_mel import RATE_HZ, SILENT_BELOW, SOUNDING_ABOVE, WhisperMelStream
+from lipdub.speech.whisper_mel import RATE_HZ, WhisperMelStream
 
-_LOUDEST_WITHIN_S = 0.1
-_REACH = round(_LOUDEST_WITHIN_S * POSITIONS_PER_S)
+_BEHIND = 10
+"""Columns of silence after the sound that its last window has at least."""
 
 
 class SpeechEncoder:
@@ -57,7 +56,7 @@ def grid_windows(blocks: Iterable[NDArray[np.float32]], spec: EncoderSpec) -> It
     stream, step, context = WhisperMelStream(floor=spec.floor), spec.core * COLUMNS_PER_POSITION, spec.context * COLUMNS_PER_POSITION
     source: Iterator[NDArray[np.float32]] | None = iter(blocks)
     silence = np.float32((spec.floor + 4.0) / 4.0)
-    held, behind = np.full((spec.bands, context), silence, np.float32), ((0, 0), (0, _REACH * COLUMNS_PER_POSITION))
+    held, behind = np.full((spec.bands, context), silence, np.float32), ((0, 0), (0, _BEHIND))
     while True:
         fresh, have = [held], held.shape[1]
         while have < spec.columns and source is not None:
@@ -84,10 +83,9 @@ class FeatureTrack:
         spec = speech_encoder.spec
         self._windows: Iterator[NDArray[np.float32]] | None = grid_windows(blocks, spec)
         self._features = np.zeros((0, spec.channels), np.float32)
-        self._loudness = np.zeros(0, np.float32)
         self._first = 0
-        # Times may go back by a second, from either of what is asked for.
-        self._kept = POSITIONS_PER_S + max(_REACH, -taps[0])
+        # Times may go back by a second.
+        self._kept = POSITIONS_PER_S + max(0, -taps[0])
 
     def windows(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
         """Feature windows around `times_s` (n,): float32 (n, taps, D). They may lie at most one second before the latest that were
@@ -98,15 +96,6 @@ class FeatureTrack:
         self._reach(exact)
         return interpolated(self._features, exact - self._first)
 
-    def silence(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
-        """How far each moment is a pause, float32 (n,) from 0 (sounding) to 1 (silent); see `windows` for the times."""
-        if len(times_s) == 0:
-            return np.zeros(0, np.float32)
-        middle = np.round(np.asarray(times_s, np.float64)[:, None] * POSITIONS_PER_S) + np.arange(-_REACH, _REACH + 1)
-        self._reach(middle)
-        found = self._loudness[np.clip(middle.astype(np.int64) - self._first, 0, len(self._loudness) - 1)].max(axis=1)
-        return pause_weight(found, SILENT_BELOW, SOUNDING_ABOVE)
-
     def _reach(self, positions: NDArray[np.float64]) -> None:
         """Have the features up to the last of these positions, and let go of what lies well before the first."""
         spec, last = self._encoder.spec, max(0, int(np.floor(positions.max())) + 1)
@@ -115,14 +104,11 @@ class FeatureTrack:
             if window is None:
                 self._windows = None
                 break
-            features = self._encoder.encode(window)[spec.inside]
-            # A position is as loud as the louder of its two columns.
-            loudness = window.mean(axis=0).reshape(-1, COLUMNS_PER_POSITION).max(axis=1)[spec.inside]
-            self._features, self._loudness = np.concatenate([self._features, features]), np.concatenate([self._loudness, loudness])
+            self._features = np.concatenate([self._features, self._encoder.encode(window)[spec.inside]])
         keep_from = int(np.floor(positions.min())) - self._kept
         if keep_from > self._first:
             gone = min(keep_from - self._first, len(self._features) - 1)
-            self._features, self._loudness, self._first = self._features[gone:], self._loudness[gone:], self._first + gone
+            self._features, self._first = self._features[gone:], self._first + gone
 
 
 def interpolated(track: NDArray[np.floating], positions: NDArray[np.float64]) -> NDArray[np.float32]:  # type: ignore[type-arg]

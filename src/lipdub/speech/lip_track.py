@@ -14,6 +14,8 @@ from lipdub import media
 from lipdub.bundles.bundle import POINTS, BundleSpec
 from lipdub.row_file import RowFile
 from lipdub.speech.memory import Memory, Recalls
+from lipdub.speech.pauses import Pauses, brought, pauses_of
+from lipdub.speech.voice import open_voice
 from lipdub.speech.windows import SpeechWindows, windows_of
 from lipdub.stages import cores, spread
 
@@ -57,8 +59,7 @@ class LipTrack:
         self.has_points = spec.points
         """Whether the bundle tells where the lips lie."""
         self._rows = RowFile(self._columns[-1])
-        self.pauses = 0
-        """Frames that count as pauses."""
+        self._in_pause: list[NDArray[np.bool_]] = []
 
     def __len__(self) -> int:
         return self._rows.count
@@ -70,7 +71,17 @@ class LipTrack:
         """Put the next moments at the end; their addresses are not kept."""
         points = [] if lips.points is None else [lips.points.reshape(len(lips), 2 * POINTS)]
         self._rows.extend(np.column_stack([lips.feature, lips.silence, *points]))
-        self.pauses += int((lips.silence > PAUSE).sum())
+        self._in_pause.append(lips.silence > PAUSE)
+
+    @property
+    def in_pause(self) -> NDArray[np.bool_]:
+        """Which frames count as pauses, (N,)."""
+        return np.concatenate([np.zeros(0, np.bool_), *self._in_pause])
+
+    @property
+    def pauses(self) -> int:
+        """How many frames count as pauses."""
+        return int(self.in_pause.sum())
 
     def frames(self, first: int, end: int) -> Lips:
         """The frames [first, end)."""
@@ -92,15 +103,25 @@ def lips_of(windows: SpeechWindows, memory: Recalls) -> Lips:
     return Lips(windows.mean(recall.lip_feature), windows.silence, points, windows.mean(recall.address))
 
 
-def lips_at(speech: Path, memory: Memory, times_s: NDArray[np.float64]) -> Generator[Lips, None, None]:
+def pauses_in(speech: Path) -> Pauses:
+    """Where `speech` pauses, and how much louder it is to be heard; it is read to its end. Raises UnreadableMedia, NoAudioStream."""
+    return pauses_of(lambda: media.read_audio(speech, SAMPLE_RATE_HZ), open_voice())
+
+
+def lips_at(speech: Path, memory: Memory, times_s: NDArray[np.float64], pauses: Pauses | None = None) -> Generator[Lips, None, None]:
     """The lip motion that `speech` asks for at the times `times_s` (N,), float64, rising: some moments at a time, in order.
+
+    pauses: as `pauses_in` found them; None to find them first.
 
     Raises UnreadableMedia, NoAudioStream, BundleInvalid.
     """
+    if not len(times_s):
+        return
+    pauses = pauses_in(speech) if pauses is None else pauses
     with closing(media.read_audio(speech, SAMPLE_RATE_HZ)) as blocks_of_sound:
-        sound = memory.track(blocks_of_sound)
+        sound = memory.track(brought(blocks_of_sound, pauses.gain))
         blocks = (times_s[first : first + BLOCK_FRAMES] for first in range(0, len(times_s), BLOCK_FRAMES))
-        windows = (windows_of(block, memory.spec, sound) for block in blocks)
+        windows = (windows_of(block, memory.spec, sound, pauses) for block in blocks)
         with closing(spread(lambda block: lips_of(block, memory), windows, workers=cores())) as pieces:
             yield from pieces
 
@@ -110,19 +131,21 @@ def listen(
     memory: Memory,
     times_s: NDArray[np.float64],
     *,
+    pauses: Pauses | None = None,
     rest_in_pauses: bool,
     on_frames: Callable[[int], None] | None = None,
 ) -> LipTrack:
     """The lip motion that `speech` asks for at the times `times_s` (N,), float64, rising; the caller closes it.
 
-    rest_in_pauses: the resting mouth takes over where the speech pauses. on_frames: told how many frames each step took.
+    pauses: as for `lips_at`. rest_in_pauses: the resting mouth takes over where the speech pauses. on_frames: told how many frames each
+    step took.
 
     Raises UnreadableMedia, NoAudioStream, BundleInvalid.
     """
     track = LipTrack(memory.spec)
     rest = np.asarray(memory.spec.rest_feature, np.float32)
     try:
-        with closing(lips_at(speech, memory, times_s)) as pieces:
+        with closing(lips_at(speech, memory, times_s, pauses)) as pieces:
             for lips in pieces:
                 track.add(lips.at_rest_in_pauses(rest) if rest_in_pauses else lips)
                 if on_frames is not None:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from lipdub.records import MelSpec
 from lipdub.speech.filterbank import hann, slaney_filters
-from lipdub.speech.silence import silence_weight
 
 SILENCE = -4.0
 """Mel value of digital silence, and of everything outside the sound."""
@@ -115,10 +114,6 @@ class MelTrack:
             self._start = keep_from
         # Counted in columns: a shift in seconds would round a time between two columns the other way.
         return _cut(self._columns, first - self._start, self._spec)
-
-    def silence(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
-        """How far each moment is a pause, float32 (n,) from 0 (sounding) to 1 (silent); see `windows` for the times."""
-        return silence_weight(self.windows(times_s))
 
     def _pull(self, end: int) -> None:
         fresh = [self._columns]

@@ -24,7 +24,11 @@ class SpeechTrack(Protocol):
         """Windows centred on `times_s` (n,), as the memory takes them: float32 (n, ...), a new array each time."""
         ...
 
-    def silence(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+
+class PauseTrack(Protocol):
+    """Who knows where a sound pauses."""
+
+    def at(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
         """How far each moment is a pause, float32 (n,) from 0 (sounding) to 1 (silent)."""
         ...
 
@@ -63,14 +67,14 @@ def taps_of(spec: BundleSpec) -> tuple[Tap, ...]:
     return Tap(-reach, -bands, 0.25), Tap(0.0, 0, 0.5), Tap(reach, bands, 0.25)
 
 
-def windows_of(times_s: NDArray[np.float64], spec: BundleSpec, sound: SpeechTrack) -> SpeechWindows:
+def windows_of(times_s: NDArray[np.float64], spec: BundleSpec, sound: SpeechTrack, pauses: PauseTrack) -> SpeechWindows:
     """The windows of the moments `times_s` (N,) of a sound, as a bundle takes them."""
     taps = taps_of(spec)
     at_s = np.concatenate([times_s + tap.later_s for tap in taps])
     windows = sound.windows(at_s)
     weights = np.array([tap.weight for tap in taps], np.float32)
     # Of the sound as it is: what moves up in another voice leaves silence behind.
-    silence = np.einsum("k,kn->n", weights, sound.silence(at_s).reshape(len(taps), len(times_s)))
+    silence = np.einsum("k,kn->n", weights, pauses.at(at_s).reshape(len(taps), len(times_s)))
     for number, tap in enumerate(taps):
         here = slice(number * len(times_s), (number + 1) * len(times_s))
         if tap.bands:

@@ -96,7 +96,7 @@ def references(clip: Clip, rows: NDArray[np.int64], end: int) -> NDArray[np.int6
 
 
 class ClipSound:
-    """The sound of a prepared clip as a `lipdub.speech.windows.SpeechTrack`; times are the picture's."""
+    """The sound of a prepared clip as a `SpeechTrack` and a `PauseTrack` of ``lipdub.speech.windows``; times are the picture's."""
 
     def __init__(self, clip: Clip, config: NetworkConfig) -> None:
         self._clip, self._config = clip, config
@@ -106,7 +106,7 @@ class ClipSound:
         windows = self._clip.heard_at(times_s, self._config)
         return windows if self._config.encoder is not None else windows[:, 0]
 
-    def silence(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+    def at(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
         """How far each moment is a pause, (n,)."""
         return silence_weight(cut_windows(self._clip.mel.astype(np.float32), times_s + self._clip.offset_s, MelSpec()))
 
@@ -157,7 +157,8 @@ class HeldOut:
     ) -> HeldOut:
         """The frames of `clip` from `first` on, with references among the frames [0, end)."""
         rows = np.unique(np.linspace(first, len(clip) - 1, min(MOST_JUDGED, len(clip) - first)).round().astype(np.int64))
-        speech = windows_of(clip.times_s[rows], spec, ClipSound(clip, config))
+        sound = ClipSound(clip, config)
+        speech = windows_of(clip.times_s[rows], spec, sound, sound)
         crops = np.concatenate([central(clip, row, row + 1, config) for row in rows.tolist()])
         chosen = np.concatenate([central(clip, row, row + 1, config) for row in references(clip, rows, end).tolist()])
         return cls(config, spec, crops, chosen, speech, measured(crops, detector), beside)
