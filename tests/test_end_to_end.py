@@ -18,12 +18,15 @@ from lipdub import dub, media
 from lipdub.bundles import bundle
 from lipdub.cli.app import main
 from lipdub.errors import LipdubError
+from lipdub.evaluate.pixels import LUMA, light_below
 from lipdub.faces import crop
 from lipdub.faces.detector import MediapipeDetector
 from lipdub.faces.landmarks import opening_of
 from lipdub.generators import Generator
 from lipdub.media.planes import RgbPicture
 from lipdub.model import open_model
+from lipdub.options import DubOptions
+from lipdub.paste.mask import mask_of
 from lipdub.records import Drawn
 
 FRAMES, RATE = 50, 16000
@@ -132,3 +135,48 @@ def test_the_example_speaks_and_falls_silent(tmp_path: Path, monkeypatch: pytest
     assert (measured["silence"] > OPEN).mean() <= 0.1
     assert measured["silence"].mean() < source.mean()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "silence.mp4", "silence.wav", "speech.mp4", "speech.wav"]
+
+
+FADED, PLAIN, DARK, BLURRED = slice(0, 12), slice(12, 25), slice(25, 45), slice(58, 75)
+
+
+def spoilt(index: int, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Frame `index` of the portrait when the video fades in, is exposed for less light for a while, and loses its focus at the end."""
+    levels = picture.astype(np.float32)
+    if index < FADED.stop:
+        levels *= (index + 1) / (FADED.stop + 1)
+    elif DARK.start <= index < DARK.stop:
+        levels *= 0.55
+    elif index >= BLURRED.start:
+        levels = np.asarray(cv2.GaussianBlur(levels, (0, 0), 4), np.float32)
+    return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def test_the_mouth_fades_darkens_and_blurs_with_its_frame(tmp_path: Path) -> None:
+    """A page is of another frame: its light and its focus must be those of the frame that it is drawn into."""
+    pictures = portrait_frames(BLURRED.stop)
+    draw_video(tmp_path / "clip.mp4", pictures=[spoilt(index, picture) for index, picture in enumerate(pictures)], fps=25)
+    write_wav(tmp_path / "speech.wav", np.concatenate(list(media.read_audio(SPEECH, RATE)))[RATE : 4 * RATE])
+    report = dub(tmp_path / "clip.mp4", tmp_path / "speech.wav", tmp_path / "out.mp4", DubOptions(device="cpu"))
+    assert report.dubbed == len(pictures)
+    source, shown = frames_of(tmp_path / "clip.mp4"), frames_of(tmp_path / "out.mp4")
+    spec = open_model("base", device="cpu").spec.crop
+    off, slopes, change = [], [], []
+    with MediapipeDetector() as detector:
+        for index, picture in enumerate(pictures):
+            (face,) = detector.detect(RgbPicture(picture))
+            similarity = crop.fit_similarity(face.landmarks)
+            to_frame = crop.crop_to_frame(similarity[None], spec.size)[0]
+            mask = mask_of(spec.size * crop.to_unit(face.landmarks[crop.OUTLINE, :2], similarity), spec)
+            pair = [frames[index].astype(np.float32) @ LUMA for frames in (shown, source)]
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            lit = [light_below(np.asarray(cv2.warpAffine(luma, to_frame, mask.shape, flags=flags), np.float32), mask) for luma in pair]
+            off.append(abs(lit[0] - lit[1]))
+            inside = cv2.warpAffine(mask, to_frame, pair[0].shape[::-1]) > 0.9
+            slopes.append([float(sum((slope[inside] ** 2).mean() for slope in np.gradient(luma))) for luma in pair])
+            change.append(np.abs(pair[0] - pair[1])[inside].mean())
+    drawn, own = np.array(slopes).T
+    for stretch, sharpest in ((FADED, 1.25), (PLAIN, 1.25), (DARK, 1.25), (BLURRED, 1.6)):
+        assert max(off[stretch]) < 0.06
+        assert 0.8 < drawn[stretch].mean() / own[stretch].mean() < sharpest
+        assert np.mean(change[stretch]) > 0.5

@@ -61,14 +61,13 @@ class Choices:
     def __init__(self) -> None:
         self._rows = RowFile(1 + 2 * _POINTS)
         self.painted = 0
-        """Frames that are not drawn from a page."""
+        """Frames whose mouth is to be painted."""
 
     def __len__(self) -> int:
         return self._rows.count
 
     def add(self, page: NDArray[np.int64], points: NDArray[np.float32]) -> None:
         """Put the next frames at the end."""
-        self.painted += int((page < 0).sum())
         self._rows.extend(np.column_stack([page, points.reshape(len(page), 2 * _POINTS)]))
 
     def frames(self, first: int, end: int) -> Chosen:
@@ -122,6 +121,7 @@ def choose(track: FaceTrack, shown: Timeline, lips: LipTrack, *, draw: Draw = "a
             person = int(track.person[shown.source[first]])
             pages = np.flatnonzero(track.pages.person == person)
             if person < 0 or draw == "paint" or not lips.has_points or (draw == "auto" and not wanted.covered(person)):
+                choices.painted += (end - first) * (person >= 0)
                 for start in range(first, end, BLOCK_FRAMES):
                     rows = min(end, start + BLOCK_FRAMES) - start
                     choices.add(np.full(rows, -1), np.zeros((rows, _POINTS, 2), np.float32))

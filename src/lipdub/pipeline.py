@@ -117,7 +117,7 @@ def dub(
         frames=len(shown), dubbed=len(shown) - passed, passed_through=passed, spans=spans, silent_frames=lips.pauses,
         video_s=float(video_s), speech_s=float(sound.end_s), output_s=float(shown.duration_s),
         wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cached,
-        warnings=tuple(warnings),
+        warnings=tuple(warnings), pages=len(track.pages), painted=choices.painted,
     )  # fmt: skip
 
 

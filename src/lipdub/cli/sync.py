@@ -63,6 +63,7 @@ def show(report: DubReport) -> None:
     table.add_column()
     table.add_row("frames", f"{report.frames} ({report.output_s:.2f} s)")
     table.add_row("dubbed", f"{report.dubbed}, of them {report.silent_frames} in pauses (--silence {report.options.silence})")
+    table.add_row("mouths", _mouths(report))
     table.add_row("passed through", _passed(report))
     table.add_row("speed", f"{report.frames_per_s:.1f} frames/s, {report.wall_s:.1f} s in all")
     if report.analysis_cached:
@@ -70,6 +71,13 @@ def show(report: DubReport) -> None:
     table.add_row("seconds per stage", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.stage_s.items()))
     table.add_row("model", f"{report.model} on {report.provider}")
     results().print(table)
+
+
+def _mouths(report: DubReport) -> str:
+    if not report.painted:
+        return f"drawn from {report.pages} of the person's own (lipdub references shows them)"
+    why = "" if report.options.draw == "paint" else ": the video shows too few mouths that are open as wanted"
+    return f"painted in {report.painted} of {report.frames} frames{why}"
 
 
 def _passed(report: DubReport) -> str:
