@@ -174,6 +174,8 @@ class _Wishes:
         self._gain: dict[int, NDArray[np.float32]] = {}
         for person in np.unique(track.pages.person).tolist():
             frames = np.flatnonzero((track.person == person) & (track.status == DUBBED))
+            if not len(frames):  # none of theirs is redrawn
+                continue
             openings = track.opening[frames]
             self._mouths[person] = Mouth.of(
                 track.pages.take(np.flatnonzero(track.pages.person == person)), float(np.quantile(openings, REST_SHARE))
