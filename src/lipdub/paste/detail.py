@@ -113,14 +113,14 @@ class LitReference:
         planes = fine.planes(1 / float(np.hypot(similarity[0], similarity[1])))
         plain = fine.coarse
         if planes is None:
-            blur = blur_between(still_part(plain[..., 0]), still_part(levels[..., 0])) / size
+            blur = blur_between(plain[..., 0], levels[..., 0]) / size
         else:
             side = len(planes[0])
             there = crop_to_frame(similarity[None], side)[0]
             seen = cv2.warpAffine(
                 frame.y, there, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
             )
-            blur = blur_between(still_part(planes[0]).astype(np.float32), still_part(seen).astype(np.float32)) / side
+            blur = blur_between(planes[0].astype(np.float32), seen.astype(np.float32)) / side
             if blur > 0:
                 luma, chroma = planes
                 planes = _blurred(luma, blur * side), _blurred(chroma, blur * side / 2)
@@ -133,14 +133,14 @@ class LitReference:
 
 def blur_between(page: NDArray[np.float32], frame: NDArray[np.float32]) -> float:
     """By how much a page is to be blurred to be no sharper than a frame: sigma in px, 0 where it is about as sharp. page, frame: float32
-    (h, w), luma of still skin."""
-    wanted = still_sharpness(frame)
-    if still_sharpness(page) * SHARPER <= wanted:
+    (S, S), luma of aligned crops, of which still skin is compared."""
+    wanted = still_sharpness(still_part(frame))
+    if still_sharpness(still_part(page)) * SHARPER <= wanted:
         return 0.0
-    low, high = 0.0, MOST_BLUR * page.shape[1]
+    low, high = 0.0, MOST_BLUR * still_part(page).shape[1]
     for _ in range(7):
         middle = (low + high) / 2
-        low, high = (middle, high) if still_sharpness(_blurred(page, middle)) > wanted else (low, middle)
+        low, high = (middle, high) if still_sharpness(still_part(_blurred(page, middle))) > wanted else (low, middle)
     return (low + high) / 2
 
 
