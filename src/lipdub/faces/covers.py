@@ -27,6 +27,8 @@ UNLIKE_USUAL = 9.0
 """And by this many times what the cell usually varies by (the 35th percentile of its deviations, which a cover of a third leaves alone)."""
 COVERED, PARTLY = 0.15, 0.08
 """Share of cells that are unlike from which on a frame is covered, and, beside a covered one, still counts as such."""
+LEAST_SPREAD = 4.0
+"""Levels: a face that is flatter than this, in a picture that has faded out, says nothing."""
 OUTLINE_REACH, LIPS_REACH = 0.9, 1.2
 """The outline is drawn in to this share, so that no background is taken for the face; lips reach somewhat further than their points."""
 BLOCK_FRAMES = 4096
@@ -34,11 +36,14 @@ BLOCK_FRAMES = 4096
 
 def cells_of(thumb: NDArray[np.uint8], outline: NDArray[np.float32], lips: NDArray[np.float32]) -> NDArray[np.float32]:
     """The cells of a face, float32 (CELL_NUMBERS,), from its small picture, uint8 (THUMB_PX, THUMB_PX, 3) RGB; NaN outside of its `outline`
-    (P, 2), unit crop, and inside of its outer `lips` (L, 2): a mouth that opens is no cover."""
+    (P, 2), unit crop, and inside of its outer `lips` (L, 2), since a mouth that opens is no cover; all NaN where there is no picture."""
     levels = cv2.cvtColor(thumb, cv2.COLOR_RGB2YCrCb).astype(np.float32)
     upper = levels[UPPER_FACE].reshape(-1, 3)
     lower = cv2.resize(levels[_REGION], (COLUMNS, ROWS), interpolation=cv2.INTER_AREA)
-    cells = (lower - upper.mean(axis=0)) / max(4.0, float(upper[:, 0].std()))
+    spread = float(upper[:, 0].std())
+    if spread < LEAST_SPREAD:
+        return np.full(CELL_NUMBERS, np.nan, np.float32)
+    cells = (lower - upper.mean(axis=0)) / spread
     inside = np.zeros((ROWS, COLUMNS), np.uint8)
     for points, reach, value in ((outline, OUTLINE_REACH, 1), (lips, LIPS_REACH, 0)):
         middle = points.mean(axis=0)
