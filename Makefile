@@ -12,8 +12,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.10 python3 py
 fits = $(shell command -v $(1) >/dev/null 2>&1 && $(1) -c \
 	'import sys, venv, ensurepip; print("yes" if (3, 10) <= sys.version_info[:2] <= (3, 12) else "")' 2>/dev/null)
 
-DEMO_VIDEO := demo/portrait_dubbed.mp4
-DEMO_SHEET := demo/portrait_dubbed.png
+DEMO_VIDEO := demo/talk_dubbed.mp4
+DEMO_SHEET := demo/talk_dubbed.png
 UPGRADE ?=
 
 .DEFAULT_GOAL := help
@@ -26,7 +26,7 @@ setup: $(VENV)/.dev  ## install everything needed to work on lipdub into .venv
 
 demo: $(VENV)/.runtime  ## install what running needs, dub the example, say where the result lies
 	@mkdir -p demo
-	$(BIN)/lipdub sync examples/portrait.mp4 examples/speech.wav -o $(DEMO_VIDEO) --force --report demo/report.json
+	$(BIN)/lipdub sync examples/talk.mp4 examples/speech.wav -o $(DEMO_VIDEO) --fit speech --force --report demo/report.json
 	$(BIN)/lipdub sheet $(DEMO_VIDEO) -o $(DEMO_SHEET) --force
 	@echo "dubbed video:  $(CURDIR)/$(DEMO_VIDEO)"
 	@echo "contact sheet: $(CURDIR)/$(DEMO_SHEET)"
