@@ -40,6 +40,7 @@ class DubOptions:
     threads: int | None = _option(None, "Processor threads of the networks; all cores by default.", low=1, high=1024)
     strict: bool = _option(False, "Fail if any frame cannot be dubbed, instead of passing it through.")
     force: bool = _option(False, "Replace the output if it exists.")
+    full_size: bool = _option(False, "Keep the size of a photo above 4 megapixels, which is scaled to fit 1920 x 1920 px otherwise.")
 
     def __post_init__(self) -> None:
         for option in dub_options():

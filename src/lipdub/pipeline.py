@@ -60,12 +60,14 @@ def dub(
     media.check_output(out, inputs=[video, speech], force=options.force)
     with clock("open"):
         info = media.probe(video)
+        # A track that was made before is of the photo as it was.
+        pictures, info = (video, info) if options.full_size or track is not None else media.fitted_photo(video, info)
         speech_s = media.audio_duration_s(speech)
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None
     if track is None:
         size, told = model.spec.crop.size, _counted("finding faces", _frames_guessed(info), tell)
-        track, cached = follow(video, info, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told)
+        track, cached = follow(pictures, info, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told)
     with ExitStack() as stack:
         stack.callback(track.references.close)
         tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
@@ -76,7 +78,7 @@ def dub(
             lips = listen(speech, model.memory, shown.times_s, rest_in_pauses=options.silence == "close", on_frames=told)
         stack.enter_context(closing(lips))
         silent_video = stack.enter_context(part_file(out))
-        scene = Scene(video, info, track, shown, lips, model.spec, model.generator, keep_pauses=options.silence == "keep")
+        scene = Scene(pictures, info, track, shown, lips, model.spec, model.generator, keep_pauses=options.silence == "keep")
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=_counted("redrawing", len(shown), tell))
         with clock("mux"):
             media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force)

@@ -9,12 +9,13 @@ the matrix and range of their own stream. The output carries the source's colour
 
 from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
+from lipdub.media.copies import readable
 from lipdub.media.muxing import mux
 from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix
 from lipdub.media.pictures import probe, read_frames, read_planes, read_span
 from lipdub.media.playback import play
 from lipdub.media.sound import audio_duration_s, first_samples, has_sound, read_audio, write_wav
-from lipdub.media.stills import encode_picture
+from lipdub.media.stills import encode_picture, fitted_photo
 from lipdub.media.writer import Writer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "check_suffix",
     "encode_picture",
     "first_samples",
+    "fitted_photo",
     "has_sound",
     "mux",
     "play",
@@ -37,6 +39,7 @@ __all__ = [
     "read_frames",
     "read_planes",
     "read_span",
+    "readable",
     "to_planes",
     "write_wav",
 ]

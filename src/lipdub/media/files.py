@@ -15,11 +15,14 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from lipdub.errors import EncodingFailed, LipdubError, NoAudioStream, NoVideoStream, UnreadableMedia, WriteFailed
+from lipdub.media.copies import readable
 
 av.logging.set_level(None)  # a user sees one line, ours
 
 _NOT_MEDIA = {"tty", "bin", "xbin", "adf", "idf"}
 """Demuxers that would draw a text file as pictures of text."""
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""FFmpeg's own decoders of these leave transparency out."""
 BROADCAST = {"mpegts", "mpeg"}
 """Formats whose clock starts anywhere and that keep no length."""
 
@@ -47,14 +50,14 @@ def mapped(path: Path, *, writing: bool = False) -> Iterator[None]:
 
 
 def url_of(path: Path) -> str:
-    """`path` so that FFmpeg takes it literally, whatever characters it holds."""
-    return f"file:{path.absolute()}"
+    """`path`, or the copy that is read in its place, so that FFmpeg takes it literally, whatever characters it holds."""
+    return f"file:{readable(path).absolute()}"
 
 
 def has_plain_name(path: Path) -> bool:
     """Whether the path is text: one that holds bytes which are no UTF-8 cannot be handed to ffmpeg-python."""
     try:
-        url_of(path).encode()
+        str(path.absolute()).encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -70,7 +73,7 @@ def opened(path: Path) -> Iterator[InputContainer]:
             raise UnreadableMedia(f"cannot read '{path}': its name is no UTF-8; rename it first")
         if path.is_dir():
             raise UnreadableMedia(f"cannot read '{path}': it is a folder; give a video, photo or sound file")
-        if path.is_file() and path.stat().st_size == 0:
+        if readable(path).stat().st_size == 0:
             raise UnreadableMedia(f"cannot read '{path}': the file is empty; give a video, photo or sound file")
         # pattern_type: a photo's name may hold a percent sign; protocol_whitelist: a playlist must not reach the network
         options = {"pattern_type": "none", "protocol_whitelist": "file"}
@@ -125,6 +128,10 @@ def origin_of_s(container: InputContainer) -> Fraction:
     return first if container.format.name in BROADCAST or first < 0 or first > 1 else Fraction(0)
 
 
+def _tags(stream: av.VideoStream | av.AudioStream) -> set[tuple[str, str]]:
+    return {(name.lower(), value) for name, value in stream.metadata.items()}
+
+
 @overload
 def decoded(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]: ...
 @overload
@@ -132,13 +139,17 @@ def decoded(container: InputContainer, stream: av.AudioStream) -> Iterator[av.Au
 def decoded(container: InputContainer, stream: av.VideoStream | av.AudioStream) -> Iterator[Any]:
     """The frames of `stream` that decode, in order of display; damaged packets are left out, a cut-off file ends early."""
     packets = container.demux(stream)
+    decoder: Any = None
+    if ("alpha_mode", "1") in _tags(stream) and stream.codec_context.name in _ALPHA_DECODERS:
+        decoder = av.CodecContext.create(_ALPHA_DECODERS[stream.codec_context.name], "r")
     while True:
         try:
             packet = next(packets)
         except (StopIteration, av.error.FFmpegError):
             return
         try:
-            frames = packet.decode()
+            # An empty packet stands for the end.
+            frames = packet.decode() if decoder is None else decoder.decode(packet if packet.size else None)
         except av.error.FFmpegError:
             continue
         yield from frames
