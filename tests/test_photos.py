@@ -19,7 +19,6 @@ from PIL import Image
 
 from lipdub import media
 from lipdub.errors import UnreadableMedia
-from lipdub.media import copies
 from lipdub.media.stills import FITTED_PX, LARGE_PHOTO_PX
 from lipdub.media.turning import upright
 
@@ -116,7 +115,7 @@ def _copies_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
     yield
-    copies._copies._let_go(0)
+    media.let_go_of_copies()
     assert list(folder.iterdir()) == []
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from lipdub import __version__, media
-from lipdub.atomic import part_file
 from lipdub.errors import NoFaceFound
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
@@ -77,7 +76,7 @@ def dub(
             told = _counted("listening", len(shown), tell)
             lips = listen(speech, model.memory, shown.times_s, rest_in_pauses=options.silence == "close", on_frames=told)
         stack.enter_context(closing(lips))
-        silent_video = stack.enter_context(part_file(out))
+        silent_video = stack.enter_context(media.unfinished(out))
         scene = Scene(pictures, info, track, shown, lips, model.spec, model.generator, keep_pauses=options.silence == "keep")
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=_counted("redrawing", len(shown), tell))
         with clock("mux"):

@@ -291,7 +291,9 @@ def _check_input(place: Location, found: Identity | None) -> None:
         raise UnreadableMedia(f"cannot read '{place}': there is no such file; check the {'path' if isinstance(place, Path) else 'URL'}")
     if isinstance(place, Path) and place.is_dir():
         raise UnreadableMedia(f"cannot read '{place}': it is a folder; give a video, photo or sound file")
-    if found.size == 0 and (not isinstance(place, Path) or place.is_file()):
+    if isinstance(place, Path) and not place.is_file():
+        raise UnreadableMedia(f"cannot read '{place}': it is a pipe or a device, and rows may be read again; give a file")
+    if found.size == 0:
         raise UnreadableMedia(f"cannot read '{place}': the file is empty; give a video, photo or sound file")
     if isinstance(place, Path) and not os.access(place, os.R_OK):
         raise UnreadableMedia(f"cannot read '{place}': no permission; change its permissions, or choose another file")

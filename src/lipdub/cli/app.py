@@ -16,6 +16,7 @@ from lipdub.cli import adapt, batch, bench, cache, doctor, evaluate, export, mem
 from lipdub.cli.console import interrupted, say
 from lipdub.cli.record_options import with_dub_options
 from lipdub.errors import LipdubError
+from lipdub.stages import ENDING
 
 app = typer.Typer(
     name="lipdub",
@@ -55,11 +56,12 @@ def _main(
 
 def main() -> NoReturn:
     """Run the command line: exit code 0, 1 for an error that the user can do something about, 2 for usage, 130 for Ctrl-C."""
-    # A polite kill cleans up as Ctrl-C does: no partial output, no temporary file.
+    # A polite kill and a closed terminal clean up as Ctrl-C does: no partial output, no temporary file.
     interrupted.clear()
-    signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _interrupt)
+    for number in ENDING:
+        # What starts us may not want us to hear it: nohup, or a shell without job control.
+        if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     # A file name that the terminal's encoding does not know is shown escaped, not as a traceback.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -9,9 +9,9 @@ the matrix and range of their own stream. The output carries the source's colour
 
 from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
-from lipdub.media.copies import readable
+from lipdub.media.copies import let_go_of_copies, readable
 from lipdub.media.muxing import mux
-from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix
+from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix, unfinished
 from lipdub.media.pictures import probe, read_frames, read_planes, read_span
 from lipdub.media.playback import play
 from lipdub.media.sound import audio_duration_s, first_samples, has_sound, read_audio, write_wav
@@ -32,6 +32,7 @@ __all__ = [
     "first_samples",
     "fitted_photo",
     "has_sound",
+    "let_go_of_copies",
     "mux",
     "play",
     "probe",
@@ -41,5 +42,6 @@ __all__ = [
     "read_span",
     "readable",
     "to_planes",
+    "unfinished",
     "write_wav",
 ]

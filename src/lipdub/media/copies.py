@@ -44,7 +44,7 @@ class _Copies:
     def __init__(self) -> None:
         self._kept: dict[_Key, tuple[Path, ExitStack]] = {}
         self._lock = threading.RLock()
-        atexit.register(self._let_go, 0)
+        atexit.register(self.let_go)
 
     def of(self, path: Path, make: Callable[[Path, _NewCopy], Path], *more: object) -> Path:
         """The copy of `path` that `make` makes, by writing to the place that its second argument gives for a suffix; made once for as
@@ -57,10 +57,11 @@ class _Copies:
                     kept = copy, stack.pop_all()
             # The key of a pipe is settled when all of it was read: writing to it changes its time.
             self._kept[self._key(path, more)] = kept
-            self._let_go(_MOST_COPIES)
+            self.let_go(_MOST_COPIES)
             return kept[0]
 
-    def _let_go(self, most: int) -> None:
+    def let_go(self, most: int = 0) -> None:
+        """Remove copies until `most` are left."""
         while len(self._kept) > most:
             _, stack = self._kept.pop(next(iter(self._kept)))
             stack.close()
@@ -97,6 +98,11 @@ def readable(path: Path) -> Path:
     if stat.S_ISREG(mode) and not _is_for_pillow(path):
         return path
     return _copies.of(path, _drained if stat.S_ISFIFO(mode) else _by_pillow)
+
+
+def let_go_of_copies() -> None:
+    """Remove all copies; for a process that ends without `atexit`."""
+    _copies.let_go()
 
 
 def fitted(photo: Path, pixels: NDArray[np.uint8]) -> Path:

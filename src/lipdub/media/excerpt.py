@@ -21,5 +21,5 @@ def excerpt(video: Path, folder: Path, *, seconds: float) -> Path:
     out = folder / f"excerpt{suffix}"
     with whole_file(out) as part:
         command = ffmpeg.input(url_of(video), t=f"{seconds:.3f}").video.output(url_of(part), c="copy", format=CONTAINERS[suffix].muxer)
-        muxing._run(ffmpeg.compile(command, cmd=muxing._program()), out)
+        muxing.run(command, out)
     return out

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import ffmpeg
 
@@ -15,7 +17,7 @@ from lipdub.atomic import whole_file
 from lipdub.errors import EncodingFailed, NoAudioStream
 from lipdub.media.clock import shown_until_s
 from lipdub.media.containers import container_of
-from lipdub.media.facts import OLDEST_FFMPEG, programs
+from lipdub.media.facts import OLDEST_FFMPEG, may_be_hidden, programs
 from lipdub.media.files import audio_stream, opened, url_of, video_stream
 from lipdub.media.output import COMMENT, check_output
 from lipdub.media.sound import GAP_S, sounds
@@ -57,10 +59,9 @@ def mux(video: Path, speech: Path, out: Path, *, duration_s: Fraction, force: bo
     # Fine enough for the pictures' start and the encoder's lead-in of the sound.
     edit_ticks_per_s = math.lcm(ticks_per_s, sound.sample_rate_hz)
     options |= container.muxer_options(ticks_per_s, edit_ticks_per_s if edit_ticks_per_s < 2**31 else ticks_per_s)
-    with whole_file(out) as part:
+    with whole_file(out, hidden=may_be_hidden()) as part:
         command = ffmpeg.output(pictures, taken, url_of(part), map_chapters=-1, **options)
-        command = command.global_args("-copyts", "-nostdin", "-hide_banner", "-loglevel", "error", "-y")
-        _run(ffmpeg.compile(command, cmd=_program()), out)
+        run(command.global_args("-copyts"), out)
         check_output(out, inputs=(video, speech), force=force)
 
 
@@ -138,16 +139,31 @@ def _seconds(time_s: Fraction) -> str:
     return f"{float(time_s):.6f}"
 
 
-def _program() -> str:
-    """The FFmpeg program to use: the first one that is new enough. Raises EncodingFailed."""
-    for program in programs():
-        if program.new_enough:
-            return program.path
-    raise EncodingFailed(f"there is no ffmpeg program of version {OLDEST_FFMPEG} or later; install FFmpeg")
+def run(command: Any, out: Path) -> None:
+    """Run FFmpeg to its end, for ffmpeg-python's `command`, which writes `out`; whatever interrupts us ends it, too.
+
+    Where the first program that is new enough fails, the next one tries: one from a sandbox (snap) may read and write some folders only.
+
+    Raises EncodingFailed with the last program's own words.
+    """
+    command = command.global_args("-nostdin", "-hide_banner", "-loglevel", "error", "-y")
+    *others, last = _programs()
+    for program in others:
+        with suppress(EncodingFailed):
+            return _run(ffmpeg.compile(command, cmd=program), out)
+    return _run(ffmpeg.compile(command, cmd=last), out)
+
+
+def _programs() -> list[str]:
+    """The FFmpeg programs that are new enough, the preferred one first. Raises EncodingFailed: there is none."""
+    found = [program.path for program in programs() if program.new_enough]
+    if not found:
+        raise EncodingFailed(f"there is no ffmpeg program of version {OLDEST_FFMPEG} or later; install FFmpeg")
+    return found
 
 
 def _run(command: list[str], out: Path) -> None:
-    """Run FFmpeg to its end; whatever interrupts us ends it, too. Raises EncodingFailed with its last line."""
+    """Run one program to its end. Raises EncodingFailed with its first line."""
 
     def start() -> subprocess.Popen[bytes]:
         # a session of its own: Ctrl-C comes to us alone, and we end the program
