@@ -22,7 +22,7 @@ PACKAGE = ROOT / "src" / "lipdub"
 LEVELS = (
     {"errors", "options"},
     {"records"},
-    {"stages", "timeline", "row_file", "atomic"},
+    {"stages", "timeline", "row_file", "atomic", "tables"},
     {"media", "phonetics"},
     {"runtime", "references"},
     {"bundles"},
