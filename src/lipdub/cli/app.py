@@ -73,6 +73,8 @@ def main() -> NoReturn:
             say(f"error: {error}")
     except KeyboardInterrupt:
         code = _stopped()
+    except ImportError as error:
+        code = _stopped() if interrupted else _missing(error)
     except BrokenPipeError:
         # Whoever read our output has gone (lipdub ... | head): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -92,6 +94,27 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def _stopped() -> int:
     say("stopped")
     return 130
+
+
+_EXTRAS = {
+    "ray": "ray",
+    **dict.fromkeys(("fsspec", "gcsfs", "s3fs"), "cloud"),
+    **dict.fromkeys(("lightning_fabric", "librosa", "onnx", "safetensors", "tensorboard", "torch"), "train"),
+}
+"""Modules that only some commands need, and the extra that brings them."""
+
+
+def _missing(error: ImportError) -> int:
+    """Where a package is missing that an extra brings: the command and what to install. Everything else is a bug, or a broken install."""
+    name = error.name or ""
+    package = "torch" if name.startswith("lipdub.train") else name.partition(".")[0]
+    if package not in _EXTRAS:
+        raise error
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    command = " ".join(words[: 2 if words[0] == "train" else 1])
+    why = "" if isinstance(error, ModuleNotFoundError) else f" (what is there does not load: {error})"
+    say(f'error: {command} needs {package}{why}; install it with: pip install "lipdub[{_EXTRAS[package]}]"')
+    return 1
 
 
 def _usage_error(error: Exception) -> int:

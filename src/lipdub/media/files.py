@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -19,6 +20,8 @@ from lipdub.media.copies import readable
 
 av.logging.set_level(None)  # a user sees one line, ours
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,2}[^/]")
+"""A path that began as a URL: `Path` makes one slash of two."""
 _NOT_MEDIA = {"tty", "bin", "xbin", "adf", "idf"}
 """Demuxers that would draw a text file as pictures of text."""
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -67,6 +70,8 @@ def has_plain_name(path: Path) -> bool:
 def opened(path: Path) -> Iterator[InputContainer]:
     """`path` opened for reading, closed at the end. Raises UnreadableMedia."""
     with mapped(path):
+        if not path.exists() and _URL.match(str(path)):
+            raise UnreadableMedia(f"cannot read '{path}': it looks like a URL; download it first, or let lipdub batch fetch it")
         if not path.exists():
             raise UnreadableMedia(f"cannot read '{path}': there is no such file; check the path")
         if not has_plain_name(path):
