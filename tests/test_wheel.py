@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of a new environment that holds the wheel and what it needs to run."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
-    (site,) = folder.glob("lib*/**/site-packages") if os.name != "nt" else [folder / "Lib" / "site-packages"]
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     for name in runtime_packages():

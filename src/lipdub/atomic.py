@@ -1,5 +1,7 @@
 """Files and folders that appear whole or not at all: written beside their place, brought to the disk, then renamed.
 
+An output that is a link stays one: what it leads to is written.
+
 Until then they are *parts*: ``.NAME.0123456789ab.lipdub-part.SUFFIX`` beside the output, removed whatever ends the block. A process that
 is killed leaves them. Their owner holds a lock on them, which the system gives back when it ends, so the next run that writes the same
 output knows them for stale and removes them.
@@ -75,6 +77,7 @@ def part_file(out: Path, *, hidden: bool = True) -> Iterator[Path]:
 
 def put_in_place(part: Path, out: Path) -> None:
     """Rename the finished file `part` to `out`, both of them safe from a power cut when this returns. Raises OSError."""
+    out = target_of(out)
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(part, out)
@@ -93,6 +96,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     Raises:
         WriteFailed: an OSError in the block or in the rename.
     """
+    out = target_of(out)
     with _told(out), _part_folder(out) as part:
         yield part
         old = part.with_name(part.name + _OLD)
@@ -120,6 +124,11 @@ def files_into(out: Path) -> Iterator[Path]:
         out.mkdir(exist_ok=True)
         for file in sorted(part.iterdir()):
             put_in_place(file, out / file.name)
+
+
+def target_of(out: Path) -> Path:
+    """Where what is written to `out` lies, absolute: itself, or what it leads to as a link, there or not."""
+    return Path(os.path.realpath(out)) if out.is_symlink() else out.absolute()
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -150,7 +159,8 @@ def is_part_of(name: str, outputs: set[tuple[str, str]]) -> bool:
 
 def remove_stale_parts(out: Path) -> None:
     """Remove the parts of `out` whose owners are dead, files and folders. Parts that cannot be locked, or removed, stay."""
-    folder, now = out.absolute().parent, time.monotonic()
+    stem, suffix, out = target_of(out).stem, out.suffix, target_of(out)
+    folder, now = out.parent, time.monotonic()
     if sys.platform == "win32" or now < _next_look.get(folder, now):
         return
     with suppress(OSError):
@@ -158,7 +168,7 @@ def remove_stale_parts(out: Path) -> None:
         took_s = time.monotonic() - now
         _next_look[folder] = now + (took_s / _LOOKS_SHARE if took_s > _QUICK_S else 0.0)
         for name in names:
-            if is_part_of(name, {(out.stem, out.suffix)}):
+            if is_part_of(name, {(stem, suffix)}):
                 _remove_stale(folder / name, out)
 
 
@@ -187,7 +197,8 @@ def _cut(stem: str) -> str:
 def _claimed(out: Path, *, hidden: bool = True, folder: bool = False) -> Path:
     """A new part of `out`, locked until `_let_go`."""
     while True:
-        part = out.absolute().with_name(part_name(out.stem, out.suffix, hidden=hidden))
+        at = target_of(out)
+        part = at.with_name(part_name(at.stem, out.suffix, hidden=hidden))
         if folder:
             part.mkdir()
         else:

@@ -13,6 +13,7 @@ import typer
 
 from lipdub import __version__
 from lipdub.cli import adapt, batch, bench, cache, doctor, evaluate, export, memory, prepare, sheet, sync, train
+from lipdub.cli.commands import Command, Group
 from lipdub.cli.console import interrupted, say
 from lipdub.cli.record_options import with_dub_options
 from lipdub.errors import LipdubError
@@ -20,25 +21,25 @@ from lipdub.stages import ENDING
 
 app = typer.Typer(
     name="lipdub",
+    cls=Group,
     help="Give a video of a person speaking new speech: the mouth is redrawn, everything else stays as it was.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("sync", epilog=sync.EXAMPLES)(with_dub_options(sync.sync))
-app.command("batch", epilog=batch.EXAMPLES)(with_dub_options(batch.batch, panel=batch.PANEL, helps=batch.HELPS))
-app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command("sheet", epilog=sheet.EXAMPLES)(sheet.sheet)
-app.command("memory", epilog=memory.EXAMPLES)(memory.memory)
+app.command("sync", cls=Command, epilog=sync.EXAMPLES)(with_dub_options(sync.sync))
+app.command("batch", cls=Command, epilog=batch.EXAMPLES)(with_dub_options(batch.batch, panel=batch.PANEL, helps=batch.HELPS))
+app.command("evaluate", cls=Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command("sheet", cls=Command, epilog=sheet.EXAMPLES)(sheet.sheet)
+app.command("memory", cls=Command, epilog=memory.EXAMPLES)(memory.memory)
 app.add_typer(cache.app, name="cache")
-app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
-app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
-app.command("adapt", epilog=adapt.EXAMPLES)(adapt.adapt)
-app.command("prepare", epilog=prepare.EXAMPLES)(prepare.prepare)
+app.command("doctor", cls=Command, epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command("bench", cls=Command, epilog=bench.EXAMPLES)(bench.bench)
+app.command("adapt", cls=Command, epilog=adapt.EXAMPLES)(adapt.adapt)
+app.command("prepare", cls=Command, epilog=prepare.EXAMPLES)(prepare.prepare)
 app.add_typer(train.app, name="train")
-app.command("export-onnx", epilog=export.EXAMPLES)(export.export_onnx)
+app.command("export-onnx", cls=Command, epilog=export.EXAMPLES)(export.export_onnx)
 
 
 def _show_version(wanted: bool) -> None:
