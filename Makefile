@@ -81,6 +81,8 @@ lock: $(VENV)/.dev  ## make requirements/*.txt again after a change of the depen
 	sed -i.bak -e "s/ and python_full_version < '3.13'//" -e "s/python_full_version < '3.13' and //" \
 		-e "s/ ; python_full_version < '3.13'//" requirements/*.txt
 	rm requirements/*.bak
+	sed -e "/^onnxruntime==/d" -e "s/^onnxruntime-gpu==/onnxruntime==/" -e "s/ and sys_platform != 'darwin'//" \
+		-e "s/, onnxruntime-gpu//" -e "s/onnxruntime-gpu/onnxruntime/" requirements/runtime.txt > requirements/cpu.txt
 
 clean:  ## remove .venv, the demo's output and the caches
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
@@ -89,13 +91,14 @@ clean:  ## remove .venv, the demo's output and the caches
 # A stamp is written last, so an install that broke off is taken up again by the next call.
 $(VENV)/.runtime: requirements/runtime.txt pyproject.toml | $(VENV)/.made
 	@echo "installing what running needs into $(VENV); this takes a few minutes once"
-	@$(PIP) install -r requirements/runtime.txt
+	@$(PIP) install --no-deps -r requirements/runtime.txt
 	@$(PIP) install --no-deps --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt | $(VENV)/.runtime
 	@echo "installing what training and testing need into $(VENV); this takes a few minutes once"
-	@$(PIP) install -r requirements/dev.txt
+	@$(PIP) install --no-deps -r requirements/dev.txt
+	@$(PIP) install -c requirements/dev.txt torch
 	@touch $@
 
 $(VENV)/.made:

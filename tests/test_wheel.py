@@ -90,7 +90,9 @@ def test_there_is_a_case_for_every_command() -> None:
 
 def test_every_module_of_an_extra_is_known_where_it_is_missing() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    brought = {re.split(r"[^\w-]", line)[0].replace("-", "_"): name for name in ("train", "ray", "cloud") for line in extras[name]}
+    modules = {"scikit-learn": "sklearn"}
+    named = {name: [re.split(r"[^\w-]", line)[0] for line in extras[name]] for name in ("train", "ray", "cloud")}
+    brought = {modules.get(package, package).replace("-", "_"): extra for extra, packages in named.items() for package in packages}
     assert brought == _EXTRAS
 
 
@@ -121,10 +123,26 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("bin/python")) if os.name != "nt" else folder / "Scripts" / "python.exe"
 
 
+def requirements(name: str) -> list[Requirement]:
+    lines = (line.partition("  #")[0] for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines())
+    return [Requirement(line) for line in lines if line.strip() and not line.startswith(("#", "-"))]
+
+
 def runtime_packages() -> list[str]:
-    lines = (line.partition("  #")[0] for line in (ROOT / "requirements" / "runtime.txt").read_text().splitlines())
-    wanted = [Requirement(line) for line in lines if line.strip() and not line.startswith(("#", "-"))]
-    return [one.name for one in wanted if one.marker is None or one.marker.evaluate()]
+    """What requirements/runtime.txt names here; another OpenCV where that is the one that is installed."""
+    names = [one.name for one in requirements("runtime") if one.marker is None or one.marker.evaluate()]
+    return [next(found for found in CV2 if is_installed(found)) if name in CV2 else name for name in names]
+
+
+CV2 = ("opencv-python-headless", "opencv-contrib-python", "opencv-python")
+
+
+def is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +186,50 @@ def test_options_that_need_an_extra(installed: Path, work: Path, words: str) -> 
     ran = lipdub(installed, work, *words.split())
     assert ran.returncode == 1
     assert re.fullmatch(OPTIONS[words], ran.stderr.strip()), ran.stderr
+
+
+NEVER = ("jax", "jaxlib", "librosa", "llvmlite", "matplotlib", "numba", "scipy", "sentencepiece", "sklearn", "sounddevice", "torch")
+"""What a dub does without: libraries that other commands, training or other parts of mediapipe use."""
+
+
+def test_a_dub_loads_nothing_that_it_can_do_without(tmp_path: Path) -> None:
+    """Whatever is installed: the first dub after an installation has nothing to compile, and is as quick as the second."""
+    draw_video(tmp_path / "talk.mp4", pictures=list(portrait_frames(10)), fps=25)
+    write_wav(tmp_path / "speech.wav", media.first_samples(SPEECH, 16000, 6400))
+    program = (
+        "import sys; sys.argv[1:] = 'sync talk.mp4 speech.wav -o out.mp4 -q --no-cache'.split()\n"
+        "from lipdub.cli.app import main\n"
+        "try: main()\n"
+        f"finally: print(sorted(set({NEVER!r}) & {{name.partition('.')[0] for name in sys.modules}}))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "[]\n", "")
+
+
+@pytest.mark.slow
+def test_a_read_only_installation_without_a_home_says_nothing(installed: Path, work: Path) -> None:
+    folders = [folder for folder in installed.parents[1].rglob("*") if folder.is_dir() and not folder.is_symlink()]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        words = ["sync", "talk.mp4", "speech.wav", "-o", "again.mp4", "-q"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LIPDUB", "XDG"))}
+        command, environment = [str(installed), "-m", "lipdub", *words], {**environment, "HOME": os.devnull}
+        ran = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
+def test_the_requirements_are_complete_without_what_a_dub_never_loads() -> None:
+    """They are installed with --no-deps, so what is not listed is not there; the CPU's differ in ONNX Runtime alone."""
+    runtime, cpu = ({one.name for one in requirements(name)} for name in ("runtime", "cpu"))
+    assert runtime.isdisjoint({*NEVER, "scikit-learn", "opencv-contrib-python"} - {"matplotlib"})
+    assert "onnxruntime-gpu" in runtime
+    assert cpu == runtime - {"onnxruntime-gpu"} | {"onnxruntime"}
+    wanted = {Requirement(line).name for line in PROJECT["project"]["dependencies"]}
+    assert {name.lower().replace("_", "-") for name in wanted} <= runtime
 
 
 @pytest.mark.parametrize("command", [name for name, case in CASES.items() if case.fails])

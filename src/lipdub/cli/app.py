@@ -100,7 +100,7 @@ def _stopped() -> int:
 _EXTRAS = {
     "ray": "ray",
     **dict.fromkeys(("fsspec", "gcsfs", "s3fs"), "cloud"),
-    **dict.fromkeys(("lightning_fabric", "librosa", "onnx", "safetensors", "tensorboard", "torch"), "train"),
+    **dict.fromkeys(("lightning_fabric", "librosa", "onnx", "safetensors", "scipy", "sklearn", "tensorboard", "torch"), "train"),
 }
 """Modules that only some commands need, and the extra that brings them."""
 
