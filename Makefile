@@ -81,6 +81,8 @@ lock: $(VENV)/.dev  ## make requirements/*.txt again after a change of the depen
 	sed -i.bak -e "s/ and python_full_version < '3.13'//" -e "s/python_full_version < '3.13' and //" \
 		-e "s/ ; python_full_version < '3.13'//" requirements/*.txt
 	rm requirements/*.bak
+	sed -e "/^onnxruntime==/d" -e "s/^onnxruntime-gpu==/onnxruntime==/" -e "s/ and sys_platform != 'darwin'//" \
+		-e "s/, onnxruntime-gpu//" -e "s/onnxruntime-gpu/onnxruntime/" requirements/runtime.txt > requirements/cpu.txt
 
 fuzz: $(VENV)/.dev  ## dub damaged files: SEED=0, CASES=1000 (half an hour; what fails is kept in fuzz/)
 	$(BIN)/python tests/fuzz_dub.py --seed $(or $(SEED),0) --cases $(or $(CASES),1000)
@@ -92,13 +94,14 @@ clean:  ## remove .venv, the demo's output and the caches
 # A stamp is written last, so an install that broke off is taken up again by the next call.
 $(VENV)/.runtime: requirements/runtime.txt pyproject.toml | $(VENV)/.made
 	@echo "installing what running needs into $(VENV); this takes a few minutes once"
-	@$(PIP) install -r requirements/runtime.txt
+	@$(PIP) install --no-deps -r requirements/runtime.txt
 	@$(PIP) install --no-deps --editable .
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt | $(VENV)/.runtime
 	@echo "installing what training and testing need into $(VENV); this takes a few minutes once"
-	@$(PIP) install -r requirements/dev.txt
+	@$(PIP) install --no-deps -r requirements/dev.txt
+	@$(PIP) install -c requirements/dev.txt torch
 	@touch $@
 
 $(VENV)/.made:

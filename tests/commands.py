@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from lipdub.cli.app import app, main
+from lipdub.stages import ENDING
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ Run = Callable[..., Ran]
 @contextmanager
 def in_this_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """A function that runs `lipdub` with arguments; the handlers of signals that it sets go when the block is left."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in ENDING}
 
     def run(*arguments: str | Path) -> Ran:
         monkeypatch.setattr(sys, "argv", ["lipdub", *map(str, arguments)])

@@ -17,6 +17,7 @@ from lipdub.batch.loop import Pool
 from lipdub.cli import batch as command
 from lipdub.cli import console
 from lipdub.cli.batch_view import BatchView, clock_s
+from lipdub.stages import ENDING
 
 PORTRAIT = Path(__file__).parent.parent / "examples" / "portrait.mp4"
 
@@ -47,7 +48,7 @@ def lipdub(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     console.results.cache_clear()
     console.errors.cache_clear()
     monkeypatch.setattr(sys, "argv", ["lipdub", *map(str, arguments)])
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in ENDING}
     try:
         with pytest.raises(SystemExit) as left:
             main()

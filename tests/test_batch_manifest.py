@@ -167,9 +167,10 @@ def test_a_folder_is_no_manifest(folder):
     ("head", "lines", "wanted"),
     [
         ("video,speech,output", [], ["line 1: no row"]),
-        ("video;speech;output", [], ["line 1: the columns are not separated by commas", "line 1: no row"]),
+        ("video;speech;output", [], ["line 1: no row"]),
         ("video,speech,output,colour", ["talk.mp4,speech.wav,o.mp4,red"], ["line 1: unknown column 'colour'"]),
-        ("video,speech,output,", ["talk.mp4,speech.wav,o.mp4,"], ["line 1: column 4 has no name"]),
+        ("video,speech,output,", ["talk.mp4,speech.wav,o.mp4,23"], ["line 1: column 4 has no name"]),
+        ("video,,speech,output", ["talk.mp4,note,speech.wav,o.mp4"], ["line 1: column 2 has no name"]),
         ("video,speech,output,crf,CRF", ["talk.mp4,speech.wav,o.mp4,1,2"], ["line 1: column 'crf' is there 2 times"]),
         ("video,output", ["talk.mp4,o.mp4"], ["line 1: column 'speech' is missing"]),
         ("speech", ["speech.wav"], ["line 1: column 'video' is missing", "line 1: column 'output' is missing"]),

@@ -22,6 +22,7 @@ from lipdub.batch.loop import Event, Finished, Progress
 from lipdub.batch.row import dub_task, work_on
 from lipdub.errors import NoFaceFound, WriteFailed
 from lipdub.options import DubOptions
+from lipdub.stages import ENDING
 
 TESTS = Path(__file__).parent
 
@@ -384,15 +385,15 @@ def test_killed_again_and_again_every_output_is_written_once(folder):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING)
 def test_interrupted_it_cleans_up_and_says_how_to_go_on(folder, number):
     manifest(folder, *scripted_rows(folder, "good", "sleep 30", "good"))
     process = batch_process(folder)
     wait_for(lambda: list(folder.glob(".o1.*")) or process.poll() is not None)
-    if number == signal.SIGINT:
-        os.killpg(process.pid, number)  # as a terminal does
-    else:
+    if number == signal.SIGTERM:
         process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)  # as a terminal does
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "1 of 3 rows dubbed" in out
@@ -407,7 +408,7 @@ def test_interrupted_it_cleans_up_and_says_how_to_go_on(folder, number):
 def test_workers_do_not_outlive_a_killed_batch(folder):
     manifest(folder, *scripted_rows(folder, "sleep 60"))
     process = batch_process(folder)
-    wait_for(lambda: list(folder.glob(".o0.*")) or process.poll() is not None)
+    wait_for(lambda: any(part.stat().st_size for part in folder.glob(".o0.*")) or process.poll() is not None)
     (part,) = folder.glob(".o0.*")
     worker = int(part.read_text().split()[0])
     process.kill()

@@ -26,6 +26,7 @@ from fakes import rewrite_spec, write_fake_bundle
 
 from lipdub import __version__, media, pipeline
 from lipdub.bundles import bundle
+from lipdub.stages import ENDING
 
 FRAMES, SIDE, RATE = 12, 256, 16000
 FAST = ("--device", "cpu", "--preset", "ultrafast", "--threads", "1")
@@ -468,7 +469,7 @@ exec sleep 60
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("moment", ["finding faces", "redrawing", "muxing"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
 def test_an_interrupted_dub_leaves_nothing(long_work: Path, moment: str, number: signal.Signals) -> None:
     programs = long_work / "programs"
     programs.mkdir()

@@ -310,6 +310,27 @@ def test_cuda_that_does_not_load_is_red_only_where_there_is_a_card(monkeypatch, 
     assert "libcudnn" in finding.what
 
 
+def test_a_card_that_the_cpu_install_leaves_alone_is_a_note(monkeypatch):
+    def unavailable(device):
+        raise ProviderUnavailable("CUDA did not load: this onnxruntime was built without it")
+
+    monkeypatch.setattr(networks, "_ran", unavailable)
+    monkeypatch.setattr(networks, "gpus", lambda: (["NVIDIA L4, 22.5 GiB"], ""))
+    monkeypatch.setattr(networks, "version_of", lambda package: "1.0" if package == "onnxruntime" else "")
+    finding = only(networks.cuda())
+    assert (finding.colour, "this is the CPU install" in finding.what) == ("yellow", True)
+    assert "pip uninstall -y onnxruntime && pip install" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("package", "kind"), [("onnxruntime", "the CPU install"), ("onnxruntime-gpu", "the install for CPUs and NVIDIA GPUs")]
+)
+def test_the_doctor_knows_which_install_it_sits_in(monkeypatch, package, kind):
+    monkeypatch.setattr(libraries, "version_of", lambda name: "1.0" if name == package else "")
+    finding = only(libraries.packages_of("onnxruntime"))
+    assert (finding.colour, kind in finding.what) == ("green", True)
+
+
 def test_the_processor_is_proved_by_a_session():
     finding = only(networks.processor())
     assert finding.colour == "green"

@@ -28,6 +28,7 @@ from lipdub.model import open_model
 from lipdub.options import DubOptions
 from lipdub.paste.mask import mask_of
 from lipdub.records import Drawn
+from lipdub.stages import ENDING
 
 FRAMES, RATE = 50, 16000
 OPEN = 0.06
@@ -60,7 +61,7 @@ def openings(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def lipdub(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     monkeypatch.setattr(sys, "argv", ["lipdub", *map(str, arguments)])
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in ENDING}
     try:
         with pytest.raises(SystemExit) as left:
             main()

@@ -15,6 +15,7 @@ from test_expert import TOY
 from toys import COMPACT, write_clips
 
 from lipdub.cli.app import main
+from lipdub.stages import ENDING
 from lipdub.train import checkpoints, expert_network, networks
 from lipdub.train.expert_network import SyncNet
 from lipdub.train.networks import LipMemory
@@ -28,7 +29,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
     """Run `lipdub` in this process, with toy networks behind its presets: (exit code, standard output, standard error)."""
     monkeypatch.setitem(networks.PRESETS, "compact", COMPACT)
     monkeypatch.setattr(expert_network, "SHIPPED", TOY)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in ENDING}
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["lipdub", *map(str, arguments)])

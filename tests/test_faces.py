@@ -10,10 +10,11 @@ import pytest
 from faces_for_tests import CHIN, FOREHEAD, portrait, portrait_face, portrait_frames, scaled
 from numpy.typing import NDArray
 
-from lipdub.faces import detector as detecting
 from lipdub.faces.detector import MAX_FACES, SEARCH_EVERY, MediapipeDetector
 from lipdub.media.planes import RgbPicture
+from lipdub.native_log import native_log_silenced
 from lipdub.records import Face
+from lipdub.stages import ENDING
 
 WIDE = (720, 1280, 3)
 
@@ -176,7 +177,7 @@ def test_finding_faces_says_nothing_on_standard_error(capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDING)
 def test_an_interruption_waits_until_a_model_is_built(number: signal.Signals) -> None:
     class Stopped(BaseException):
         pass
@@ -187,7 +188,7 @@ def test_an_interruption_waits_until_a_model_is_built(number: signal.Signals) ->
     built = []
 
     def build() -> None:
-        with detecting._native_log_silenced():
+        with native_log_silenced():
             signal.raise_signal(number)
             built.append(True)
 

@@ -21,8 +21,8 @@ PACKAGE = ROOT / "src" / "lipdub"
 
 LEVELS = (
     {"errors", "options"},
-    {"records"},
-    {"stages", "timeline", "row_file", "atomic"},
+    {"records", "stages"},
+    {"timeline", "row_file", "atomic", "tables", "native_log"},
     {"media", "phonetics"},
     {"runtime", "references"},
     {"bundles"},

@@ -608,12 +608,12 @@ def test_mux_errors_leave_nothing(tmp_path: Path, silent: Path, monkeypatch: pyt
     communicate = subprocess.Popen.communicate
 
     def interrupted(process: subprocess.Popen[bytes], *given: object) -> object:
-        if process.args[0] == ffmpeg_program.program() and not started:  # type: ignore[index]
+        if process.args[0] == ffmpeg_program.programs_to_try()[0] and not started:  # type: ignore[index]
             started.append(process)
             raise KeyboardInterrupt
         return communicate(process)
 
-    ffmpeg_program.program()  # asks for the version once
+    ffmpeg_program.programs_to_try()  # asks for the version once
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         mux(silent, speech, out, duration_s=Fraction(2), force=False)
@@ -626,11 +626,11 @@ def test_old_or_missing_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     old.write_text("#!/bin/sh\necho 'ffmpeg version 4.4.2-0ubuntu0.22.04.1 Copyright'\n")
     old.chmod(0o755)
     monkeypatch.setattr(facts.shutil, "which", lambda name: str(old))
-    assert ffmpeg_program.program() == BUNDLED
+    assert ffmpeg_program.programs_to_try() == [BUNDLED]
     monkeypatch.setattr(facts.shutil, "which", lambda name: str(tmp_path / "gone"))
     monkeypatch.setattr(facts.imageio_ffmpeg, "get_ffmpeg_exe", lambda: (_ for _ in ()).throw(RuntimeError("none")))
     with pytest.raises(EncodingFailed, match="install FFmpeg"):
-        ffmpeg_program.program()
+        ffmpeg_program.programs_to_try()
 
 
 # ------------------------------------------------------------------------------------------------------------ output

@@ -29,6 +29,8 @@ NEAR_PX, FAR_PX = 120.0, 70.0
 SHOT_FRAMES = 24
 PEOPLE = (1, 5, 8)
 """Seeds of faces that are not alike."""
+scenes = st.tuples(st.sampled_from(PEOPLE), st.sampled_from([None, *PEOPLE])).filter(lambda one: one[0] != one[1])
+"""Who is in front, and who is behind."""
 
 
 def skin(who: int) -> NDArray[np.uint8]:
@@ -100,11 +102,7 @@ def check(track: FaceTrack) -> None:
     assert set(track.pages.person.tolist()) == set(track.person[dubbed].tolist())
 
 
-@given(
-    st.lists(
-        st.tuples(st.sampled_from(PEOPLE), st.sampled_from([None, *PEOPLE])).filter(lambda one: one[0] != one[1]), min_size=1, max_size=4
-    )
-)
+@given(st.lists(scenes, min_size=1, max_size=4))
 @settings(max_examples=12, deadline=None)
 def test_every_page_shows_its_own_person(shots: list[tuple[int, int | None]]) -> None:
     """Who stands behind in one shot and in front in another keeps all of its mouths, and nobody else gets one."""

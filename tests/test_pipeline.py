@@ -165,6 +165,19 @@ def test_a_photo_speaks_as_long_as_the_speech_lasts(house: Path, tmp_path: Path)
     assert np.abs(pixels[3].astype(int) - pixels[20]).max() > 40
 
 
+@pytest.mark.parametrize(("full_size", "side"), [(False, 1920), (True, 2048)])
+def test_a_large_photo_is_scaled_unless_its_size_is_asked_for(house: Path, tmp_path: Path, full_size: bool, side: int) -> None:
+    large = scaled(portrait_frames(1)[0], (2048, 2048))
+    (tmp_path / "photo.jpg").write_bytes(media.encode_picture(large, ".jpg"))
+    write_wav(tmp_path / "speech.wav", loud(0.16))
+    video, speech = str(tmp_path / "photo.jpg"), str(tmp_path / "speech.wav")
+    report = dubbed(house, tmp_path / "out.mp4", video=video, speech=speech, full_size=full_size)
+    pixels = frames_of(tmp_path / "out.mp4")
+    assert (report.video, report.dubbed) == (video, 4)
+    assert pixels.shape == (4, side, side, 3)
+    assert np.abs(pixels[0, :600].astype(int) - scaled(large, (side, side))[:600]).mean() < 3
+
+
 def test_speech_may_be_a_video(house: Path, tmp_path: Path) -> None:
     draw_video(tmp_path / "talk.mp4", frames=20, audio=loud(0.8))
     report = dubbed(house, tmp_path / "out.mp4", speech=str(tmp_path / "talk.mp4"), fit="speech")

@@ -13,7 +13,7 @@ from drawn import draw_sound, draw_video, sine, write_wav
 from numpy.typing import NDArray
 
 from lipdub.errors import EncodingFailed
-from lipdub.media import mux, plan_sound, probe_sound, read_audio, sound_plan
+from lipdub.media import facts, mux, plan_sound, probe_sound, read_audio, sound_plan
 from lipdub.media.sound_plan import SoundWay
 from lipdub.records import DubWarning
 
@@ -165,6 +165,7 @@ def test_sound_that_goes_in_no_way_is_said_before_the_first_frame(tmp_path: Path
     failing.write_text("#!/bin/sh\ncase \"$*\" in *-version*) echo 'ffmpeg version 7.0'; exit;; esac\necho 'no muxing today' >&2; exit 1\n")
     failing.chmod(0o755)
     monkeypatch.setattr(shutil, "which", lambda name: str(failing))
+    monkeypatch.setattr(facts.imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(failing))  # which is tried next
     with pytest.raises(EncodingFailed, match="no muxing today"):
         plan_sound(tmp_path / "speech.wav", tmp_path / "out.mp4", duration_s=Fraction(2))
     assert {path.name for path in tmp_path.iterdir()} == {"speech.wav", "ffmpeg"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -45,6 +46,7 @@ class DubOptions:
     threads: int | None = _option(None, "Processor threads of the networks; all cores by default.", low=1, high=1024)
     strict: bool = _option(False, "Fail if any frame cannot be dubbed, instead of passing it through.")
     force: bool = _option(False, "Replace the output if it exists.")
+    full_size: bool = _option(False, "Keep the size of a photo above 4 megapixels, which is scaled to fit 1920 x 1920 px otherwise.")
 
     def __post_init__(self) -> None:
         for option in dub_options():
@@ -79,15 +81,26 @@ class DubOption:
         """The value that a cell of a manifest stands for. Raises ``ValueError``: it stands for none."""
         value: Any = text
         if self.kind is bool:
-            value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower())
-            if value is None:
+            if (value := text.upper() in _TRUE) == (text.upper() in _FALSE):
                 raise ValueError(f"{self.name} must be true or false (or yes, no, 1, 0), got '{text}'")
         elif self.kind is int:
-            if not (text.isascii() and text.isdigit() and len(text) <= 6):
+            # A spreadsheet may show decimals, with a point or a comma.
+            if not (whole := re.fullmatch(r"([0-9]{1,6})(?:[.,]0+)?", text)):
                 raise ValueError(f"{self.name} must be a whole number from {self.low} to {self.high}, got '{text}'")
-            value = int(text)
+            value = int(whole[1])
         self.check(value)
         return value
+
+
+_TRUE = frozenset(
+    ("1", "YES", "TRUE", "WAHR", "VRAI", "VERDADERO", "VERO", "VERDADEIRO", "WAAR", "SANT", "SAND", "SANN", "TOSI", "PRAWDA", "PRAVDA",
+     "IGAZ", "ИСТИНА", "ІСТИНА", "DOĞRU", "CERT", "ADEVĂRAT")
+)  # fmt: skip
+_FALSE = frozenset(
+    ("0", "NO", "FALSE", "FALSCH", "FAUX", "FALSO", "ONWAAR", "FALSKT", "FALSK", "USANN", "EPÄTOSI", "FAŁSZ", "NEPRAVDA", "HAMIS", "ЛОЖЬ",
+     "ХИБНІСТЬ", "YANLIŞ", "FALS")
+)  # fmt: skip
+"""What Excel and LibreOffice write for true and false, by the language that they run in."""
 
 
 def dub_options() -> tuple[DubOption, ...]:

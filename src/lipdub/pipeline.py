@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from lipdub import __version__, media
-from lipdub.atomic import part_file
 from lipdub.choose import choose
 from lipdub.errors import NoFaceFound
 from lipdub.faces.cache import AnalysisCache
@@ -75,12 +74,14 @@ def dub(
     media.check_output(out, inputs=[video, speech], force=options.force)
     with clock("open"):
         info = media.probe(video)
+        # A track that was made before is of the photo as it was.
+        pictures, info = (video, info) if options.full_size or track is not None else media.fitted_photo(video, info)
         sound = media.probe_sound(speech, warn)
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None
     if track is None:
         size, told = model.spec.crop.size, _counted("finding faces", _frames_guessed(info), tell)
-        track, cached = follow(video, info, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told)
+        track, cached = follow(pictures, info, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told)
     with ExitStack() as stack:
         stack.callback(track.references.close)
         tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
@@ -96,12 +97,12 @@ def dub(
                 warn(DubWarning("quiet-speech", text))
             lips = listen(speech, model.memory, shown.times_s, pauses=pauses, rest_in_pauses=options.silence == "close", on_frames=told)
         stack.enter_context(closing(lips))
-        silent_video = stack.enter_context(part_file(out))
+        silent_video = stack.enter_context(media.unfinished(out))
         with clock("choose"):
             choices = choose(track, shown, lips, draw=options.draw, exclude_s=exclude_own_s)
         stack.enter_context(closing(choices))
         scene = Scene(
-            video, info, track, shown, lips, choices, model.spec, model.generator, keep_pauses=options.silence == "keep", warn=warn
+            pictures, info, track, shown, lips, choices, model.spec, model.generator, keep_pauses=options.silence == "keep", warn=warn
         )
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=_counted("redrawing", len(shown), tell))
         with clock("mux"):

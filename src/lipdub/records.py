@@ -44,7 +44,8 @@ class VideoInfo:
     width, height: px as shown, after `rotation`. time_base: seconds per tick. frame_rate: average frames per second, a
     hint only, never used for timing. duration_s: None where the container does not say. rotation: degrees
     counter-clockwise that were applied to the stored pictures (0, 90, 180, 270). sample_aspect_ratio: pixel width over
-    height. is_still: a photo, shown for as long as the speech lasts. has_audio: the file also holds sound.
+    height. is_still: a photo, shown for as long as the speech lasts. has_audio: the file also holds sound. is_transparent: parts of
+    the first picture are, and are laid on white.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class VideoInfo:
     color: ColorTags = field(default_factory=ColorTags)
     is_still: bool = False
     has_audio: bool = False
+    is_transparent: bool = False
 
     def __post_init__(self) -> None:
         _require(self.width > 0 and self.height > 0, f"a picture needs a size, got {self.width}x{self.height}")

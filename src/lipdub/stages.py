@@ -12,6 +12,7 @@ all threads have ended then, and every iterator that was handed over is closed.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -21,6 +22,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, TypeVar
+
+ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask a process to end, and that it cleans up at: Ctrl-C, a polite kill, and a terminal that was closed."""
 
 T = TypeVar("T")
 U = TypeVar("U")

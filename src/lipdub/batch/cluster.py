@@ -28,6 +28,7 @@ from lipdub.batch.loop import Event, Finished, Lost, Progress
 from lipdub.batch.row import Task, Work, dub_task
 from lipdub.batch.rows import RowResult, one_line
 from lipdub.errors import ClusterFailed
+from lipdub.stages import ENDING
 
 SYSTEM_RETRIES: Final = 3
 """How often Ray starts a task again whose process or machine has died."""
@@ -208,7 +209,7 @@ def _knock(address: str) -> None:
 @contextmanager
 def _signals_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself when it connects; here the command line has its own answer to it."""
-    changeable = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    changeable = ENDING if threading.current_thread() is threading.main_thread() else ()
     kept = {number: signal.getsignal(number) for number in changeable}
     try:
         yield

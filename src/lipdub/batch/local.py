@@ -2,7 +2,7 @@
 
 Workers are new interpreters (spawned, on every system).
 Each one watches a pipe whose other end only the batch holds. When the batch ends, even by a kill, the pipe closes; the worker then
-removes its temporary files and ends. Workers ignore Ctrl-C: the batch stops them.
+removes its temporary files and ends. Workers ignore Ctrl-C and a terminal that is closed: the batch stops them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, Final
 
+from lipdub import media
 from lipdub.batch.lock import row_lock
 from lipdub.batch.loop import Event, Finished, Lost, Progress
 from lipdub.batch.row import Task, Work, dub_task, work_on
 from lipdub.batch.rows import RowResult, one_line
-from lipdub.stages import cores
+from lipdub.stages import ENDING, cores
 
 STOPPING_S: Final = 10.0
 """A worker that was told to stop has this long to clean up."""
 _TELL_S: Final = 0.2
+_FOR_THE_BATCH: Final = frozenset(ENDING) - {signal.SIGTERM}
+"""Signals that come to all processes of a terminal."""
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -132,14 +135,15 @@ def _start_worker(work: Work, threads: int | None) -> _Worker:
 
 @contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Ctrl-C waits until the block has ended, and in a process that the block starts: there it would print a traceback."""
+    """What the batch alone answers waits until the block has ended, and in a process that the block starts: there it would print a
+    traceback."""
     if sys.platform == "win32":
         yield
         return
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # when started later, it would let the signals through
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_BATCH)
     try:
         yield
     finally:
@@ -170,10 +174,11 @@ def _serve(pipe: Connection, lifeline: Connection, work: Work, threads: int | No
         stopping.set()
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _FOR_THE_BATCH:
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_BATCH)
     _hush()
     for name in _THREAD_VARIABLES if threads is not None else ():
         os.environ.setdefault(name, str(threads))
@@ -188,6 +193,7 @@ def _serve(pipe: Connection, lifeline: Connection, work: Work, threads: int | No
             pipe.send(result)
     except (EOFError, OSError, KeyboardInterrupt):
         pass
+    media.let_go_of_copies()
     # Not sys.exit: it would wait for threads of libraries that never end.
     os._exit(0 if not stopping.is_set() else 128 + signal.SIGTERM)
 

@@ -1,6 +1,6 @@
 """Manifests: a table of dubs, read and checked as a whole before the first frame is touched.
 
-CSV, whose first line names the columns, or JSON lines, one object a line with the same names:
+CSV as spreadsheets write it (``tables.py``), whose first line names the columns, or JSON lines, one object a line with the same names:
 
     video,speech,output,fit,crf
     talk.mp4,fr.wav,talk_fr.mp4,speech,23
@@ -10,8 +10,6 @@ CSV, whose first line names the columns, or JSON lines, one object a line with t
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -19,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +30,7 @@ from lipdub.bundles import bundle
 from lipdub.errors import LipdubError, ManifestError, OutputRefused, UnreadableMedia
 from lipdub.options import DubOptions, dub_options
 from lipdub.reports import check_report
+from lipdub.tables import TableError, read_table, text_of
 
 JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
 _KNOWN: Final = (*REQUIRED, *(option.name for option in dub_options()), "report")
@@ -51,7 +51,7 @@ class Manifest:
 
 
 def check_manifest(path: Path, defaults: DubOptions | None = None, *, owned: Owned | None = None, keep_existing: bool = False) -> Manifest:
-    """The rows of the manifest at `path` (UTF-8), after checking all of them; no frame is decoded for that.
+    """The rows of the manifest at `path`, after checking all of them; no frame is decoded for that.
 
     The columns are video, speech, output, and any of ``DubOptions`` and report. An empty cell, or null, takes its value from `defaults`.
     Relative paths, a model's too, start from the manifest's folder; URLs are taken as they are. Empty lines are passed over.
@@ -116,50 +116,48 @@ class _Draft:
         return Row(self.line, video, speech, output, self.options, self.places.get("report"))
 
 
-def _text(path: Path) -> str:
+def _data(path: Path) -> bytes:
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"manifest '{path}' is not UTF-8 text; save it in UTF-8") from error
+        return path.read_bytes()
     except OSError as error:
         raise ManifestError(f"cannot read manifest '{path}': {error.strerror or error}; check the path") from error
 
 
 def _csv_drafts(path: Path, problems: _Problems) -> list[_Draft]:
     """The rows of a CSV file; what is wrong with its columns goes to `problems`. Raises ManifestError."""
-    lines: list[tuple[int, list[str]]] = []
-    line = 1
     try:
-        reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                lines.append((line, cells))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise ManifestError(f"manifest '{path}', line {line}: no CSV ({error}); check the quotes") from error
-    if not lines:
+        table = read_table(text_of(_data(path), fits=partial(_names_inputs, path.parent)), _KNOWN)
+    except TableError as error:
+        raise ManifestError(f"manifest '{path}'{'' if str(error).startswith('is ') else ','} {error}") from error
+    if not table.columns:
         raise ManifestError(f"manifest '{path}' is empty; its first line must name the columns, at least {','.join(REQUIRED)}")
-    (head_line, head), *body = lines
-    columns = [name.strip().lower() for name in head]
-    _check_header(head_line, columns, problems)
-    if not body:
-        problems.add(head_line, "no row follows the column names; add one row for each dub")
+    columns = [name.replace("-", "_") for name in table.columns]
+    _check_header(table.line, columns, problems)
+    if not table.rows:
+        problems.add(table.line, "no row follows the column names; add one row for each dub")
     found = []
-    for line, cells in body:
-        if len(cells) == len(columns):
-            # The first of two columns of one name counts; `_check_header` has named them.
-            given = {column: cell.strip() for column, cell in zip(reversed(columns), reversed(cells), strict=True) if column in _KNOWN}
-            found.append(_Draft(line, given))
-        else:
-            what = "leave none out" if len(cells) < len(columns) else "quote cells that hold a comma"
+    for line, cells in table.rows:
+        # Spreadsheets leave empty cells at the end of a row out.
+        missing, beyond = columns[len(cells) :], cells[len(columns) :]
+        if any(beyond) or not set(missing).isdisjoint(REQUIRED):
+            what = "leave none out" if missing else "quote cells that hold a comma"
             problems.add(line, f"{len(cells)} cells for {len(columns)} columns; {what}")
+            continue
+        # The first of two columns of one name counts; `_check_header` has named them.
+        cells = (*cells, *[""] * len(missing))[: len(columns)]
+        given = {column: cell for column, cell in zip(reversed(columns), reversed(cells), strict=True) if column in _KNOWN}
+        found.append(_Draft(line, given))
     return found
 
 
+def _names_inputs(folder: Path, text: str) -> bool:
+    """Whether the manifest's `text`, whose code page is guessed, names inputs that are there, one of them in more than ASCII."""
+    cells = [row[column] for _, row in read_table(text, _KNOWN).records() for column in ("video", "speech") if row.get(column)]
+    telling = [cell for cell in cells if not cell.isascii() and not is_url(cell)]
+    return bool(telling) and all((folder / os.path.expanduser(cell)).exists() for cell in telling)
+
+
 def _check_header(line: int, columns: Sequence[str], problems: _Problems) -> None:
-    if len(columns) == 1 and re.search(r"[;\t|]", columns[0]):
-        problems.add(line, "the columns are not separated by commas; save the manifest with commas")
-        return
     for number, name in enumerate(columns, 1):
         if not name:
             problems.add(line, f"column {number} has no name; name it or remove it")
@@ -175,7 +173,10 @@ def _check_header(line: int, columns: Sequence[str], problems: _Problems) -> Non
 
 def _json_drafts(path: Path, problems: _Problems) -> list[_Draft]:
     """The rows of a file of JSON lines; what is wrong with a line goes to `problems`. Raises ManifestError."""
-    lines = re.split(r"\r\n?|\n", _text(path))
+    try:
+        lines = re.split(r"\r\n?|\n", text_of(_data(path)))
+    except TableError as error:
+        raise ManifestError(f"manifest '{path}' {error}") from error
     if not any(line.strip() for line in lines):
         raise ManifestError(f"manifest '{path}' is empty; write one JSON object a line, with at least {', '.join(REQUIRED)}")
     found = []
@@ -196,7 +197,7 @@ def _json_cells(line: str) -> dict[str, str]:
         raise ManifestError('no JSON object; write one object a line: {"video": ..., "speech": ..., "output": ...}')
     given: dict[str, str] = {}
     for name, value in pairs:
-        column = name.strip().lower()
+        column = name.strip().lower().replace("-", "_")
         if column not in _KNOWN:
             raise ManifestError(f"unknown key '{name}'; there are {', '.join(_KNOWN)}")
         if column in given:
@@ -291,7 +292,9 @@ def _check_input(place: Location, found: Identity | None) -> None:
         raise UnreadableMedia(f"cannot read '{place}': there is no such file; check the {'path' if isinstance(place, Path) else 'URL'}")
     if isinstance(place, Path) and place.is_dir():
         raise UnreadableMedia(f"cannot read '{place}': it is a folder; give a video, photo or sound file")
-    if found.size == 0 and (not isinstance(place, Path) or place.is_file()):
+    if isinstance(place, Path) and not place.is_file():
+        raise UnreadableMedia(f"cannot read '{place}': it is a pipe or a device, and rows may be read again; give a file")
+    if found.size == 0:
         raise UnreadableMedia(f"cannot read '{place}': the file is empty; give a video, photo or sound file")
     if isinstance(place, Path) and not os.access(place, os.R_OK):
         raise UnreadableMedia(f"cannot read '{place}': no permission; change its permissions, or choose another file")

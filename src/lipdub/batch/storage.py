@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -16,13 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from lipdub.atomic import is_part_of, part_name
 from lipdub.batch.rows import Location, one_line
 from lipdub.errors import LipdubError, OutputRefused, StorageFailed, UnreadableMedia
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_PART: Final = re.compile(r"\.(?P<stem>.+)\.[0-9a-f]{12}\.lipdub-part(?P<suffix>\.[^.]+)", re.DOTALL)
-_PART_STEM_BYTES: Final = 120
-"""``atomic.part_file`` cuts longer names."""
 _STAMPS: Final = ("mtime", "ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "updated", "modified", "created")
 """What storages say of a file that changes when the file does, the most telling one first."""
 _AT_ONCE: Final = 16
@@ -114,7 +111,7 @@ def put(file: Path, url: str) -> None:
     with _mapped("write", url):
         system, path = _system(url)
         name = PurePosixPath(path)
-        part = f"{system._parent(path)}/.{_cut(name.stem)}.{secrets.token_hex(6)}.lipdub-part{name.suffix}"
+        part = f"{system._parent(path)}/{part_name(name.stem, name.suffix)}"
         try:
             system.put_file(str(file), part)
             system.mv(part, path)
@@ -142,30 +139,11 @@ def sweep(places: Iterable[Location]) -> int:
                 remove, there = system.rm, {PurePosixPath(found).name: found for found in system.ls(path, detail=False)}
             else:
                 remove, there = os.unlink, {found.name: found for found in folder.iterdir()}
-            for stale in (found for name, found in there.items() if _is_part_of(name, names)):
+            for stale in (found for name, found in there.items() if is_part_of(name, names)):
                 with suppress(Exception):
                     remove(stale)
                     removed += 1
     return removed
-
-
-def _is_part_of(name: str, outputs: set[tuple[str, str]]) -> bool:
-    """Whether `name` is what ``atomic.part_file`` makes of one of `outputs` (stem, suffix), or of such a part again."""
-    found = _PART.fullmatch(name)
-    if found is None:
-        return False
-    stem, suffix = found["stem"], found["suffix"]
-    for output, ending in outputs:
-        first = _cut(output)
-        of_part = re.fullmatch(rf"\.{re.escape(first)}\.[0-9a-f]{{12}}\.lipdub-part", stem)
-        cut_again = len(stem.encode()) > _PART_STEM_BYTES - 4 and f".{first}.".startswith(stem[: len(first) + 2])
-        if suffix == ending and (stem == first or of_part or cut_again):
-            return True
-    return False
-
-
-def _cut(stem: str) -> str:
-    return stem.encode()[:_PART_STEM_BYTES].decode(errors="ignore")
 
 
 def _system(url: str) -> tuple[Any, str]:

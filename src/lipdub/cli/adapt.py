@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lipdub.cli.console import new_table, paragraphs, print_line, progress, results, say, stoppable
-from lipdub.errors import TrainingError
 from lipdub.options import Device
 
 if TYPE_CHECKING:
@@ -42,11 +41,8 @@ def adapt(
     Never worse than the bundle it begins with on that part: where it cannot be made better, the new bundle holds the old weights, says so,
     and the exit code is 0 all the same.
     """
-    try:
-        from lipdub.train.adapt import AdaptSettings
-        from lipdub.train.adapt import adapt as adapt_to
-    except ImportError as error:
-        raise TrainingError('adapt needs torch; install it with: pip install "lipdub[train]"') from error
+    from lipdub.train.adapt import AdaptSettings
+    from lipdub.train.adapt import adapt as adapt_to
 
     def on_judged(step: int, judged: Judged) -> None:
         if not quiet:

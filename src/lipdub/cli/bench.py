@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lipdub.cli.commands import STANDARD_OUTPUT, JsonFile, write_json
 from lipdub.cli.console import new_table, paragraphs, print_line, progress, results, stoppable
 from lipdub.options import Device
 
@@ -32,7 +33,7 @@ def bench(
     device: Annotated[Device, typer.Option(help="cuda fails, rather than falls back, where CUDA does not really load.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads of the networks; see sync.")] = None,
     seconds: Annotated[float, typer.Option(min=1, max=3600, help="How much of the video, from its start.")] = 20.0,
-    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON to this file.")] = None,
+    json: JsonFile = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
@@ -41,16 +42,15 @@ def bench(
     Each dub runs in a fresh process, after a short one that is not counted. Close other programs first. Nothing is kept.
     """
     from lipdub import media
-    from lipdub.atomic import write_whole
     from lipdub.checkup.bench import measure
 
-    if json is not None:
+    if json is not None and json != STANDARD_OUTPUT:
         media.check_file(json, force=force)
     with stoppable(), progress(quiet=quiet) as tell:
         report = measure(video, model=model, device=device, threads=threads, seconds=seconds, on_progress=tell)
     if json is not None:
-        write_whole(json, report.to_json())
-    if not quiet:
+        write_json(report.to_json(), json)
+    if not quiet and json != STANDARD_OUTPUT:
         show(report)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lipdub.cli.commands import Command, Group
 from lipdub.cli.console import new_table, paragraphs, print_line, results, say
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ EXAMPLES = paragraphs("""
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _WORDS = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week"}
 
-app = typer.Typer(invoke_without_command=True, epilog=EXAMPLES, rich_markup_mode="rich")
+app = typer.Typer(cls=Group, invoke_without_command=True, epilog=EXAMPLES, rich_markup_mode="rich")
 
 
 def seconds_of(text: str) -> float:
@@ -59,7 +60,7 @@ def show(context: typer.Context) -> None:
     print_line(f"{_count(len(entries))}, {size_text(total)} of at most {size_text(cache.limit_bytes)}, in {cache.folder}")
 
 
-@app.command("clear", epilog=EXAMPLES)
+@app.command("clear", cls=Command, epilog=EXAMPLES)
 def clear(
     older_than: Annotated[
         str | None, typer.Option("--older-than", metavar="TIME", help="Only what was not used for so long: 30d, 12h, 2w.")
@@ -78,7 +79,7 @@ def clear(
         raise typer.Exit(1)
 
 
-@app.command("path", epilog=EXAMPLES)
+@app.command("path", cls=Command, epilog=EXAMPLES)
 def path() -> None:
     """Print the folder of the cache, for scripts; exit code 1 where there is none."""
     cache = _cache()

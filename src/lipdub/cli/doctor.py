@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lipdub.cli.commands import STANDARD_OUTPUT, JsonFile, write_json
 from lipdub.cli.console import errors, paragraphs, print_line, results, stoppable
+from lipdub.errors import OutputRefused
 
 if TYPE_CHECKING:
     from lipdub.checkup.doctor import Finding
@@ -26,30 +29,36 @@ _NAME_WIDTH = 24
 
 def doctor(
     dub: Annotated[bool, typer.Option("--dub/--no-dub", help="End with a dub of ten seconds made for the purpose.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
+    json_file: JsonFile = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Look at what lipdub needs on this machine, prove it by using it, and say what to do about each red line.
+    """Look at what lipdub needs on this machine, prove it by using it, and say what to do about each bad line.
 
-    Exit code 1 if any line is red.
+    Exit code 1 if any line is bad.
     """
     from lipdub.checkup.doctor import examine
+
+    if json_file is not None and json_file != STANDARD_OUTPUT and not force and os.path.lexists(json_file):
+        raise OutputRefused(f"'{json_file}' exists already; add --force to replace it, or choose another name")
 
     found: list[Finding] = []
     with stoppable("stopped"), errors().status("looking", refresh_per_second=4) as status:
         for finding in examine(dub=dub, on_look=lambda name: status.update(f"looking at: {name}")):
             found.append(finding)
-            if not as_json:
+            if json_file != STANDARD_OUTPUT:
                 _show(finding)
     bad = [finding.name for finding in found if finding.colour == "red"]
-    if as_json:
+    if json_file is not None:
         from lipdub import __version__
 
         content = {"lipdub": __version__, "works": not bad, "findings": [asdict(finding) for finding in found]}
-        typer.echo(json.dumps(content, ensure_ascii=False, indent=2))
+        write_json(json.dumps(content, ensure_ascii=False, indent=2) + "\n", json_file)
+    if json_file == STANDARD_OUTPUT:
+        pass
     elif bad:
-        results().print(f"{len(bad)} of {len(found)} lines are red: {', '.join(dict.fromkeys(bad))}", style="red", markup=False)
+        results().print(f"{len(bad)} of {len(found)} lines are bad: {', '.join(dict.fromkeys(bad))}", style="red", markup=False)
     else:
-        results().print("nothing is red: lipdub works here")
+        results().print("nothing is bad: lipdub works here")
     if bad:
         raise typer.Exit(1)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lipdub.cli.commands import STANDARD_OUTPUT, JsonFile, write_json
 from lipdub.cli.console import new_table, paragraphs, print_line, progress, results, say, stoppable
 from lipdub.options import Device, Draw, Silence
 
@@ -43,7 +44,7 @@ def evaluate(
     truth: Annotated[Path | None, typer.Option(help="The video whose mouth really spoke that sound, where there is one.")] = None,
     model: Annotated[str, typer.Option(help="Model bundle, a name or a folder; of a finished dub: the one that drew it.")] = "base",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for scorecard.html and scorecard.json.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
+    json_file: JsonFile = None,
     seconds_min: Annotated[float, typer.Option(min=0, help="--set: clips of folders that are shorter are left out.")] = 8.0,
     only: Annotated[str, typer.Option(help="--set: just the clips whose file name holds this.")] = "",
     silence: Annotated[Silence, typer.Option(help="--set: what the mouth does in pauses; see sync.")] = "close",
@@ -119,7 +120,7 @@ def _evaluate_dub(
             raise OutputRefused(f"cannot write into '{output}': {error.strerror or error}; choose another folder") from error
         for name in page.FILES:
             check_report(output / name, inputs=inputs, output=None, force=force)
-    if json_file is not None:
+    if json_file is not None and json_file != STANDARD_OUTPUT:
         check_report(json_file, inputs=inputs, output=None, force=force)
     opened, _ = _public(syncnet)
     with progress(quiet=quiet) as tell:
@@ -134,14 +135,13 @@ def _write(
     show: Callable[[Mapping[str, Any]], None] | None,
 ) -> None:  # fmt: skip
     """The files, then on the terminal what they hold and their names."""
-    from lipdub.atomic import write_whole
     from lipdub.evaluate import page
 
     if output is not None:
         page.write_scorecard(output, content, pictures)
     if json_file is not None:
-        write_whole(json_file, page.json_text(content))
-    if show is not None:
+        write_json(page.json_text(content), json_file)
+    if show is not None and json_file != STANDARD_OUTPUT:
         show(content)
         for path in [*(output / name for name in page.FILES if output), *([json_file] if json_file else [])]:
             print_line(f"wrote {path}")
@@ -154,7 +154,7 @@ def _evaluate_set(
     from lipdub.evaluate import whole_set
     from lipdub.reports import check_report
 
-    if json_file is not None:
+    if json_file is not None and json_file != STANDARD_OUTPUT:
         # The output folder is run again and again, and so is the copy of its figures.
         check_report(json_file, inputs=paths, output=None, force=True)
     clips, left_out = whole_set.find_clips(paths, seconds_min=seconds_min)

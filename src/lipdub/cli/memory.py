@@ -26,10 +26,8 @@ def memory(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to write pictures and memory.json into; made where it is missing.")
     ],
-    speech: Annotated[
-        Path | None, typer.Option(help="Speech that addresses the memory: any file with sound. Default: the example's.")
-    ] = None,
-    face: Annotated[Path | None, typer.Option(help="Photo or video of the face to draw on. Default: the example's.")] = None,
+    speech: Annotated[Path | None, typer.Option(help="Speech that addresses the memory: any file with sound. Default: an example.")] = None,
+    face: Annotated[Path | None, typer.Option(help="Photo or video of the face to draw on. Default: an example.")] = None,
     alignment: Annotated[
         Path | None,
         typer.Option(help="Phonemes of the speech: a Praat TextGrid (tier phones), or a CSV with the columns start_s, end_s, phoneme."),
@@ -54,35 +52,26 @@ def memory(
     if alignment is not None and speech is None:
         raise typer.BadParameter("--alignment needs the --speech that it belongs to")
     with stoppable():
+        from lipdub.checkup.sample_media import PORTRAIT, SPEECH
         from lipdub.memory_view import look
         from lipdub.memory_view.look import check_folder
         from lipdub.phonetics.alignment_files import read_alignment
         from lipdub.phonetics.espeak import synthesise
 
         check_folder(output, force=force)
-        face = face or _example("portrait.mp4", "--face with a photo or video of a face")
+        face = face or PORTRAIT
         phonemes = None if alignment is None else read_alignment(alignment)
         with TemporaryDirectory(prefix="lipdub-") as folder, progress(quiet=quiet) as tell:
             if espeak is not None:
                 speech = Path(folder) / "speech.wav"
                 phonemes = synthesise(espeak, voice, speech)
-            speech = speech or _example("speech.wav", "--speech with a sound file")
+            speech = speech or SPEECH
             done = look(
                 model, speech, face, output, alignment=phonemes, start_s=start, seconds=seconds, device=device, threads=threads,
                 force=force, keep_speech=espeak is not None, on_progress=tell,
             )  # fmt: skip
     if not quiet:
         show(done, output)
-
-
-def _example(name: str, instead: str) -> Path:
-    """A file of the source checkout's examples. Raises OutputRefused where lipdub is installed without them."""
-    from lipdub.errors import UnreadableMedia
-
-    file = Path(__file__).resolve().parents[3] / "examples" / name
-    if not file.is_file():
-        raise UnreadableMedia(f"the example {name} is not installed; give {instead}")
-    return file
 
 
 def show(report: MemoryReport, output: Path, *, rows: int = 12) -> None:

@@ -38,7 +38,7 @@ def with_dub_options(command: Callable[..., None], *, panel: str | None = None, 
     def parameter(option: DubOption) -> inspect.Parameter:
         kind: Any = Literal[option.choices] if option.choices else option.kind
         given = typer.Option(
-            *([f"--{option.name}"] if option.kind is bool else []),  # a flag has no --no-... twin
+            *([f"--{option.name.replace('_', '-')}"] if option.kind is bool else []),  # a flag has no --no-... twin
             help=(helps or {}).get(option.name, option.help), min=option.low, max=option.high, rich_help_panel=panel,
         )  # fmt: skip
         hint: Any = Annotated[Optional[kind] if option.optional else kind, given]  # noqa: UP045 -- made at run time

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+from lipdub.cli.commands import Command, Group
 from lipdub.cli.console import errors, new_table, paragraphs, print_line, progress, results, say
 from lipdub.cli.record_options import with_record
 
@@ -41,6 +42,7 @@ NAMED = 5
 """So many of the skipped clips are named; the others are counted."""
 
 app = typer.Typer(
+    cls=Group,
     help="Train the sync expert, the audio-lip memory, then the generator, on prepared clips.",
     no_args_is_help=True, epilog=EXAMPLES, rich_markup_mode="rich",
 )  # fmt: skip
@@ -106,10 +108,10 @@ def stage_command(**defaults: float) -> Callable[[Callable[..., None]], Callable
     """Make a function the command of its name, with the options of `TrainOptions`. defaults: of its fields, where this stage has others."""
     shared = inspect.signature(TrainOptions, eval_str=True).parameters.values()
     parameters = [one.replace(default=defaults.get(one.name, one.default)) for one in shared]
-    return lambda command: app.command(command.__name__, epilog=EXAMPLES)(with_record(command, TrainOptions, parameters))
+    return lambda command: app.command(command.__name__, cls=Command, epilog=EXAMPLES)(with_record(command, TrainOptions, parameters))
 
 
-@app.command("encoder", epilog=EXAMPLES)
+@app.command("encoder", cls=Command, epilog=EXAMPLES)
 def encoder(
     weights: Annotated[
         Path, typer.Argument(help="Whisper's weights: OpenAI .pt, Hugging Face model.safetensors or CTranslate2 model.bin.")
@@ -128,7 +130,7 @@ def encoder(
     )
 
 
-@app.command("hearing", epilog=EXAMPLES)
+@app.command("hearing", cls=Command, epilog=EXAMPLES)
 def hearing(
     prepared: Annotated[list[Path], typer.Argument(help="Folders that lipdub prepare --encoder has written.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle to write.")],
@@ -227,7 +229,7 @@ def reader(
     options.train(lambda: ReaderStage(config, clips, held_out, options.rate, options.seed), batch=batch)
 
 
-@app.command("offsets", epilog=EXAMPLES)
+@app.command("offsets", cls=Command, epilog=EXAMPLES)
 def offsets(
     checkpoint: Annotated[Path, typer.Argument(help="A sync expert, or a memory, trained on these clips as they are.")],
     prepared: Prepared,

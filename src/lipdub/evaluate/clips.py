@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -12,6 +11,7 @@ import numpy as np
 
 from lipdub import media
 from lipdub.errors import LipdubError, UnreadableMedia
+from lipdub.tables import TableError, read_table, text_of
 
 SOUND_HZ = 16000
 
@@ -60,13 +60,10 @@ def _manifest_rows(folder: Path) -> list[dict[str, str]]:
     if not manifest.is_file():
         return []
     try:
-        with manifest.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        rows = [row for _, row in read_table(text_of(manifest.read_bytes()), ("file", "speaker", "use", "seconds")).records()]
+    except (OSError, TableError) as error:
         raise UnreadableMedia(f"cannot read '{manifest}' beside the clips: {error}; mend it, or move it away") from error
-    if rows and "file" not in rows[0]:
-        return []
-    return [row for row in rows if row["file"]]
+    return [row for row in rows if row.get("file")]
 
 
 def _number(text: str | None, otherwise: float) -> float:

@@ -280,6 +280,8 @@ def _in_pool(
 def _quiet_worker() -> None:
     """A worker says nothing (mediapipe's native log lines) and, told to stop, cleans up before it does."""
     signal.signal(signal.SIGTERM, _stop)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal is for the process that ends the workers
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 

@@ -25,6 +25,7 @@ from typing import Final
 
 import numpy as np
 
+from lipdub import media
 from lipdub.errors import UnreadableMedia
 
 _ROOMS: Final = ("lipdub.faces", "lipdub.references")
@@ -41,7 +42,7 @@ def analysis_key(video: Path, *, size_px: int) -> str:
     The ending of the file's name counts as well: FFmpeg looks at it. The file is read once. Raises UnreadableMedia.
     """
     shaping = {
-        "content": content_digest(video),
+        "content": content_digest(media.readable(video)),
         "suffix": video.suffix.lower(),
         "size_px": size_px,
         "constants": track_constants(),

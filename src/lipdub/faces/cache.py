@@ -103,7 +103,7 @@ class AnalysisCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with part_file(self._path(key)) as part:
-                with open(part, "xb") as file:
+                with open(part, "wb") as file:
                     write_track(track, file)
                 with zipfile.ZipFile(part, "a") as archive:
                     archive.writestr(_ABOUT, json.dumps(about))

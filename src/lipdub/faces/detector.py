@@ -8,9 +8,7 @@ face is lost.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.media.planes import Picture
+from lipdub.native_log import native_log_silenced
 from lipdub.records import Face
 
 os.environ.setdefault("GLOG_minloglevel", "3")
@@ -150,7 +149,7 @@ class MediapipeDetector:
     def _find(self, picture: Picture) -> list[tuple[NDArray[np.float32], float]]:
         """Face boxes in the whole picture, largest first; overlapping tiles of a wide picture are searched when it shows none."""
         if self._finder is None:
-            with _native_log_silenced():
+            with native_log_silenced():
                 self._finder = self._solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5)
                 self._finder.process(np.zeros((MESH_PX, MESH_PX, 3), np.uint8))
         height, width = picture.height, picture.width
@@ -178,7 +177,7 @@ class MediapipeDetector:
         return found
 
     def _new_mesh(self) -> Any:
-        with _native_log_silenced():
+        with native_log_silenced():
             mesh = self._solutions.face_mesh.FaceMesh(
                 static_image_mode=False,
                 max_num_faces=1,
@@ -201,7 +200,7 @@ class MediapipeDetector:
             result = mesh.process(window).multi_face_landmarks
         else:
             # Until it has seen a face, its parts are still being built (anew after a reset), and log from other threads.
-            with _native_log_silenced():
+            with native_log_silenced():
                 if id(mesh) in self._stale:
                     mesh.reset()
                     self._stale.discard(id(mesh))
@@ -281,7 +280,7 @@ def _overlap(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
 
 
 def _solutions() -> Any:
-    with _native_log_silenced(), _matplotlib_left_out():
+    with native_log_silenced(), _matplotlib_left_out():
         from mediapipe.python import solutions  # slow to load, and noisy: only when a face is looked for
 
     return solutions
@@ -298,42 +297,3 @@ def _matplotlib_left_out() -> Iterator[None]:
     finally:
         for name in names:
             del sys.modules[name]
-
-
-@contextmanager
-def _interruptions_later() -> Iterator[None]:
-    """Let Ctrl-C and a request to end wait until the block is left; they only ever come to the main thread."""
-    came: list[int] = []
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if came:
-            signal.raise_signal(came[0])
-
-
-_silence = threading.RLock()
-
-
-@contextmanager
-def _native_log_silenced() -> Iterator[None]:
-    """Keep what mediapipe's C++ parts write to standard error, past Python, away from the user: no setting silences all of it.
-
-    One thread at a time: a second one would take the silence for the stream to go back to.
-    """
-    # Broken off in the middle, a model would go on being built and log when the silence has ended.
-    with _silence, _interruptions_later():
-        sys.stderr.flush()
-        kept = os.dup(2)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(nowhere, 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(nowhere)

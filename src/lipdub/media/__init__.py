@@ -10,13 +10,14 @@ the matrix and range of their own stream. The output carries the source's colour
 from lipdub.media.clock import cut_off
 from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
+from lipdub.media.copies import let_go_of_copies, readable
 from lipdub.media.muxing import mux
-from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix
+from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix, unfinished
 from lipdub.media.pictures import probe, read_frames, read_planes, read_span
 from lipdub.media.playback import play
 from lipdub.media.sound import audio_duration_s, first_samples, has_sound, probe_sound, read_audio, write_wav
 from lipdub.media.sound_plan import plan_sound
-from lipdub.media.stills import encode_picture
+from lipdub.media.stills import encode_picture, fitted_photo
 from lipdub.media.writer import Writer
 
 __all__ = [
@@ -32,7 +33,9 @@ __all__ = [
     "cut_off",
     "encode_picture",
     "first_samples",
+    "fitted_photo",
     "has_sound",
+    "let_go_of_copies",
     "mux",
     "plan_sound",
     "play",
@@ -42,6 +45,8 @@ __all__ = [
     "read_frames",
     "read_planes",
     "read_span",
+    "readable",
     "to_planes",
+    "unfinished",
     "write_wav",
 ]

@@ -18,6 +18,8 @@ from lipdub.records import ColorTags, FrameChunk, VideoInfo
 
 Chunk = TypeVar("Chunk", FrameChunk, YuvChunk, covariant=True)
 _PLANAR = ("yuv420p", "yuvj420p")
+BACKDROP = 255
+"""Level of red, green and blue behind transparent parts: white, as a page is."""
 
 
 class Converter(Protocol[Chunk]):
@@ -51,6 +53,7 @@ class ToRgb:
         self.height, self.width = shown.shape[:2]
         self.frame_bytes = 3 * self.height * self.width
         self._pixels = np.empty((0, self.height, self.width, 3), np.uint8)
+        self._format = "rgba" if may_be_transparent(first) else "rgb24"
 
     def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         """uint8 (H, W, 3) RGB, a view of memory of its own."""
@@ -62,13 +65,13 @@ class ToRgb:
             frame,
             width=width,
             height=height,
-            format="rgb24",
+            format=self._format,
             src_colorspace=None if coded_as_rgb else sws_matrix(frame.colorspace, self.height),
             src_color_range=None if coded_as_rgb else (FULL if frame.color_range == FULL else LIMITED),
             dst_color_range=FULL,
             interpolation=EXACT,
         )
-        return upright(rgb.to_ndarray(), self._turn)  # type: ignore[arg-type]
+        return upright(on_backdrop(rgb.to_ndarray()), self._turn)  # type: ignore[arg-type]
 
     def fits(self, frame: av.VideoFrame) -> bool:
         """Whether the frame has the first one's shape, to a pixel, and lies as it does: then it is scaled as it is stored."""
@@ -95,7 +98,7 @@ class ToPlanes:
     """Converts decoded frames of one stream to upright 8-bit planes with chroma at half the sides, as the encoder takes them.
 
     Planes of that kind are copied bit for bit. Other YUV is resampled and keeps its matrix and range. Photos, and what is coded as
-    RGB, go through RGB to YUV of limited range (`colour.written_color`).
+    RGB, go through RGB to YUV of limited range (`colour.written_color`). Transparent parts are laid on white.
     """
 
     def __init__(self, first: av.VideoFrame, path: Path, *, photo: bool) -> None:
@@ -109,7 +112,8 @@ class ToPlanes:
         odd = bool(self.height % 2 or self.width % 2)
         mends_rgb = photo or matrix == 0 or first.format.is_rgb or first.format.has_palette
         # Turned planes of an odd side do not lie on their chroma any more; matrices that nobody converts are not kept when padded.
-        self._through_rgb = mends_rgb or (odd and (self._turn != AS_STORED or matrix not in (*SWS_MATRIX, UNSPECIFIED)))
+        unpaddable = odd and (self._turn != AS_STORED or matrix not in (*SWS_MATRIX, UNSPECIFIED))
+        self._through_rgb = mends_rgb or unpaddable or may_be_transparent(first)
         full = int(first.color_range) == FULL and not mends_rgb
         self._range = FULL if full else LIMITED
         self._matrix = sws_matrix(UNSPECIFIED if mends_rgb else matrix, self.height)
@@ -155,6 +159,26 @@ class ToPlanes:
             np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]  # type: ignore[call-overload]
             for plane in frame.planes
         ]
+
+
+def may_be_transparent(frame: av.VideoFrame) -> bool:
+    """Whether pixels of that format can be transparent; those of a palette can."""
+    return frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
+
+
+def is_transparent(frame: av.VideoFrame) -> bool:
+    """Whether any pixel of the frame lets through what lies behind it."""
+    return may_be_transparent(frame) and bool(frame.reformat(format="rgba").to_ndarray()[..., 3].min() < 255)
+
+
+def on_backdrop(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) RGB: `pixels` with transparent parts laid on white. pixels: uint8 (H, W, 4) RGBA, or (H, W, 3) without any."""
+    if pixels.shape[2] == 3:
+        return pixels
+    color, alpha = pixels[..., :3], pixels[..., 3:].astype(np.uint16)
+    if alpha.min() == 255:
+        return color
+    return ((color * alpha + BACKDROP * (255 - alpha) + 127) // 255).astype(np.uint8)
 
 
 def rgb_to_yuv(reformatter: VideoReformatter, pixels: NDArray[np.uint8], matrix: int, color_range: int) -> av.VideoFrame:

@@ -9,7 +9,7 @@ import ffmpeg
 from lipdub.atomic import whole_file
 from lipdub.media.containers import CONTAINERS
 from lipdub.media.files import url_of
-from lipdub.media.program import program, run
+from lipdub.media.program import run_ffmpeg
 
 
 def excerpt(video: Path, folder: Path, *, seconds: float) -> Path:
@@ -21,5 +21,5 @@ def excerpt(video: Path, folder: Path, *, seconds: float) -> Path:
     out = folder / f"excerpt{suffix}"
     with whole_file(out) as part:
         command = ffmpeg.input(url_of(video), t=f"{seconds:.3f}").video.output(url_of(part), c="copy", format=CONTAINERS[suffix].muxer)
-        run(ffmpeg.compile(command, cmd=program()), out)
+        run_ffmpeg(command, out)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import av
@@ -41,6 +43,13 @@ def programs() -> Iterator[Program]:
         bundled = str(imageio_ffmpeg.get_ffmpeg_exe())
         if bundled != on_path:
             yield _described(bundled)
+
+
+def may_be_hidden() -> bool:
+    """Whether the program that is used may open files whose name begins with a dot; one from a sandbox (snap, Flatpak) may not."""
+    used = next((program.path for program in programs() if program.new_enough), "")
+    places = {part.lower() for path in (used, os.path.realpath(used)) for part in Path(path).parts}
+    return places.isdisjoint(("snap", "snapd", "flatpak"))
 
 
 def program_encodes(program: Program, codec: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -15,11 +16,16 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from lipdub.errors import EncodingFailed, LipdubError, NoAudioStream, NoVideoStream, UnreadableMedia, WriteFailed
+from lipdub.media.copies import readable
 
 av.logging.set_level(None)  # a user sees one line, ours
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/{1,2}[^/]")
+"""A path that began as a URL: `Path` makes one slash of two."""
 _NOT_MEDIA = {"tty", "bin", "xbin", "adf", "idf"}
 """Demuxers that would draw a text file as pictures of text."""
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+"""FFmpeg's own decoders of these leave transparency out."""
 BROADCAST = {"mpegts", "mpeg"}
 """Formats whose clock starts anywhere and that keep no length."""
 
@@ -47,14 +53,14 @@ def mapped(path: Path, *, writing: bool = False) -> Iterator[None]:
 
 
 def url_of(path: Path) -> str:
-    """`path` so that FFmpeg takes it literally, whatever characters it holds."""
-    return f"file:{path.absolute()}"
+    """`path`, or the copy that is read in its place, so that FFmpeg takes it literally, whatever characters it holds."""
+    return f"file:{readable(path).absolute()}"
 
 
 def has_plain_name(path: Path) -> bool:
     """Whether the path is text: one that holds bytes which are no UTF-8 cannot be handed to ffmpeg-python."""
     try:
-        url_of(path).encode()
+        str(path.absolute()).encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -64,13 +70,15 @@ def has_plain_name(path: Path) -> bool:
 def opened(path: Path) -> Iterator[InputContainer]:
     """`path` opened for reading, closed at the end. Raises UnreadableMedia."""
     with mapped(path):
+        if not path.exists() and _URL.match(str(path)):
+            raise UnreadableMedia(f"cannot read '{path}': it looks like a URL; download it first, or let lipdub batch fetch it")
         if not path.exists():
             raise UnreadableMedia(f"cannot read '{path}': there is no such file; check the path")
         if not has_plain_name(path):
             raise UnreadableMedia(f"cannot read '{path}': its name is no UTF-8; rename it first")
         if path.is_dir():
             raise UnreadableMedia(f"cannot read '{path}': it is a folder; give a video, photo or sound file")
-        if path.is_file() and path.stat().st_size == 0:
+        if readable(path).stat().st_size == 0:
             raise UnreadableMedia(f"cannot read '{path}': the file is empty; give a video, photo or sound file")
         # pattern_type: a photo's name may hold a percent sign; protocol_whitelist: a playlist must not reach the network
         options = {"pattern_type": "none", "protocol_whitelist": "file"}
@@ -125,6 +133,10 @@ def origin_of_s(container: InputContainer) -> Fraction:
     return first if container.format.name in BROADCAST or first < 0 or first > 1 else Fraction(0)
 
 
+def _tags(stream: av.VideoStream | av.AudioStream) -> set[tuple[str, str]]:
+    return {(name.lower(), value) for name, value in stream.metadata.items()}
+
+
 @overload
 def decoded(container: InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]: ...
 @overload
@@ -140,6 +152,9 @@ def decoded(
     beside: other streams, of whose packets the times are put into `seen_s`, seconds on the file's own clock, and nothing else is looked at.
     """
     packets = container.demux(stream, *beside)
+    decoder: Any = None
+    if ("alpha_mode", "1") in _tags(stream) and stream.codec_context.name in _ALPHA_DECODERS:
+        decoder = av.CodecContext.create(_ALPHA_DECODERS[stream.codec_context.name], "r")
     while True:
         try:
             packet = next(packets)
@@ -150,7 +165,8 @@ def decoded(
                 seen_s.append(packet.pts * packet.time_base)
             continue
         try:
-            frames = packet.decode()
+            # An empty packet stands for the end.
+            frames = packet.decode() if decoder is None else decoder.decode(packet if packet.size else None)
         except av.error.FFmpegError:
             continue
         yield from frames

@@ -12,6 +12,7 @@ from lipdub.atomic import whole_file
 from lipdub.errors import EncodingFailed
 from lipdub.media.clock import shown_until_s
 from lipdub.media.containers import container_of
+from lipdub.media.facts import may_be_hidden
 from lipdub.media.files import opened, url_of, video_stream
 from lipdub.media.output import COMMENT, check_output
 from lipdub.media.sound_plan import SoundPlan, plan_sound, write_sound
@@ -48,7 +49,7 @@ def mux(
     options |= container.muxer_options(ticks_per_s, edit_ticks_per_s if edit_ticks_per_s < 2**31 else ticks_per_s)
     for number, way in enumerate(sound.ways):
         try:
-            with whole_file(out) as part:
+            with whole_file(out, hidden=may_be_hidden()) as part:
                 write_sound(speech, sound.info, way, part, pictures=pictures, options=options, duration_s=duration_s, out=out)
                 check_output(out, inputs=(video, speech), force=force)
             return

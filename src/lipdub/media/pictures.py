@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lipdub.errors import UnreadableMedia
 from lipdub.media.clock import NO_PTS, FrameClock, shown_until_s
-from lipdub.media.converting import Chunk, Converter, ToPlanes, ToRgb
+from lipdub.media.converting import Chunk, Converter, ToPlanes, ToRgb, is_transparent
 from lipdub.media.files import decoded, is_photo_format, opened, origin_of_s, video_stream
 from lipdub.media.planes import YuvChunk, i420_bytes
 from lipdub.media.turning import quarter_turns
@@ -71,6 +71,7 @@ def probe(path: Path) -> VideoInfo:
             color=ColorTags(int(first.colorspace), int(first.color_range), int(first.color_primaries), int(first.color_trc)),
             is_still=is_still,
             has_audio=has_audio,
+            is_transparent=is_transparent(first),
         )
 
 

@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import ffmpeg
 
 from lipdub.errors import EncodingFailed
 from lipdub.media.facts import OLDEST_FFMPEG, programs
 
 
-def program() -> str:
-    """The FFmpeg program to use: the first one that is new enough. Raises EncodingFailed."""
-    for program in programs():
-        if program.new_enough:
-            return program.path
-    raise EncodingFailed(f"there is no ffmpeg program of version {OLDEST_FFMPEG} or later; install FFmpeg")
+def programs_to_try() -> list[str]:
+    """The FFmpeg programs that are new enough, the preferred one first. Raises EncodingFailed: there is none."""
+    found = [program.path for program in programs() if program.new_enough]
+    if not found:
+        raise EncodingFailed(f"there is no ffmpeg program of version {OLDEST_FFMPEG} or later; install FFmpeg")
+    return found
+
+
+def run_ffmpeg(command: Any, out: Path) -> None:
+    """Run FFmpeg to its end, for ffmpeg-python's `command`, which writes `out`; whatever interrupts us ends it, too.
+
+    Where the first program that is new enough fails, the next one tries: one from a sandbox (snap) may read and write some folders only.
+
+    Raises EncodingFailed with the last program's own words.
+    """
+    command = command.global_args("-nostdin", "-hide_banner", "-loglevel", "error", "-y")
+    *others, last = programs_to_try()
+    for program in others:
+        with suppress(EncodingFailed):
+            return run(ffmpeg.compile(command, cmd=program), out)
+    return run(ffmpeg.compile(command, cmd=last), out)
 
 
 def run(command: list[str], out: Path) -> None:
-    """Run FFmpeg to its end; whatever interrupts us ends it, too. Raises EncodingFailed with its last line."""
+    """Run one program to its end. Raises EncodingFailed with its first line."""
 
     def start() -> subprocess.Popen[bytes]:
         # a session of its own: Ctrl-C comes to us alone, and we end the program

@@ -13,8 +13,9 @@ import ffmpeg
 from lipdub.atomic import part_file
 from lipdub.errors import EncodingFailed
 from lipdub.media.containers import container_of
+from lipdub.media.facts import may_be_hidden
 from lipdub.media.files import url_of
-from lipdub.media.program import program, run
+from lipdub.media.program import run_ffmpeg
 from lipdub.media.sound import GAP_S, SoundInfo, decode_sound, probe_sound
 from lipdub.records import DubWarning, Warn
 
@@ -62,7 +63,7 @@ def plan_sound(speech: Path, out: Path, *, duration_s: Fraction, info: SoundInfo
     failed: EncodingFailed | None = None
     for first, way in enumerate(ways):
         try:
-            with part_file(out) as part:
+            with part_file(out, hidden=may_be_hidden()) as part:
                 write_sound(speech, info, way, part, duration_s=min(duration_s, _TRIED_S), out=out)
         except EncodingFailed as error:
             failed = error
@@ -86,7 +87,7 @@ def write_sound(
     with ExitStack() as stack:
         shift_s, stream = -info.origin_s, str(info.index)
         if way.decoded:
-            whole = stack.enter_context(part_file(out.with_suffix(".mka")))
+            whole = stack.enter_context(part_file(out.with_suffix(".mka"), hidden=may_be_hidden()))
             layout = "stereo" if way.stereo else info.layout
             decode_sound(speech, whole, sample_rate_hz=info.sample_rate_hz, layout=layout, until_s=duration_s)
             speech, shift_s, stream = whole, Fraction(0), "0"
@@ -103,8 +104,7 @@ def write_sound(
             given["b:a"] = f"{max(256, 96 * (2 if way.stereo else info.channels))}k"
         streams = [taken] if pictures is None else [pictures, taken]
         command = ffmpeg.output(*streams, url_of(part), **given)
-        command = command.global_args("-copyts", "-nostdin", "-hide_banner", "-loglevel", "error", "-y")
-        run(ffmpeg.compile(command, cmd=program()), out)
+        run_ffmpeg(command.global_args("-copyts"), out)
 
 
 def _seconds(time_s: Fraction) -> str:

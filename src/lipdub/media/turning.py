@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import struct
 import warnings
 from pathlib import Path
@@ -13,6 +12,10 @@ from av.sidedata.sidedata import Type as SideDataType
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from lipdub.media.copies import readable
+
+_PHOTOS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*")
+"""How JPEG, PNG and TIFF begin."""
 Turn = tuple[int, int, int, int]
 AS_STORED: Turn = (1, 0, 0, 1)
 _EXIF_TURNS: dict[int, Turn] = {
@@ -35,8 +38,8 @@ def display_matrix(frame: av.VideoFrame, path: Path) -> Turn:
     """
     try:
         data = frame.side_data[SideDataType.DISPLAYMATRIX]  # type: ignore[typeddict-item]
-    except KeyError:
-        return AS_STORED
+    except KeyError:  # FFmpeg looks for EXIF before the picture only
+        return _EXIF_TURNS.get(_exif_orientation(path), AS_STORED)
     except ValueError:  # PyAV cannot list side data that it does not know, such as the EXIF of a photo
         turn = _EXIF_TURNS.get(_exif_orientation(path))
         return turn or {0: AS_STORED, 90: _EXIF_TURNS[8], 180: _EXIF_TURNS[3], 270: _EXIF_TURNS[6]}[quarter_turns(frame)]
@@ -45,19 +48,18 @@ def display_matrix(frame: av.VideoFrame, path: Path) -> Turn:
 
 
 def _exif_orientation(path: Path) -> int:
-    """The orientation (1 to 8) that a photo's EXIF gives, 0 without one."""
+    """The orientation (1 to 8) that a photo's EXIF gives, wherever in the file it stands; 0 without one, and for what is no photo."""
+    path = readable(path)
     with path.open("rb") as file:
-        head = file.read(2**18)
-    found = re.search(rb"(?:Exif\0\0|EXIF....|eXIf)(?=II\*\0|MM\0\*)", head, re.DOTALL)
-    if not found:
+        head = file.read(12)
+    if not (head.startswith(_PHOTOS) or head[8:] == b"WEBP" or head[4:11] == b"ftypavi"):
         return 0
-    exif = Image.Exif()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about damaged entries
-            exif.load(head[found.end() :])
-            orientation = exif.get(ExifTags.Base.Orientation)
-    except (SyntaxError, ValueError, TypeError, OSError, struct.error):
+            warnings.simplefilter("ignore")  # about damaged entries, and large pictures
+            with Image.open(path) as photo:
+                orientation = photo.getexif().get(ExifTags.Base.Orientation)
+    except (SyntaxError, ValueError, TypeError, OSError, EOFError, struct.error, Image.DecompressionBombError):
         return 0
     return orientation if isinstance(orientation, int) else 0
 

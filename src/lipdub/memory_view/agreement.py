@@ -7,14 +7,13 @@ should tell the phoneme, better than clusters of the sound that know nothing of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import entropy
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 
-from lipdub.memory_view.usage import held_out_prediction
+from lipdub.memory_view.usage import entropy_of, held_out_prediction
 from lipdub.phonetics.alignment import Alignment
 from lipdub.phonetics.classes import CLASSES, SILENCE
 
@@ -102,7 +101,7 @@ def agreement(
     return Agreement(
         matrix=matrix,
         windows=counts,
-        class_bits=float(entropy(np.bincount(labels), base=2)),
+        class_bits=_bits(np.bincount(labels)),
         address_bits=information_bits(_joint(labels, weights)),
         address_shuffled_bits=float(np.mean([information_bits(_joint(other, weights)) for other in shuffled])),
         top_slot=_partition(top, labels, shuffled),
@@ -124,7 +123,12 @@ def _shuffled(labels: NDArray[np.int64], segments: NDArray[np.int64], random: np
 
 def information_bits(joint: NDArray[np.float64]) -> float:
     """Mutual information in bits of a joint distribution (rows x columns, sums to 1)."""
-    return float(entropy(joint.sum(axis=1), base=2) + entropy(joint.sum(axis=0), base=2) - entropy(joint, base=2, axis=None))
+    return _bits(joint.sum(axis=1)) + _bits(joint.sum(axis=0)) - _bits(joint.ravel())
+
+
+def _bits(counts: NDArray[Any]) -> float:
+    """Entropy in bits of a distribution, scaled to sum to 1."""
+    return float(entropy_of(np.asarray(counts, np.float64)) / np.log(2))
 
 
 def _joint(labels: NDArray[np.int64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -162,10 +166,15 @@ def _linear_accuracy(given: NDArray[np.float32], labels: NDArray[np.int64]) -> f
 
 def components(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     """The first principal components of `rows` (N, D): float32 (N, at most `count`)."""
-    return np.asarray(PCA(min(count, *rows.shape), svd_solver="covariance_eigh").fit_transform(rows), np.float32)
+    centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
+    _, directions = np.linalg.eigh(centred.T @ centred)
+    return np.asarray(centred @ directions[:, ::-1][:, : min(count, *rows.shape)], np.float32)
 
 
 def clusters(rows: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
     """k-means: the number of the cluster of each row of `rows` (N, D), at most `count` clusters. The same seed, the same clusters."""
     count = min(count, len(np.unique(rows, axis=0)))
-    return KMeans(count, n_init=3, max_iter=40, random_state=seed).fit_predict(rows).astype(np.int64)
+    cv2.setRNGSeed(seed)
+    enough = cv2.TERM_CRITERIA_MAX_ITER + cv2.TERM_CRITERIA_EPS, 40, 1e-4
+    _, labels, _ = cv2.kmeans(np.ascontiguousarray(rows, np.float32), count, np.empty(0, np.int32), enough, 3, cv2.KMEANS_PP_CENTERS)
+    return labels.ravel().astype(np.int64)

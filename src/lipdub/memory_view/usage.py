@@ -7,9 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import entropy
-from sklearn.linear_model import Ridge
-from sklearn.model_selection import KFold, cross_val_predict
 
 USED_TIMES_EVEN = 2.0
 """A slot counts as used where it holds at some moment at least this many times an even share (1 / slots)."""
@@ -50,8 +47,8 @@ def usage_of(address: NDArray[np.float32]) -> Usage:
         share=share,
         peak=peak,
         used=peak >= USED_TIMES_EVEN / rows.shape[1],
-        perplexity=float(np.exp(entropy(share))),
-        per_moment=float(np.exp(entropy(rows, axis=1)).mean()),
+        perplexity=float(np.exp(entropy_of(share))),
+        per_moment=float(np.exp(entropy_of(rows)).mean()),
         slots_for_90=int(np.searchsorted(np.cumsum(falling), MASS - 1e-9) + 1),
         top_slots=len(np.unique(rows.argmax(axis=1))),
     )
@@ -89,4 +86,18 @@ def explained_by_address(address: NDArray[np.float32], lip_feature: NDArray[np.f
 def held_out_prediction(given: NDArray[np.float32], wanted: NDArray[Any], strength: float, folds: int) -> NDArray[np.float64]:
     """Linear prediction of `wanted` (N, K) from `given` (N, D), float64 (N, K): each of `folds` stretches of rows by ridge regression (of
     this strength) on the others."""
-    return cross_val_predict(Ridge(alpha=strength), given.astype(np.float64), wanted, cv=KFold(folds))
+    rows, targets = given.astype(np.float64), np.asarray(wanted, np.float64)
+    predicted = np.empty_like(targets)
+    for fold in np.array_split(np.arange(len(rows)), folds):
+        rest = np.setdiff1d(np.arange(len(rows)), fold)
+        middle, target_middle = rows[rest].mean(axis=0), targets[rest].mean(axis=0)
+        centred = rows[rest] - middle
+        weights = np.linalg.solve(centred.T @ centred + strength * np.eye(rows.shape[1]), centred.T @ (targets[rest] - target_middle))
+        predicted[fold] = (rows[fold] - middle) @ weights + target_middle
+    return predicted
+
+
+def entropy_of(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Entropy in nats of each row of `shares` (..., S), which are scaled to sum to 1; float64 (...)."""
+    scaled = shares / shares.sum(axis=-1, keepdims=True)
+    return np.asarray(-(scaled * np.log(scaled, out=np.zeros_like(scaled), where=scaled > 0)).sum(axis=-1))

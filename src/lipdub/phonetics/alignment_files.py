@@ -11,6 +11,7 @@ from lipdub.atomic import whole_file
 from lipdub.errors import PhonemesError
 from lipdub.phonetics.alignment import Alignment, Phoneme
 from lipdub.phonetics.classes import ARPABET, classes_of, is_silence
+from lipdub.tables import TableError, read_table, text_of
 
 
 def read_alignment(file: Path) -> Alignment:
@@ -23,7 +24,10 @@ def read_alignment(file: Path) -> Alignment:
         raw = file.read_bytes()
     except OSError as error:
         raise PhonemesError(f"cannot read the alignment '{file}': {error.strerror}; check the path") from error
-    text = _decoded(raw, file)
+    try:
+        text = text_of(raw)
+    except TableError as error:
+        raise PhonemesError(f"cannot read the alignment '{file}': it {error}") from error
     try:
         rows = _textgrid_rows(text) if "ooTextFile" in text[:200] or file.suffix.lower() == ".textgrid" else _csv_rows(text)
         arpabet = all(re.sub(r"\d$", "", symbol) in ARPABET for _, _, symbol in rows if not is_silence(symbol))
@@ -40,26 +44,25 @@ def read_alignment(file: Path) -> Alignment:
     return alignment
 
 
-def _decoded(raw: bytes, file: Path) -> str:
-    try:
-        return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise PhonemesError(f"cannot read the alignment '{file}': not UTF-8; save it as UTF-8") from error
-
-
 def _csv_rows(text: str) -> list[tuple[float, float, str]]:
-    reader = csv.DictReader(text.splitlines())
-    missing = {"start_s", "end_s", "phoneme"} - set(reader.fieldnames or ())
-    if missing:
-        names = ", ".join(sorted(missing))
-        raise ValueError(f"column {names} is missing; give a TextGrid, or a CSV with the columns start_s, end_s, phoneme")
+    names = {"start_s", "end_s", "phoneme"}
+    table = read_table(text, names)
+    if missing := names - set(table.columns):
+        raise ValueError(
+            f"column {', '.join(sorted(missing))} is missing; give a TextGrid, or a CSV with the columns start_s, end_s, phoneme"
+        )
     rows = []
-    for number, row in enumerate(reader, start=2):
+    for line, row in table.records():
         try:
-            rows.append((float(row["start_s"]), float(row["end_s"]), (row["phoneme"] or "").strip()))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"line {number}: start_s and end_s must be numbers of seconds") from error
+            rows.append((_seconds(row["start_s"]), _seconds(row["end_s"]), row["phoneme"]))
+        except ValueError as error:
+            raise ValueError(f"line {line}: start_s and end_s must be numbers of seconds") from error
     return rows
+
+
+def _seconds(cell: str) -> float:
+    """A number, with a point or a comma before its decimals."""
+    return float(cell.replace(",", "."))
 
 
 _TOKEN: Final = re.compile(r'"(?:[^"]|"")*"|<exists>|(?<![\w\[])[-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?(?![\w\]])')

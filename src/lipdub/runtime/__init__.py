@@ -18,11 +18,15 @@ import os
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is loaded
 
-import onnxruntime
+from lipdub.native_log import native_log_silenced
 
-from lipdub.runtime.onnx_runtime import CPU, CUDA, Shapes, in_half_precision
+with native_log_silenced():  # it looks for GPUs, and warns of those that it cannot look at
+    import onnxruntime
+
+from lipdub.runtime.onnx_runtime import CPU, CUDA, LOG_FATAL_ONLY, Shapes, in_half_precision
 from lipdub.runtime.session import Collect, DeviceMemoryFull, Fill, Session, open_session
 
+onnxruntime.set_default_logger_severity(LOG_FATAL_ONLY)  # what it warns of in colours, lipdub finds out and says in a line
 if hasattr(onnxruntime, "disable_telemetry_events"):
     onnxruntime.disable_telemetry_events()
 

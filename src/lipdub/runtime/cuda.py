@@ -9,7 +9,6 @@ import importlib.metadata
 import io
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -28,8 +27,6 @@ from lipdub.runtime.onnx_runtime import (
     shortened,
 )
 
-_FATAL: Final = 4
-_WARNING: Final = 2
 _INSTALL: Final = 'pip install "lipdub[cuda]"'
 
 
@@ -41,13 +38,12 @@ def open_cuda(graph: bytes, threads: int | None, inputs: Shapes) -> tuple[OrtSes
     load_error = _preload_cuda()
     why = ""
     try:
-        with _quiet():
-            session = new_session(graph, CUDA, threads)
-            if session.get_providers()[0] == CUDA:
-                session.run(None, _zeros(session, inputs))
-                if _took_a_node(session):
-                    return session, ""
-                why = "it took no node of this graph"
+        session = new_session(graph, CUDA, threads)
+        if session.get_providers()[0] == CUDA:
+            session.run(None, _zeros(session, inputs))
+            if _took_a_node(session):
+                return session, ""
+            why = "it took no node of this graph"
     except ORT_ERRORS as error:
         why = str(error)
     return None, _reason(why, load_error)
@@ -130,13 +126,3 @@ def _preload_cuda() -> str:
         warnings.simplefilter("ignore")
         ort.preload_dlls()
     return next((shortened(line) for line in said.getvalue().splitlines() if line.startswith("Failed to load")), "")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence ORT's own logger, which tells of a provider that does not load on stderr; ORT's default level afterwards."""
-    ort.set_default_logger_severity(_FATAL)
-    try:
-        yield
-    finally:
-        ort.set_default_logger_severity(_WARNING)

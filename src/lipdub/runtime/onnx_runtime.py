@@ -32,7 +32,7 @@ ORT_ERRORS: Final[tuple[type[Exception], ...]] = (
     *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
 FREE_THE_GPU: Final = "stop what else uses the GPU (nvidia-smi lists it)"
-_LOG_FATAL_ONLY: Final = 4
+LOG_FATAL_ONLY: Final = 4
 _OUT_OF_MEMORY: Final = ("out of memory", "failed to allocate", "alloc_failed", "allocation failed", "bad_alloc")
 
 CUDA_OPTIONS: Final[Mapping[str, str]] = {
@@ -93,7 +93,7 @@ def new_session(graph: bytes, provider: str, threads: int | None) -> OrtSession:
     Raises one of `ORT_ERRORS`.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = _LOG_FATAL_ONLY  # what ORT logs as an error, it raises as well
+    options.log_severity_level = LOG_FATAL_ONLY  # what ORT logs as an error, it raises as well
     options.intra_op_num_threads = threads or _cores_if_fewer()
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL

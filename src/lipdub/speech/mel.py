@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from lipdub.records import MelSpec
@@ -56,7 +55,7 @@ class MelStream:
         used = self._pending[: (columns - 1) * spec.hop + spec.n_fft]
         framed = np.lib.stride_tricks.sliding_window_view(used, spec.n_fft)[:: spec.hop]
         # Reckoned in float64 and kept in complex64, as librosa does, whose columns these are to the bit.
-        spectrum = np.abs(scipy.fft.rfft(framed * self._window, axis=1).astype(np.complex64)).T
+        spectrum = np.abs(np.fft.rfft(framed * self._window, axis=1).astype(np.complex64)).T
         self._pending = self._pending[columns * spec.hop :]
         floor = 10.0 ** (spec.floor_db / 20.0)
         decibels = 20.0 * np.log10(np.maximum(floor, self._filters @ spectrum)) - spec.reference_db

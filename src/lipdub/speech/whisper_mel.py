@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 
 from lipdub.bundles.encoder import BANDS, COLUMNS_PER_S
@@ -63,6 +62,7 @@ def columns_of(samples: NDArray[np.float32], *, floor: float = FLOOR) -> NDArray
     windows = np.lib.stride_tricks.sliding_window_view(samples, N_FFT)[::HOP] if count else np.zeros((0, N_FFT), np.float32)
     window, filters = hann(N_FFT).astype(np.float32), slaney_filters(RATE_HZ, N_FFT, BANDS, 0.0, RATE_HZ / 2)
     for first in range(0, count, _AT_ONCE):
-        power = np.abs(scipy.fft.rfft(windows[first : first + _AT_ONCE] * window, axis=1)) ** 2
+        spectrum = np.fft.rfft(windows[first : first + _AT_ONCE] * window, axis=1)  # NumPy reckons in float64 whatever it is given
+        power = np.abs(spectrum).astype(np.float32) ** 2
         columns[:, first : first + _AT_ONCE] = np.log10(np.maximum(filters @ power.T, np.float32(10.0**floor)))
     return (columns + np.float32(4.0)) / np.float32(4.0)

@@ -6,7 +6,6 @@ temporary name and renamed, the facts last: a clip with facts is whole. ``index.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -36,6 +35,7 @@ from lipdub.media.planes import YuvChunk
 from lipdub.records import MelSpec
 from lipdub.speech.mel import cut_windows, log_mel
 from lipdub.speech.silence import silence_weight
+from lipdub.tables import TableError, read_table, text_of
 
 FORMAT = 1
 MARGIN = 1.25
@@ -74,13 +74,12 @@ class PrepareSettings:
 def read_speakers(manifest: Path) -> dict[str, str]:
     """File name to speaker, from a CSV with the columns ``file`` and ``speaker``. Raises TrainingDataError where they are missing."""
     try:
-        with manifest.open(newline="", encoding="utf-8") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = read_table(text_of(manifest.read_bytes()), ("file", "speaker"))
+    except (OSError, TableError) as error:
         raise TrainingDataError(f"cannot read '{manifest}': {error}; give a CSV with the columns file and speaker") from error
-    if not rows or not {"file", "speaker"} <= set(rows[0]):
+    if not table.rows or not {"file", "speaker"} <= set(table.columns):
         raise TrainingDataError(f"'{manifest}' lacks the columns file and speaker; give a CSV that has both")
-    return {Path(row["file"]).name: row["speaker"] for row in rows}
+    return {Path(row["file"]).name: row["speaker"] for _, row in table.records()}
 
 
 def find_clips(sources: Sequence[Path]) -> list[Path]:

@@ -65,4 +65,4 @@ def _apart(name: str, module: str, task: object, patience_s: float) -> list[Find
         answer = isolated.run_isolated(f"lipdub.checkup.doctor.{module}:look", task, timeout_s=patience_s).answer
         return [Finding(**finding) for finding in answer]
     except (isolated.ProcessFailed, LipdubError, TypeError, ValueError) as error:
-        return [Finding(name, "red", one_line(error), f"run 'pip check' and mend what it names, or {REINSTALL}")]
+        return [Finding(name, "red", one_line(error), REINSTALL)]

@@ -10,14 +10,17 @@ from dataclasses import asdict
 
 from lipdub.checkup.doctor.finding import Finding, guarded, one_line
 
-REINSTALL = "pip install --force-reinstall lipdub"
-_NEEDED = {"numpy": "numpy", "cv2": "", "av": "av", "ffmpeg": "ffmpeg-python", "mediapipe": "mediapipe", "scipy": "scipy"}
+REINSTALL = "install lipdub again into a new environment (README, 'Small installs')"
+_NEEDED = {"numpy": "numpy", "cv2": "", "av": "av", "ffmpeg": "ffmpeg-python", "mediapipe": "mediapipe"}
 """Module to the package that brings it; cv2 comes from one of several."""
 _SAME_FOLDER: Mapping[str, tuple[str, ...]] = {
     "cv2": ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-python", "opencv-python-headless"),
     "onnxruntime": ("onnxruntime", "onnxruntime-directml", "onnxruntime-gpu", "onnxruntime-openvino"),
 }
 """Packages that write into the same folder: with two of them installed, it holds a mixture."""
+CPU_INSTALL = "onnxruntime"
+_INSTALLS = {CPU_INSTALL: "the CPU install: no GPU is used", "onnxruntime-gpu": "the install for CPUs and NVIDIA GPUs"}
+"""What an ONNX Runtime makes of the installation."""
 
 
 def look(task: object) -> list[dict[str, str]]:
@@ -25,8 +28,8 @@ def look(task: object) -> list[dict[str, str]]:
     found = guarded("libraries", imports, REINSTALL)
     for module in _SAME_FOLDER:
         found += guarded(module, lambda module=module: packages_of(module), REINSTALL)  # type: ignore[misc]
-    found += guarded("face detection", faces, f"run 'pip check' and mend what it names, or {REINSTALL}")
-    found += guarded("ffmpeg", ffmpeg, "install FFmpeg 5 or later, or pip install --force-reinstall imageio-ffmpeg")
+    found += guarded("face detection", faces, REINSTALL)
+    found += guarded("ffmpeg", ffmpeg, "install FFmpeg 5 or later, or pip install --force-reinstall --no-deps imageio-ffmpeg")
     found += guarded("encoders", encoders, "pip install --force-reinstall av")
     return [asdict(finding) for finding in found]
 
@@ -55,7 +58,8 @@ def packages_of(module: str) -> Iterator[Finding]:
     """Exactly one package brings the module."""
     installed = [f"{package} {version}" for package in _SAME_FOLDER[module] if (version := version_of(package))]
     if len(installed) == 1:
-        yield Finding(module, "green", f"from {installed[0]}, and from no other package")
+        kind = _INSTALLS.get(installed[0].split()[0], "")
+        yield Finding(module, "green", f"from {installed[0]}, and from no other package{kind and f'; {kind}'}")
     elif installed:
         wanted = "opencv-contrib-python" if module == "cv2" else "onnxruntime-gpu"
         names = " ".join(line.split()[0] for line in installed)
@@ -82,7 +86,7 @@ def faces() -> Iterator[Finding]:
     if len(found) == 1:
         yield Finding("face detection", "green", f"mediapipe {version_of('mediapipe')} finds the face of a portrait")
     else:
-        fix = "pip install --force-reinstall mediapipe==0.10.21"
+        fix = "pip install --force-reinstall --no-deps mediapipe==0.10.21"
         yield Finding("face detection", "red", f"mediapipe {version_of('mediapipe')} finds {len(found)} faces in a portrait of one", fix)
 
 
@@ -94,7 +98,7 @@ def ffmpeg() -> Iterator[Finding]:
     used = next((program for program in programs if program.new_enough), None)
     if used is None:
         what = ", ".join(f"{program.path} {program.version or 'does not run'}" for program in programs) or "there is none"
-        yield Finding("ffmpeg", "red", what, "install FFmpeg 5 or later, or pip install --force-reinstall imageio-ffmpeg")
+        yield Finding("ffmpeg", "red", what, "install FFmpeg 5 or later, or pip install --force-reinstall --no-deps imageio-ffmpeg")
         return
     passed_over = next((program for program in programs if program is not used), None)
     if programs[0] is used or passed_over is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lipdub.checkup.doctor.finding import Finding, guarded, one_line
-from lipdub.checkup.doctor.libraries import REINSTALL, version_of
+from lipdub.checkup.doctor.libraries import CPU_INSTALL, REINSTALL, version_of
 from lipdub.checkup.doctor.machine import gpus
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lipdub.bundles.encoder import EncoderSpec
     from lipdub.bundles.expert import ExpertSpec
 
-_REFETCH = "install lipdub again (pip install --force-reinstall lipdub), or copy the bundle again"
+_REFETCH = "install lipdub again (pip install --force-reinstall --no-deps lipdub), or copy the bundle again"
 
 
 def look(task: object) -> list[dict[str, str]]:
@@ -80,7 +80,10 @@ def cuda() -> Iterator[Finding]:
     try:
         seconds, provider = _ran("cuda")
     except ProviderUnavailable as error:
-        if cards:
+        if cards and version_of(CPU_INSTALL) and not version_of("onnxruntime-gpu"):
+            what = f"{'; '.join(cards)}: not used, for this is the CPU install"
+            yield Finding("CUDA", "yellow", what, f'to use it: pip uninstall -y {CPU_INSTALL} && pip install "onnxruntime-gpu[cuda,cudnn]"')
+        elif cards:
             yield Finding("CUDA", "red", one_line(error), 'pip install "onnxruntime-gpu[cuda,cudnn]", and a driver that is as new')
         else:
             why = one_line(error).removeprefix("CUDA did not load: ").partition(";")[0]

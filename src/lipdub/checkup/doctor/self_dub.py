@@ -12,7 +12,7 @@ from lipdub.checkup.doctor.finding import Finding, guarded
 
 SECONDS = 10.0
 SIDE_PX = 512
-_FIX = "mend what is red above; if all is green there, report this with 'lipdub doctor --json'"
+_FIX = "mend what is bad above; if all is well there, report this with 'lipdub doctor --json'"
 _MOVES = 3.0
 """Grey levels by which the box around the mouth must differ from the source; encoding alone changes it by less than one."""
 

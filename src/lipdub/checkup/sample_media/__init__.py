@@ -16,6 +16,10 @@ from lipdub.records import ColorTags, FrameChunk, VideoInfo
 PORTRAIT = Path(__file__).parent / "portrait.jpg"
 """448 x 448 px, face in the middle; origin and licence: README.md beside it."""
 
+_BESIDE = Path(__file__).parent / "speech.wav"
+SPEECH = _BESIDE if _BESIDE.is_file() else Path(__file__).parents[4] / "examples" / "speech.wav"
+"""8 s of an espeak-ng voice: a wheel holds it beside this file, a checkout in ``examples/``."""
+
 FRAMES_PER_S = 25
 SAMPLE_RATE_HZ = 16000
 _CHUNK_FRAMES = 8
