@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -183,3 +184,45 @@ def test_another_persons_lips_move_nobody_elses() -> None:
             found.append(drawn(track, lips, draw="warp"))
     assert (found[0].page[80:] == found[1].page[80:]).all()
     assert np.abs(found[0].points[80:] - found[1].points[80:]).max() < 1e-5
+
+
+def test_memory_grows_with_pages_and_not_with_people() -> None:
+    """A film has thousands of people who are seen once: a page each, and little beside it."""
+    many = 300
+    faces = [seen(frame, who=10_000 + frame) for frame in range(many)]
+    tracemalloc.start()
+    try:
+        filler = filled(faces, shots=tuple(range(1, many)))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    who = np.array([filler.person_of(track) for track in range(many)], np.int32)
+    _, store, _, _ = filler.kept(who, np.zeros(many, bool), step_s=0.04)
+    store.close()
+    assert len(set(who.tolist())) > 0.9 * many
+    assert taken / many < 40_000
+
+
+@given(
+    stretches=st.lists(st.tuples(st.sampled_from([1, 2, 5]), st.integers(1, 40), st.integers(0, 6)), min_size=1, max_size=6),
+    room=st.sampled_from([2, 6, 30]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_whoever_is_redrawn_has_pages_however_few_there_is_room_for(stretches: list[tuple[int, int, int]], room: int, seed: int) -> None:
+    """Any people, any covers between them, pages that had to go again: nobody is left without one, and all frames keep their order."""
+    random, faces, covered = np.random.default_rng(seed), [], []
+    for who, long, cover in stretches:
+        for number in range(long + cover):
+            faces.append(seen(len(faces), opening=float(random.uniform(0, 0.1)), yaw=float(random.uniform(-30, 30)), who=who))
+            covered.append(number >= long)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank, "PAGES", room)
+        patch.setattr(bank, "ALL_PAGES", 2 * room)
+        pages, store, person, hidden = filled(faces).kept(np.zeros(len(faces), np.int32), np.array(covered), step_s=0.04)
+    store.close()
+    assert (hidden | ~np.array(covered)).all()
+    assert ((person == -1) == hidden).all()
+    assert set(person[~hidden].tolist()) <= set(pages.person.tolist())
+    assert (np.diff(pages.frame) > 0).all()
+    assert len(pages) == store.count

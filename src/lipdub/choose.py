@@ -230,7 +230,8 @@ class _Wishes:
         margin = int(np.ceil(3 * OUTLINE_SMOOTH_S / self._step_s))
         low, high = max(0, int(source.min()) - margin), min(len(track), int(source.max()) + margin + 1)
         here = track.shot[source[0]]
-        same = np.flatnonzero((track.shot[low:high] == here) & (track.status[low:high] == DUBBED)) + low
+        mine = track.person[low:high] == track.person[source[0]]
+        same = np.flatnonzero(mine & (track.shot[low:high] == here) & (track.status[low:high] == DUBBED)) + low
         smoothed = smooth(track.lips[same].astype(np.float64).reshape(len(same), 80), OUTLINE_SMOOTH_S / self._step_s, odd=False)
         at = np.clip(np.searchsorted(same, source), 0, len(same) - 1)
         return smoothed[at].reshape(len(source), 40, 2).astype(np.float32)

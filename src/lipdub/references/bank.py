@@ -8,8 +8,10 @@ covered as evenly as one of ten seconds.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import cv2
@@ -20,6 +22,8 @@ from lipdub.references.store import ReferenceStore
 
 PAGES = 256
 """Pages of one person at most."""
+FIRST_ROOM = 8
+"""Pages that there is room for at first: a film has thousands of people who are seen once."""
 ALL_PAGES = 4 * PAGES
 """Pages of all people of a video at most."""
 APART = 0.0025
@@ -200,20 +204,22 @@ def inner_opening(lips: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @dataclass(slots=True)
 class _Person:
-    """Pages of one person while the video is watched; arrays with room for ``PAGES``, of which the first `count` are used."""
+    """Pages of one person while the video is watched; arrays that double up to ``PAGES``, of which the first `count` are used."""
 
     count: int = 0
     apart: float = APART
-    numbers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(PAGES, np.int64))
-    frames: NDArray[np.int64] = field(default_factory=lambda: np.zeros(PAGES, np.int64))
-    _lips: NDArray[np.float32] = field(default_factory=lambda: np.zeros((PAGES, 40, 2), np.float32))
-    _shape: NDArray[np.float32] = field(default_factory=lambda: np.zeros((PAGES, 81), np.float32))
-    _outline: NDArray[np.float32] = field(default_factory=lambda: np.zeros((PAGES, 24, 2), np.float32))
-    _pose: NDArray[np.float32] = field(default_factory=lambda: np.zeros((PAGES, 2), np.float32))
-    _skin: NDArray[np.float32] = field(default_factory=lambda: np.zeros((PAGES, 2), np.float32))
-    _sharpness: NDArray[np.float32] = field(default_factory=lambda: np.zeros(PAGES, np.float32))
-    face: NDArray[np.float32] = field(default_factory=lambda: np.zeros((PAGES, FACE_NUMBERS), np.float32))
-    """Upper faces by which this person is known again, normalised, (PAGES, pixels)."""
+    numbers: NDArray[np.int64] = field(default_factory=lambda: np.zeros(FIRST_ROOM, np.int64))
+    frames: NDArray[np.int64] = field(default_factory=lambda: np.zeros(FIRST_ROOM, np.int64))
+    _lips: NDArray[np.float32] = field(default_factory=lambda: np.zeros((FIRST_ROOM, 40, 2), np.float32))
+    _shape: NDArray[np.float32] = field(default_factory=lambda: np.zeros((FIRST_ROOM, 81), np.float32))
+    _outline: NDArray[np.float32] = field(default_factory=lambda: np.zeros((FIRST_ROOM, 24, 2), np.float32))
+    _pose: NDArray[np.float32] = field(default_factory=lambda: np.zeros((FIRST_ROOM, 2), np.float32))
+    _skin: NDArray[np.float32] = field(default_factory=lambda: np.zeros((FIRST_ROOM, 2), np.float32))
+    _sharpness: NDArray[np.float32] = field(default_factory=lambda: np.zeros(FIRST_ROOM, np.float32))
+    near: array[int] = field(default_factory=partial(array, "q"))
+    """Of every face that became no page its frame, and the frame of the page that it is nearest to."""
+    face: NDArray[np.float32] = field(default_factory=lambda: np.zeros((FIRST_ROOM, FACE_NUMBERS), np.float32))
+    """Upper faces by which this person is known again, normalised, (room, pixels)."""
     chroma: NDArray[np.float32] = field(default_factory=lambda: np.zeros(2, np.float32))
 
     @property
@@ -243,6 +249,10 @@ class _Person:
 
     def put(self, number: int, seen: Seen, sharpness: float) -> None:
         at = self.count
+        if at == len(self.numbers):
+            for name in _GROWING:
+                rows = getattr(self, name)
+                setattr(self, name, np.concatenate([rows, np.zeros_like(rows)]))
         self._sharpness[at] = sharpness
         self.face[at], self._shape[at] = _normalised(seen.thumb), shape_of(seen.lips[None])[0]
         self.numbers[at], self.frames[at] = number, seen.frame
@@ -265,9 +275,10 @@ class _Person:
         return bool((inner_opening(seen.lips[None])[0] < CLOSER * inner_opening(self.lips[turned])).all())
 
     def thin_out(self) -> list[int]:
-        """Let pages go until a tenth of the room is free; the numbers that went."""
+        """Let a tenth of the pages go; the numbers that went."""
         gone: list[int] = []
-        while self.count > 0.9 * PAGES:
+        most = max(1, int(0.9 * self.count))
+        while self.count > most:
             self.apart *= GROWTH
             keep: list[int] = []
             for at in range(self.count):
@@ -275,20 +286,15 @@ class _Person:
                 if near.min() > self.apart:
                     keep.append(at)
             gone += np.delete(self.numbers[: self.count], keep).tolist()
-            for values in (
-                self.numbers,
-                self.frames,
-                self._lips,
-                self._outline,
-                self._pose,
-                self._skin,
-                self._sharpness,
-                self.face,
-                self._shape,
-            ):
-                values[: len(keep)] = values[keep]
+            for name in _GROWING:
+                rows = getattr(self, name)
+                rows[: len(keep)] = rows[keep]
             self.count = len(keep)
         return gone
+
+
+_GROWING = ("numbers", "frames", "_lips", "_shape", "_outline", "_pose", "_skin", "_sharpness", "face")
+"""What ``_Person`` has a row per page of."""
 
 
 class BankFiller:
@@ -304,23 +310,20 @@ class BankFiller:
         """The person whom a track (of one shot) shows. Raises KeyError: a track that was never shown."""
         return self._person_of[track]
 
-    @staticmethod
-    def _nearest(person: _Person, seen: Seen) -> float:
-        """How far a face is from the nearest page of a person who has one."""
-        return float(person.distances(shape_of(seen.lips[None])[0], seen.pose, seen.skin[0], _normalised(seen.thumb)).min())
-
     def show(self, track: int, seen: Seen, look: Look) -> None:
         """One face more. look: is asked for its picture only where it becomes a page."""
         number = self._person_of.get(track)
         if number is None:
             number = self._person_of[track] = self._recognised(seen.thumb)
         person = self._people[number]
-        near = person.count and self._nearest(person, seen) <= person.apart
-        if near and not person.is_most_closed(seen):
-            return
+        if person.count:
+            away = person.distances(shape_of(seen.lips[None])[0], seen.pose, seen.skin[0], _normalised(seen.thumb))
+            if away.min() <= person.apart and not person.is_most_closed(seen):
+                person.near.extend((seen.frame, int(person.frames[away.argmin()])))
+                return
         if person.count == PAGES or (not self._free and self._store.count >= ALL_PAGES):
             self._free += (person if person.count == PAGES else max(self._people, key=lambda one: one.count)).thin_out()
-            if not self._free:
+            if not self._free and person.count:  # everybody has one
                 return
         pixels, detail = look()
         if self._free:
@@ -344,10 +347,17 @@ class BankFiller:
         pages = Pages.joined([has.pages(one) for one, has in found])
         faces = np.concatenate([np.zeros((0, FACE_NUMBERS), np.float32), *(has.face[: has.count] for _, has in found)])
         numbers = np.concatenate([np.zeros(0, np.int64), *(has.numbers[: has.count] for _, has in found)])
-        who, covered = _parted(pages, faces, person, covered, max(1, round(DISSOLVE_S / step_s)))
+        near = {one: np.array(has.near, np.int64).reshape(-1, 2) for one, has in found}
+        who, covered = _parted(pages, faces, near, person, covered, max(1, round(DISSOLVE_S / step_s)))
+        # A page of a frame in which somebody else was followed, or nobody, shows its own person all the same.
+        own = person[pages.frame] == pages.person
+        parted = np.isin(pages.person, np.unique(person[(who != person) & (person >= 0)]))
+        there = np.isin(pages.person, np.unique(who[~covered]))
+        of = np.where(own, who[pages.frame], np.where(parted | ~there, -1, pages.person)).astype(np.int32)
         order = np.argsort(pages.frame, kind="stable")
-        pages, numbers = replace(pages, person=who[pages.frame]).take(order), numbers[order]
-        spoilt = covered[pages.frame]
+        order = order[of[order] >= 0]
+        pages, numbers, own = replace(pages, person=of).take(order), numbers[order], own[order]
+        spoilt = covered[pages.frame] & own
         for one in np.unique(pages.person):  # who has no other page keeps those
             mine = pages.person == one
             spoilt[mine] &= not spoilt[mine].all()
@@ -375,10 +385,16 @@ class BankFiller:
 
 
 def _parted(
-    pages: Pages, faces: NDArray[np.float32], person: NDArray[np.int32], covered: NDArray[np.bool_], reach: int
+    pages: Pages,
+    faces: NDArray[np.float32],
+    near: dict[int, NDArray[np.int64]],
+    person: NDArray[np.int32],
+    covered: NDArray[np.bool_],
+    reach: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
     """Who is on each frame, int32 (N,), when people who were taken for one across a cover are told apart, and which frames are covered
-    then, bool (N,). faces: (P, pixels), normalised. reach: frames of a dissolve before and after what was found of it."""
+    then, bool (N,). faces: (P, pixels), normalised. near: of each person (n, 2),
+    a frame that is no page, and that of the page it is nearest to. reach: frames of a dissolve before and after what was found of it."""
     who, hidden, fresh = person.copy(), covered.copy(), int(person.max(initial=-1)) + 1
     for one in np.unique(pages.person).tolist():
         mine = np.flatnonzero(person == one)
@@ -388,12 +404,12 @@ def _parted(
             # What is short between two covers may be a mixture itself.
             if covered[stretch[0]] or len(stretch) < 2 * reach:
                 continue
-            here = faces[(pages.person == one) & (pages.frame >= stretch[0]) & (pages.frame <= stretch[-1])]
-            if before is not None and len(here) == 0:  # it looked like pages that are there
-                number = before[0]
-            else:
-                alike = [number for number, others in known if float((here @ others.T).max(initial=-1)) > ALIKE_AFTER_COVER]
-                number = alike[0] if alike else fresh if known else one
+            # What became no page looked like one that was there.
+            shown = near[one][(near[one][:, 0] >= stretch[0]) & (near[one][:, 0] <= stretch[-1]), 1]
+            of = ((pages.frame >= stretch[0]) & (pages.frame <= stretch[-1])) | np.isin(pages.frame, shown)
+            here = faces[(pages.person == one) & of]
+            alike = [number for number, others in known if float((here @ others.T).max(initial=-1)) > ALIKE_AFTER_COVER]
+            number = alike[0] if alike else fresh if known else one
             fresh += number == fresh
             known.append((number, here))
             if before is None or before[0] == number:
