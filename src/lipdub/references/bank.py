@@ -362,6 +362,7 @@ class BankFiller:
             mine = pages.person == one
             spoilt[mine] &= not spoilt[mine].all()
         pages, numbers = pages.take(np.flatnonzero(~spoilt)), numbers[~spoilt]
+        covered = covered | ((who >= 0) & ~np.isin(who, pages.person))  # whose pages all had to go cannot be drawn
         store = ReferenceStore(self._store.size)
         for number in numbers.tolist():
             at, jpeg = store.add(self._store.pixels(number)), self._store.jpeg(number)
@@ -408,10 +409,13 @@ def _parted(
             shown = near[one][(near[one][:, 0] >= stretch[0]) & (near[one][:, 0] <= stretch[-1]), 1]
             of = ((pages.frame >= stretch[0]) & (pages.frame <= stretch[-1])) | np.isin(pages.frame, shown)
             here = faces[(pages.person == one) & of]
-            alike = [number for number, others in known if float((here @ others.T).max(initial=-1)) > ALIKE_AFTER_COVER]
-            number = alike[0] if alike else fresh if known else one
-            fresh += number == fresh
-            known.append((number, here))
+            if len(here) == 0:  # its pages had to go
+                number = one if before is None else before[0]
+            else:
+                alike = [number for number, others in known if float((here @ others.T).max(initial=-1)) > ALIKE_AFTER_COVER]
+                number = alike[0] if alike else fresh if known else one
+                fresh += number == fresh
+                known.append((number, here))
             if before is None or before[0] == number:
                 who[stretch] = number
             else:

@@ -46,6 +46,10 @@ _FAINTEST: Final = -13.0
 """log10 of the power that counts as none when the level is measured: below the rounding of 16-bit sound."""
 _AROUND: Final = round(2.5 * POSITIONS_PER_S)
 """Positions before and after a moment in which its background is looked for."""
+_FAINTER_DB: Final = 7.0
+"""Power by which a pause in noise or music is below the speech."""
+_LASTING: Final = round(0.5 * POSITIONS_PER_S) | 1
+"""Positions that a pause in noise or music lasts at least."""
 _NEAR_FLOOR: Final = 0.04
 _OFTEN: Final = 0.08
 """A floor is where so large a share of the moments is within 1.6 dB of the faintest."""
@@ -105,7 +109,11 @@ def pauses_of(blocks: Callable[[], Blocks], voice: Session | None) -> Pauses:
             is_floor = (background < np.quantile(loud[sounding], 0.9) - _ABOVE_FLOOR) & (_share_near_floor(loud, background) >= _OFTEN)
             judged = pause_weight(loud - background, 0.75 * _NEAR_FLOOR, _NEAR_FLOOR) * is_floor
         else:
-            judged = pause_weight(voiced, 0.3, 0.5)
+            judged = pause_weight(voiced, 0.2, 0.4)
+        # What is about as loud as the speech may be speech that no judge knows.
+        judged = judged * (power_db < np.quantile(power_db[sounding], 0.75) - _FAINTER_DB)
+        # Between two words mouths stay as they are; whoever pauses for longer shuts it. Where it is quiet the level tells that by itself.
+        judged = maximum_filter1d(minimum_filter1d(judged, _LASTING), _LASTING)
         weight = np.where(noisy, np.maximum(weight, judged), weight).astype(np.float32)
     return Pauses(weight, 1.0 if level is None else max(1.0, _gain(QUIET_DB - level)), bool(counts.any()))
 
