@@ -19,7 +19,8 @@ from fakes import write_fake_bundle
 from lipdub import media
 from lipdub.atomic import part_file, part_name, put_in_place, remove_stale_parts, whole_file, whole_folder
 from lipdub.errors import EncodingFailed
-from lipdub.media import facts, muxing
+from lipdub.media import facts
+from lipdub.media import program as program_room
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="parts are not locked there")
 
@@ -200,12 +201,12 @@ def test_a_program_from_a_sandbox_is_given_no_hidden_files(tmp_path: Path, monke
     program = sandboxed(tmp_path, monkeypatch)
     assert not facts.may_be_hidden()
     tried = []
-    run = muxing._run
-    monkeypatch.setattr(muxing, "_run", lambda command, out: (tried.append(command[0]), run(command, out))[1])
+    run = program_room.run
+    monkeypatch.setattr(program_room, "run", lambda command, out: (tried.append(command[0]), run(command, out))[1])
     with media.unfinished(tmp_path / "out.mp4") as part:
         assert part.name.startswith("out.")
     assert media.has_sound(muxed(tmp_path))
-    assert tried == [str(program)]
+    assert {*tried} == {str(program)}
     assert [name for name in listed(tmp_path) if "part" in name] == []
 
 

@@ -232,3 +232,14 @@ def test_the_loudest_channel_is_the_one_with_the_voice_not_with_the_rumble(tmp_p
     draw_sound(tmp_path / "five_one.flac", planes, RATE, codec="flac")
     found = np.concatenate(list(media.read_audio(tmp_path / "five_one.flac", RATE)))
     assert abs(np.corrcoef(found[: len(samples)], samples)[0, 1]) > 0.99
+
+
+def test_what_is_raised_loses_its_offset_as_a_butterworth_filter_takes_it() -> None:
+    """SciPy is the judge; the dub does without it."""
+    from scipy.signal import butter, sosfilt
+
+    samples = np.random.default_rng(0).normal(0.1, 0.01, 5000).astype(np.float32)
+    (whole,) = brought([samples], 2.0)
+    np.testing.assert_allclose(whole, 2 * sosfilt(butter(2, 80, "high", fs=16000, output="sos"), samples), atol=1e-6)
+    pieces = np.concatenate(list(brought([samples[:7], samples[7:7], samples[7:3000], samples[3000:]], 2.0)))
+    np.testing.assert_allclose(pieces, whole, atol=1e-7)

@@ -174,8 +174,21 @@ def test_a_large_photo_is_scaled_unless_its_size_is_asked_for(house: Path, tmp_p
     report = dubbed(house, tmp_path / "out.mp4", video=video, speech=speech, full_size=full_size)
     pixels = frames_of(tmp_path / "out.mp4")
     assert (report.video, report.dubbed) == (video, 4)
+    assert ("photo-scaled" in {warning.kind for warning in report.warnings}) != full_size
     assert pixels.shape == (4, side, side, 3)
     assert np.abs(pixels[0, :600].astype(int) - scaled(large, (side, side))[:600]).mean() < 3
+
+
+def test_transparent_parts_are_said(house: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    cut_out = Image.fromarray(portrait_frames(1)[0])
+    cut_out.putalpha(Image.new("L", cut_out.size, 255))
+    cut_out.paste((250, 0, 120, 0), (0, 0, 60, 60))
+    cut_out.save(tmp_path / "photo.webp", lossless=True, exact=True)
+    report = dubbed(house, tmp_path / "out.mp4", video=str(tmp_path / "photo.webp"), speech="half.wav")
+    assert "transparency" in {warning.kind for warning in report.warnings}
+    assert frames_of(tmp_path / "out.mp4")[0, 8:50, 8:50].min() > 245
 
 
 def test_speech_may_be_a_video(house: Path, tmp_path: Path) -> None:

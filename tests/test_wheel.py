@@ -59,6 +59,7 @@ CASES = {
     "batch": Case("manifest.csv -q"),
     "evaluate": Case("dubbed.mp4 --source talk.mp4 --speech speech.wav -q"),
     "sheet": Case("talk.mp4 -o sheet.png"),
+    "references": Case("talk.mp4 -o bank.png"),
     "memory": Case("base -o look --seconds 1"),
     "cache": Case(""),
     "cache clear": Case(""),

@@ -74,8 +74,10 @@ def dub(
     media.check_output(out, inputs=[video, speech], force=options.force)
     with clock("open"):
         info = media.probe(video)
+        if info.is_transparent:
+            warn(DubWarning("transparency", "transparent parts of the picture are laid on white"))
         # A track that was made before is of the photo as it was.
-        pictures, info = (video, info) if options.full_size or track is not None else media.fitted_photo(video, info)
+        pictures, info = (video, info) if options.full_size or track is not None else media.fitted_photo(video, info, warn)
         sound = media.probe_sound(speech, warn)
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from lipdub.atomic import whole_file
 from lipdub.errors import NoAudioStream
 from lipdub.media.clock import CUT_OFF_S, LONGEST_GAP_S, clock_jump, tagged_duration_s
+from lipdub.media.copies import readable
 from lipdub.media.files import audio_stream, decoded, mapped, opened, origin_of_s, url_of
 from lipdub.records import DubWarning, Warn
 
@@ -333,7 +334,7 @@ def _promised_s(path: Path, container: InputContainer, stream: av.AudioStream) -
 def _wav_promises_s(path: Path) -> Fraction | None:
     """How long a WAV lasts by its header, which FFmpeg corrects by the size of the file; None without a size: who writes into a pipe puts
     none, or about the largest one."""
-    with path.open("rb") as file:
+    with readable(path).open("rb") as file:
         file.seek(12)
         bytes_per_s = 0
         while len(head := file.read(8)) == 8:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lipdub.errors import EncodingFailed
 from lipdub.media.copies import fitted
 from lipdub.media.pictures import probe, read_frames
-from lipdub.records import VideoInfo
+from lipdub.records import DubWarning, VideoInfo, Warn
 
 LARGE_PHOTO_PX = 4_000_000
 FITTED_PX = 1920
@@ -22,7 +22,7 @@ FITTED_PX = 1920
 needs them."""
 
 
-def fitted_photo(video: Path, info: VideoInfo) -> tuple[Path, VideoInfo]:
+def fitted_photo(video: Path, info: VideoInfo, warn: Warn = lambda _: None) -> tuple[Path, VideoInfo]:
     """The file to read in the place of `video`, and what it says of itself: the same, but for photos of more than 4 megapixels, which are
     scaled to fit 1920 x 1920 px, their sides even.
 
@@ -35,6 +35,8 @@ def fitted_photo(video: Path, info: VideoInfo) -> tuple[Path, VideoInfo]:
     with closing(read_frames(video)) as chunks:
         pixels = np.asarray(cv2.resize(next(chunks).pixels[0], (width, height), interpolation=cv2.INTER_AREA), np.uint8)
     smaller = fitted(video, pixels)
+    text = f"the photo of {info.width} x {info.height} px is scaled to {width} x {height} px; --full-size keeps its size"
+    warn(DubWarning("photo-scaled", text))
     return smaller, replace(probe(smaller), path=video, has_audio=info.has_audio, is_transparent=info.is_transparent)
 
 

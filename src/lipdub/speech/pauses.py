@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import maximum_filter1d, minimum_filter1d
-from scipy.signal import butter, sosfilt
 
 from lipdub.bundles.encoder import BANDS
 from lipdub.bundles.voice import FRAME
@@ -68,7 +67,7 @@ _FAINT_DB: Final = -110
 _TO_FULL_SCALE_DB: Final = -25.9
 """What brings the power in the bands of a sine of full scale to 0 dB."""
 _GROUPS_APART_DB: Final = 6.0
-_HIGH_PASS: Final = butter(2, 80, "high", fs=RATE_HZ, output="sos")
+_HIGH_PASS_HZ: Final = 80.0
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -96,11 +95,11 @@ def pauses_of(blocks: Callable[[], Blocks], voice: Session | None) -> Pauses:
     def judged_sound() -> Blocks:
         return brought(blocks(), gain)
 
-    loud, power_db = (maximum_filter1d(track, 2 * REACH + 1, mode="nearest") for track in loudness(judged_sound()))
+    loud, power_db = (_around(track, REACH).max(axis=1) for track in loudness(judged_sound()))
     weight = pause_weight(loud, SILENT_BELOW, SOUNDING_ABOVE)
     # What lies behind the end is no background of the end.
     lasting = max(1, len(loud) - 2 * REACH)
-    background = np.pad(minimum_filter1d(loud[:lasting], 2 * _AROUND + 1, mode="nearest"), (0, len(loud) - lasting), mode="edge")
+    background = np.pad(_around(loud[:lasting], _AROUND).min(axis=1), (0, len(loud) - lasting), mode="edge")
     noisy = background > SOUNDING_ABOVE  # elsewhere the level tells
     if noisy.any():
         sounding = loud > SOUNDING_ABOVE
@@ -126,16 +125,32 @@ def brought(blocks: Blocks, gain: float) -> Blocks:
     """The sound times `gain`, within [-1, 1]; as it is where the gain is 1. What is raised loses its offset and its hum."""
     if gain <= 1:
         return blocks if gain == 1 else (np.float32(gain) * block for block in blocks)
-    state = np.zeros((len(_HIGH_PASS), 2))
+    high_pass = _high_pass()
+    before = np.zeros(len(high_pass) - 1)
 
     def raised(block: NDArray[np.float32]) -> NDArray[np.float32]:
-        nonlocal state
+        nonlocal before
         if not len(block):
             return block
-        passed, state = sosfilt(_HIGH_PASS, block, zi=state)
-        return np.clip(gain * passed, -1, 1).astype(np.float32)
+        heard = np.concatenate([before, block])
+        before = heard[len(block) :]
+        return np.clip(gain * np.convolve(heard, high_pass, mode="valid"), -1, 1).astype(np.float32)
 
     return map(raised, blocks)
+
+
+@cache
+def _high_pass() -> NDArray[np.float64]:
+    """What a Butterworth filter of second order that lets pass what is above 80 Hz answers to an impulse, float64 (1024,): what comes after
+    is below 1e-9."""
+    turn = 2 * np.pi * _HIGH_PASS_HZ / RATE_HZ
+    alpha, cosine = np.sin(turn) / np.sqrt(2), np.cos(turn)
+    forward = np.array([1 + cosine, -2 * (1 + cosine), 1 + cosine]) / 2 / (1 + alpha)
+    back = np.array([-2 * cosine, 1 - alpha]) / (1 + alpha)
+    answer = np.zeros(1024)
+    for k in range(len(answer)):
+        answer[k] = (forward[k] if k < 3 else 0.0) - back[0] * answer[max(0, k - 1)] * (k > 0) - back[1] * answer[max(0, k - 2)] * (k > 1)
+    return answer
 
 
 def levels(blocks: Blocks) -> NDArray[np.int64]:
@@ -190,9 +205,14 @@ def _power_db(columns: NDArray[np.float32]) -> NDArray[np.float32]:
     return (10 * np.log10(power) + _TO_FULL_SCALE_DB).astype(np.float32)
 
 
+def _around(track: NDArray[np.float32], reach: int) -> NDArray[np.float32]:
+    """What lies up to `reach` positions before and after each one, float32 (P, 2 reach + 1), a view; the ends go on for ever."""
+    return np.lib.stride_tricks.sliding_window_view(np.pad(track, reach, mode="edge"), 2 * reach + 1)
+
+
 def _share_near_floor(loud: NDArray[np.float32], background: NDArray[np.float32]) -> NDArray[np.float32]:
     """The share of the moments around each one that are hardly louder than its background, (P,)."""
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(loud, _AROUND, mode="edge"), 2 * _AROUND + 1)
+    around = _around(loud, _AROUND)
     found = np.empty(len(loud), np.float32)
     for first in range(0, len(loud), _AT_ONCE):
         here = slice(first, first + _AT_ONCE)
@@ -204,7 +224,7 @@ def _voiced(probability: NDArray[np.float32], power_db: NDArray[np.float32], sou
     """How likely each position holds a voice, (P,); None where the detector does not tell it from what is as loud."""
     frame = np.arange(len(power_db)) * (RATE_HZ // POSITIONS_PER_S) // FRAME
     found = np.where(frame < len(probability), probability[np.minimum(frame, len(probability) - 1)], np.float32(0))
-    found = maximum_filter1d(found, 2 * _VOICE_REACH + 1, mode="nearest")
+    found = _around(found, _VOICE_REACH).max(axis=1)
     voiced, other = sounding & (found > 0.5), sounding & (found <= 0.5)
     if voiced.sum() < _LEAST_VOICE * sounding.sum():
         return None

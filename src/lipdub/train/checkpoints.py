@@ -13,7 +13,7 @@ import torch
 
 from lipdub.atomic import whole_file
 from lipdub.bundles.network import EncoderUse
-from lipdub.errors import CheckpointInvalid, TrainingError
+from lipdub.errors import CheckpointInvalid, TrainingError, WriteFailed
 from lipdub.records import MelSpec
 
 if TYPE_CHECKING:
@@ -27,8 +27,12 @@ _Settings = TypeVar("_Settings", bound="DataclassInstance")
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write `content` (tensors and plain values) to `path`. Raises WriteFailed; the previous checkpoint is untouched then."""
-    with whole_file(path, advice="free some disk space, the previous checkpoint is untouched") as part:
+    advice = "free some disk space, the previous checkpoint is untouched"
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteFailed(f"cannot write '{path}': {error.strerror or error}; {advice}") from error
+    with whole_file(path, advice=advice) as part:
         try:
             torch.save({"lipdub_checkpoint": FORMAT, **content}, part)
         except RuntimeError as error:  # what torch's writer raises on a full disk, about positions in its archive
