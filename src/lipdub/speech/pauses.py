@@ -47,8 +47,8 @@ _AROUND: Final = round(2.5 * POSITIONS_PER_S)
 """Positions before and after a moment in which its background is looked for."""
 _FAINTER_DB: Final = 7.0
 """Power by which a pause in noise or music is below the speech."""
-_LASTING: Final = round(0.5 * POSITIONS_PER_S) | 1
-"""Positions that a pause in noise or music lasts at least."""
+_LASTING: Final = round(0.25 * POSITIONS_PER_S)
+"""Half of the positions that a pause in noise or music lasts at least."""
 _NEAR_FLOOR: Final = 0.04
 _OFTEN: Final = 0.08
 """A floor is where so large a share of the moments is within 1.6 dB of the faintest."""
@@ -112,7 +112,7 @@ def pauses_of(blocks: Callable[[], Blocks], voice: Session | None) -> Pauses:
         # What is about as loud as the speech may be speech that no judge knows.
         judged = judged * (power_db < np.quantile(power_db[sounding], 0.75) - _FAINTER_DB)
         # Between two words mouths stay as they are; whoever pauses for longer shuts it. Where it is quiet the level tells that by itself.
-        judged = maximum_filter1d(minimum_filter1d(judged, _LASTING), _LASTING)
+        judged = _around(_around(judged, _LASTING).min(axis=1), _LASTING).max(axis=1)
         weight = np.where(noisy, np.maximum(weight, judged), weight).astype(np.float32)
     return Pauses(weight, 1.0 if level is None else max(1.0, _gain(QUIET_DB - level)), bool(counts.any()))
 
