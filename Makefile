@@ -51,10 +51,11 @@ bench: $(VENV)/.dev  ## speed and peak memory of a dub on this machine
 	$(BIN)/python -m benchmarks memory-growth examples/portrait.mp4
 
 # From clips to a bundle, as models/base was made: `make bundle TRAIN=clips/train VAL=clips/val OUT=models/mine`. Broken off, it goes on where
-# it stopped. MANIFEST names the speakers; SCALE=0.01 tries the whole way out in minutes. Synthetic speech needs espeak-ng; without it, SPEECH=
+# it stopped. MANIFEST names the speakers, ANCHOR one in sync; SCALE=0.01 tries the whole way out in minutes. Synthetic speech needs espeak-ng; without it, SPEECH=
 RUNS := runs
 OUT := models/mine
 MANIFEST :=
+ANCHOR :=
 SPEECH := $(RUNS)/speech.npz
 SCALE := 1
 PRECISION := bf16-mixed
@@ -62,16 +63,17 @@ scaled = $(shell awk 'BEGIN { n = int($(1) * $(SCALE)); print (n < 4) ? 4 : n }'
 on = $$(test -f $(RUNS)/$(1)/latest.pt && echo --resume) --precision $(PRECISION) -o $(RUNS)/$(1) --val $(RUNS)/prepared/val $(RUNS)/prepared/train
 bundle: $(VENV)/.dev  ## train a bundle from clips: TRAIN=, VAL=, OUT= (hours; goes on where it stopped)
 	$(if $(and $(TRAIN),$(VAL)),,$(error say where the clips are: make bundle TRAIN=clips/train VAL=clips/val OUT=models/mine))
-	$(BIN)/lipdub prepare $(TRAIN) -o $(RUNS)/prepared/train $(if $(MANIFEST),--manifest $(MANIFEST))
+	$(BIN)/lipdub prepare $(TRAIN) -o $(RUNS)/prepared/train $(if $(MANIFEST),--manifest $(MANIFEST)) --encoder encoder --voices 4
 	$(BIN)/lipdub prepare $(VAL) -o $(RUNS)/prepared/val $(if $(MANIFEST),--manifest $(MANIFEST))
 	$(if $(SPEECH),test -f $(SPEECH) || $(BIN)/python -m lipdub.train.synthetic_speech $(SPEECH) --minutes $(call scaled,75))
+	test -f $(RUNS)/prepared/train/offsets.json || $(BIN)/lipdub train offsets $(RUNS)/prepared/train $(if $(ANCHOR),--anchor $(ANCHOR))
 	$(BIN)/lipdub train expert $(call on,expert) --steps $(call scaled,1500) --batch 40
-	test -f $(RUNS)/prepared/train/offsets.json || $(BIN)/lipdub train offsets $(RUNS)/expert/best.pt $(RUNS)/prepared/train
 	$(BIN)/lipdub train reader $(call on,reader) --steps $(call scaled,2500)
 	$(BIN)/lipdub train memory $(call on,memory) --steps $(call scaled,1200) --balance 0.45 $(if $(SPEECH),--speech $(SPEECH))
 	$(BIN)/lipdub train generator $(call on,generator) --memory $(RUNS)/memory/best.pt --reader $(RUNS)/reader/best.pt \
 		--expert $(RUNS)/expert/best.pt --steps $(call scaled,20000) --weight audio_visual_from=$(call scaled,8000)
-	$(BIN)/lipdub export-onnx $(RUNS)/generator/latest.pt -o $(OUT) --half --smoothing-s 0.045 --force
+	$(BIN)/lipdub export-onnx $(RUNS)/generator/latest.pt -o $(RUNS)/drawn --half --force
+	$(BIN)/lipdub train hearing $(RUNS)/prepared/train --model $(RUNS)/drawn $(if $(SPEECH),--speech $(SPEECH)) -o $(OUT) --force
 	$(BIN)/lipdub evaluate --set $(VAL) --model $(OUT) -o $(RUNS)/scorecard
 
 # Pins stay where they are unless `make lock UPGRADE=--upgrade`. The sed drops the marker that every line would repeat.

@@ -7,6 +7,7 @@ from importlib import import_module
 
 NAMES = {
     "bilabials": "do the lips close at p, b and m",
+    "languages": "does a face speak other languages as well as English",
     "memory-growth": "does peak memory stay the same when the video gets longer, and below 1 GiB",
     "end-to-end": "do whole videos, as users have them, come out whole",
     "resume": "does a batch that is killed again and again write every output exactly once",

@@ -17,10 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from benchmarks import dub_once, footage, gpu, memory_growth, profile, results, scale, speed
+from benchmarks import dub_once, footage, gpu, languages, memory_growth, profile, results, scale, speed
 from benchmarks.__main__ import NAMES
+from benchmarks.bilabials import Utterance
 from lipdub import media
+from lipdub.evaluate.openings import Openings
 from lipdub.generators import open_generator
+from lipdub.phonetics.alignment import Alignment, Phoneme
 
 WORK = """
 import os
@@ -46,7 +49,7 @@ def test_every_measure_has_its_module():
     assert [name for name in NAMES if not (folder / f"{name.replace('-', '_')}.py").is_file()] == []
 
 
-@pytest.mark.parametrize("name", ["speed", "scale", "wav2lip-shaped", "profile", "gpu", "results", "memory-growth"])
+@pytest.mark.parametrize("name", ["speed", "scale", "wav2lip-shaped", "profile", "gpu", "results", "memory-growth", "languages"])
 def test_help(name: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as left:
         import_module(f"benchmarks.{name.replace('-', '_')}").main(["--help"])
@@ -379,3 +382,39 @@ def test_a_broken_file_is_named(folder: Path):
 
 def test_cells_cannot_break_a_table():
     assert results.markdown(["a", "b"], [["x|y", 1]]) == ["| a | b |", "| --- | ---: |", "| x\\|y | 1 |"]
+
+
+# ---------------------------------------------------------------- languages
+
+
+@given(scale=st.floats(0.01, 5), shift=st.floats(-1, 1), fps=st.sampled_from([20.0, 25.0, 50.0]))
+def test_jitter_is_of_the_shape_of_a_motion_alone(scale: float, shift: float, fps: float) -> None:
+    times_s = np.arange(0, 4, 1 / fps)
+    calm = np.sin(2 * np.pi * times_s)
+    found = languages.jitter(times_s, shift + scale * calm)
+    assert found == pytest.approx(languages.jitter(times_s, calm), rel=1e-6)
+    # A sine of 1 Hz at 25 frames/s: the second difference is (2 pi / 25)^2 of it.
+    assert found == pytest.approx((2 * np.pi / 25) ** 2 * np.sqrt(2) * 2 / np.pi, rel=0.15)
+    trembling = calm + 0.2 * (-1.0) ** np.arange(len(calm))
+    if fps == 25:
+        assert languages.jitter(times_s, trembling) > 5 * found
+
+
+def test_jitter_of_next_to_nothing_is_unknown() -> None:
+    assert np.isnan(languages.jitter(np.arange(9) / 25, np.full(9, np.nan)))
+
+
+def test_a_language_is_measured_on_its_own_sentences() -> None:
+    times_s = np.arange(100) / 25
+    opening = np.where((times_s > 1.0) & (times_s < 1.2), 0.0, 0.1 + 0.02 * np.sin(9 * times_s))
+    opening[60:] = 5.0  # of another language
+    alignment = Alignment((Phoneme(0.2, 1.0, "a"), Phoneme(1.0, 1.2, "p"), Phoneme(1.2, 2.0, "a")))
+    drawn = Openings(times_s, opening)
+    row = languages.of_language("de", [Utterance("de+f2", "apa", 0.2, 2.0, alignment)], drawn, source_spread=0.04)
+    assert (row["speech"], row["p b m"], row["closed"]) == ("de", 1, 1.0)
+    assert row["articulation"] == pytest.approx(opening[5:50].std() / 0.04, rel=0.05)
+    assert 0 < row["chance"] < 1
+
+
+def test_the_sentences_are_of_twelve_languages() -> None:
+    assert len({voice.split("+")[0] for voice, _ in languages.SENTENCES}) == 12

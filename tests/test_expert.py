@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from toys import SIZE, STORED, rest_lips, toy_settings
 
 from lipdub.errors import CheckpointInvalid, TrainingDataError
 from lipdub.speech.mel import SILENCE
-from lipdub.train import checkpoints, offsets
+from lipdub.train import checkpoints
 from lipdub.train.data import Clip, loader
 from lipdub.train.expert_network import ExpertConfig, SyncNet, load_expert
 from lipdub.train.expert_stage import ExpertStage, ExpertWeights, draw_curve, expert_losses, judge_expert, mean_curve
@@ -341,37 +340,3 @@ def test_other_checkpoints_are_no_expert(tmp_path: Path) -> None:
 def test_a_box_outside_the_lower_half_is_refused() -> None:
     with pytest.raises(ValueError, match="lower half"):
         replace(TOY, box=(20, 64, 8, 56))
-
-
-# ---- offsets
-
-
-def test_offsets_are_found_and_clips_that_agree_with_none(trained: tuple[Path, dict[str, float], list[StepReport]], tmp_path: Path) -> None:
-    expert = load_expert(trained[0])
-    late, early, right = bar_clip(20, frames=110, late_frames=3), bar_clip(21, frames=110, late_frames=-2), bar_clip(22, frames=110)
-    foreign = replace(bar_clip(23, frames=110), mel=bar_clip(24, frames=110).mel)
-    more = [bar_clip(seed, frames=110) for seed in range(25, 29)]
-    found = {offset.clip_id: offset for offset in offsets.estimate_by_expert(expert, [late, early, right, foreign, *more])}
-    assert [found[clip.clip_id].frames for clip in (late, early, right)] == [3, -2, 0]
-    assert [found[clip.clip_id].believed for clip in (late, early, right)] == [True, True, False]
-    assert found[late.clip_id].there > found[late.clip_id].at_zero
-    assert {clip_id for clip_id, offset in found.items() if not offset.agrees} == {foreign.clip_id}
-    offsets.store(tmp_path, list(found.values()))
-    stored = json.loads((tmp_path / "offsets.json").read_text())
-    assert stored == {late.clip_id: pytest.approx(0.12), early.clip_id: pytest.approx(-0.08), foreign.clip_id: None}
-    assert [file.name for file in tmp_path.iterdir()] == ["offsets.json"]
-    corrected = replace(late, offset_s=stored[late.clip_id])
-    assert shift_cosines(expert, corrected).best()[0] == 0
-
-
-def test_short_clips_of_a_speaker_share_an_offset(trained: tuple[Path, dict[str, float], list[StepReport]]) -> None:
-    expert = load_expert(trained[0])
-    shifted = [replace(bar_clip(seed, frames=30, late_frames=4), speaker="one") for seed in range(30, 36)]
-    lonely = replace(bar_clip(40, frames=30), speaker="lonely")
-    found = offsets.estimate_by_expert(expert, [*shifted, lonely])
-    assert {offset.clip_id for offset in found} == {clip.clip_id for clip in shifted}
-    assert all(offset.frames == 4 and offset.believed and offset.agrees for offset in found)
-
-
-def test_silent_clips_have_no_offset(trained: tuple[Path, dict[str, float], list[StepReport]]) -> None:
-    assert offsets.estimate_by_expert(load_expert(trained[0]), [bar_clip(0, frames=110, silent=True)]) == []

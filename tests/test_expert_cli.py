@@ -1,8 +1,7 @@
-"""The expert on the command line: training it, finding offsets with it, training a generator against it."""
+"""The expert on the command line: training it, training a generator against it."""
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -84,31 +83,6 @@ def test_one_window_has_nothing_to_tell_apart(run: Run, prepared: Path, tmp_path
     code, _, err = run("train", "expert", prepared, "-o", tmp_path / "run", *QUICK, "--weight", "windows=1")
     assert code == 1
     assert err.splitlines()[-1].startswith("error: a stretch of 1 lip windows")
-
-
-def test_offsets_by_an_expert_are_counted_and_stored(run: Run, prepared: Path, tmp_path: Path) -> None:
-    code, out, err = run("train", "offsets", an_expert(tmp_path), prepared)
-    assert code == 0, err
-    assert "4 of 4 clips could be judged" in out
-    stored = json.loads((prepared / "offsets.json").read_text())
-    assert set(stored) <= {f"clip{number}" for number in range(4)}
-    (prepared / "offsets.json").unlink()
-
-
-def test_offsets_by_a_memory_are_still_found(run: Run, prepared: Path, tmp_path: Path) -> None:
-    code, out, err = run("train", "offsets", a_memory(tmp_path), prepared)
-    assert code == 0, err
-    assert "4 of 4 clips could be judged" in out
-    (prepared / "offsets.json").unlink()
-
-
-def test_what_is_neither_is_one_line(run: Run, prepared: Path, tmp_path: Path) -> None:
-    (tmp_path / "c.pt").write_bytes(b"no checkpoint")
-    for path in (tmp_path / "c.pt", tmp_path):
-        code, _, err = run("train", "offsets", path, prepared)
-        assert code == 1
-        assert err.splitlines()[-1].startswith("error: ")
-    assert not (prepared / "offsets.json").exists()
 
 
 def test_a_generator_trains_against_the_expert(run: Run, prepared: Path, tmp_path: Path) -> None:

@@ -33,17 +33,20 @@ from lipdub.speech.encoder import SpeechEncoder, feature_track
 from lipdub.speech.lip_track import lips_at
 from lipdub.speech.mel import SILENCE
 from lipdub.speech.whisper_mel import RATE_HZ
-from lipdub.train import checkpoints, export, features, networks
+from lipdub.train import checkpoints, export, features, networks, sound_variants
 from lipdub.train.bottleneck import Bottleneck, fit_bottleneck, lip_scale, speaker_weights
 from lipdub.train.data import Clip, load_clips, opening_from_lips
 from lipdub.train.features import PreparedFeatures, load_features, prepare_features
-from lipdub.train.hearing import HearingSettings, _tell_fusion, hearing_config, train_hearing
+from lipdub.train.hearing import LEAD, POINTS_HIDDEN, HearingSettings, hearing_config, train_hearing
 from lipdub.train.hearing_bundle import HearingJob, resting_windows, train_bundle
 from lipdub.train.labelled_speech import SpokenFeatures
-from lipdub.train.networks import LIP_COMPONENTS, LIP_SIDE, FaceGenerator, LipMemory
+from lipdub.train.lip_side import LipSettings
+from lipdub.train.memory_stage import drawn_boxes, lip_windows
+from lipdub.train.networks import LIP_COMPONENTS, FaceGenerator, LipMemory
 from lipdub.train.sound_variants import FASTEST, SLOWEST, speed_of, varied
 
-QUICK = HearingSettings(steps=120, batch=256)
+SLOTS = 24
+QUICK = HearingSettings(steps=120, batch=256, lips=LipSettings(steps=500, batch=128, rate=1e-2, picture_steps=200))
 HELD_OUT = 2
 
 
@@ -112,7 +115,7 @@ def clips(house: Path) -> list[Clip]:
 
 @pytest.fixture(scope="module")
 def config(ear: SpeechEncoder) -> NetworkConfig:
-    return hearing_config(COMPACT, ear.spec, drawn_kappa=18.0)
+    return hearing_config(COMPACT, ear.spec, slots=SLOTS, drawn_kappa=18.0)
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +159,38 @@ def test_a_click_lies_at_its_time_over_the_speed(seed: int) -> None:
     samples, at_s = np.zeros(2 * RATE_HZ, np.float32), np.array([0.1, 0.53, 1.07, 1.4, 1.9])
     samples[np.round(at_s * RATE_HZ).astype(int)] = 0.9
     speed = speed_of(random)
-    sound = varied(samples, speed, random)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sound_variants, "SUNG", 0.0)  # a voice on a melody has no clicks
+        sound = varied(samples, speed, random)
     assert abs(len(sound) - len(samples) / speed) <= 1
     for click_s in at_s / speed:
         first = round((click_s - 0.03) * RATE_HZ)
         near = np.abs(sound[first : first + round(0.06 * RATE_HZ)])
         assert abs((first + near.argmax()) / RATE_HZ - click_s) <= 0.001
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=10)
+def test_a_sung_sound_is_loud_when_the_sound_is_and_on_another_pitch(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    time_s = np.arange(2 * RATE_HZ) / RATE_HZ
+    loud = np.repeat(random.random(20) < 0.5, RATE_HZ // 10)
+    voice = np.sign(np.sin(2 * np.pi * 90 * time_s)) * np.where(loud, 0.3, 0.003)
+    sung = sound_variants._sung(voice, random)
+    assert sung.shape == voice.shape
+    assert np.sqrt(np.square(sung).mean()) == pytest.approx(np.sqrt(np.square(voice).mean()), rel=1e-3)
+    level = [np.sqrt(np.convolve(np.square(sound), np.ones(800) / 800, mode="same"))[400::800] for sound in (voice, sung)]
+    if loud.any() and not loud.all():
+        assert correlation(np.log(level[0]), np.log(level[1] + 1e-5)) > 0.7
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 20_000))
+@settings(max_examples=15)
+def test_a_song_is_sound_of_any_length(seed: int, count: int) -> None:
+    for make in (sound_variants._song, sound_variants._music):
+        sound = make(count, np.random.default_rng(seed))
+        assert sound.shape == (count,)
+        assert np.isfinite(sound).all()
 
 
 @given(seed=st.integers(0, 10_000), level=st.sampled_from([0.0, 1e-4, 0.3, 1.0]), count=st.integers(2000, 20_000))
@@ -540,13 +569,14 @@ def test_lips_are_less_open_at_closures_of_labelled_speech(trained: Trained, spo
 
 def test_progress_is_told(trained: Trained) -> None:
     stages = [stage for stage, _, _ in trained.told]
-    assert list(dict.fromkeys(stages)) == ["fitting", "looking at lips", "training"]
+    assert list(dict.fromkeys(stages)) == ["fitting", "learning lips", "looking at lips", "training"]
     assert trained.told[-1] == ("training", QUICK.steps, QUICK.steps)
 
 
 def few_steps(base: LipMemory, config: NetworkConfig, clips: list[Clip], seed: int, spoken: SpokenFeatures | None) -> LipMemory:
     silence = np.zeros((4, 3, 6), np.float32)
-    return train_hearing(base, COMPACT, config, 2, clips[:3], spoken, silence, HearingSettings(steps=4, batch=32, seed=seed), nothing)
+    few = HearingSettings(steps=4, batch=32, seed=seed, lips=LipSettings(steps=4, batch=32, picture_steps=4))
+    return train_hearing(base, COMPACT, config, 2, clips[:3], spoken, silence, few, nothing)
 
 
 def test_the_same_seed_gives_the_same_weights(base: LipMemory, config: NetworkConfig, clips: list[Clip], spoken: SpokenFeatures) -> None:
@@ -558,10 +588,10 @@ def test_the_same_seed_gives_the_same_weights(base: LipMemory, config: NetworkCo
     for name, value in one.items():
         assert torch.equal(value, again[name]), name
     assert not torch.equal(one["memory.keys"], other["memory.keys"])
-    # The lip side stays what it was, and so does the memory that was given.
+    # What sees pictures stays what it was, and so does the memory that was given.
     for name, value in base.state_dict().items():
         assert torch.equal(value, before[name])
-        if name.startswith(LIP_SIDE):
+        if name.startswith("lip_encoder."):
             assert torch.equal(one[name], value), name
 
 
@@ -574,40 +604,49 @@ def test_what_was_fitted_in_closed_form_is_not_trained(base: LipMemory, config: 
 
 
 @torch.no_grad()
-def test_the_fusion_ignores_the_audio_feature_and_keeps_what_the_recall_tells(
-    base: LipMemory, config: NetworkConfig, clips: list[Clip]
+def test_lips_of_people_never_seen_are_recalled_from_points_and_from_pictures(
+    trained: Trained, clips: list[Clip], config: NetworkConfig
 ) -> None:
-    torch.manual_seed(5)
-    memory = LipMemory(config).eval()
-    _tell_fusion(memory, base, COMPACT, clips)
-    fusion, old = memory.fusion[1], base.fusion[1]
+    for clip in clips[:HELD_OUT]:
+        memory, rows = trained.memory, np.arange(len(clip))
+        by_points = memory.by_points(torch.from_numpy(clip.lip_windows(rows, config.frames)))
+        assert by_points.address.shape == (len(clip), SLOTS)
+        found = opening_from_lips(memory.landmarks(by_points.recalled)).numpy()
+        assert correlation(found, clip.opening) > 0.95
+        boxes = lip_windows(drawn_boxes(clip, 0, len(clip), config), config.frames)
+        seen = memory.memory.by_lips(memory.lip_encoder(boxes))
+        # The toy's lip encoder is random, so pictures tell less.
+        assert correlation(opening_from_lips(memory.landmarks(seen.recalled)).numpy(), clip.opening) > 0.3
+
+
+@torch.no_grad()
+def test_a_slot_brings_the_lip_feature_that_the_generator_knows_for_its_lips(
+    trained: Trained, base: LipMemory, clips: list[Clip], config: NetworkConfig
+) -> None:
+    memory, channels = trained.memory, COMPACT.channels
+    fusion = memory.fusion[1]
     assert isinstance(fusion, torch.nn.Linear)
-    assert isinstance(old, torch.nn.Linear)
-    channels = COMPACT.channels
     assert (fusion.weight[:, :channels] == 0).all()
     some = torch.randn(7, channels)
     torch.testing.assert_close(memory.fuse(some, some), memory.fuse(-3 * some, some))
-    # Of the sounds of the clips: nearer to what the old fusion gave than without the audio feature's part.
-    kept, left_out = [], []
-    for clip in clips:
-        feature = base.audio_encoder(torch.from_numpy(clip.heard(np.arange(len(clip)), COMPACT)))
-        recalled = base.memory.by_audio_sharpened(feature).recalled
-        wanted, found = base.fuse(feature, recalled), memory.fuse(feature, recalled)
-        without = recalled * channels**0.5 @ old.weight[:, channels:].t()
-        kept.append(found - wanted)
-        left_out.append(without - wanted)
-    error, usual = torch.cat(kept), torch.cat(left_out)
-    assert (error**2).mean() < (error.mean(dim=0) ** 2).mean() + ((usual - usual.mean(dim=0)) ** 2).mean()
-    assert error.mean(dim=0).abs().max() < 0.1
+    for clip in clips[HELD_OUT:]:
+        rows = np.arange(len(clip))
+        boxes = lip_windows(drawn_boxes(clip, 0, len(clip), COMPACT), COMPACT.frames)
+        recalled = base.memory.by_lips(base.lip_encoder(boxes)).recalled
+        wanted = base.fuse(base.audio_encoder(torch.from_numpy(clip.heard(rows, COMPACT))), recalled)
+        found = memory.fuse(torch.zeros(len(clip), channels), memory.by_points(torch.from_numpy(clip.lip_windows(rows, 5))).recalled)
+        assert (found - wanted).square().mean() < 0.95 * (wanted.mean(dim=0) - wanted).square().mean()
 
 
-def test_a_fusion_that_ignores_the_audio_feature_already_is_left_alone(base: LipMemory, config: NetworkConfig, clips: list[Clip]) -> None:
+def test_a_memory_on_points_is_trained_again_from_what_it_is(base: LipMemory, config: NetworkConfig, clips: list[Clip]) -> None:
     once = few_steps(base, config, clips, 0, None)
-    twice = train_hearing(
-        once, config, config, 2, clips[:3], None, np.zeros((4, 3, 6), np.float32), HearingSettings(steps=2, batch=16), nothing
-    )
-    for name, value in once.fusion.state_dict().items():
-        assert torch.equal(twice.fusion.state_dict()[name], value)
+    some = HearingSettings(steps=2, batch=16, lips=LipSettings(steps=200, batch=64, picture_steps=2))
+    twice = train_hearing(once, config, config, 2, clips[:3], None, np.zeros((4, 3, 6), np.float32), some, nothing)
+    clip = clips[0]
+    points, silent = torch.from_numpy(clip.lip_windows(np.arange(len(clip)), 5)), torch.zeros(len(clip), COMPACT.channels)
+    with torch.no_grad():
+        wanted, found = (memory.fuse(silent, memory.by_points(points).recalled) for memory in (once, twice))
+    assert (found - wanted).square().mean() < 0.3 * (wanted.mean(dim=0) - wanted).square().mean()
 
 
 # --------------------------------------------------------------------------------------------------------------- bundle
@@ -642,13 +681,27 @@ def test_the_command_writes_a_bundle_that_hears_through_the_encoder(
 ) -> None:
     out = house / "heard"
     speech = write_speech(tmp_path / "speech.npz")
-    wanted = ("train", "hearing", house / "prepared", "--model", toy, "--encoder", house / "ear", "-o", out, "--steps", "30")
-    ran = run(*wanted, "--speech", speech, "--kappa", "12", "--smoothing-s", "0.04")
+    wanted = (
+        "train",
+        "hearing",
+        house / "prepared",
+        "--model",
+        toy,
+        "--encoder",
+        house / "ear",
+        "-o",
+        out,
+        "--steps",
+        "30",
+        "--slots",
+        str(SLOTS),
+    )
+    ran = run(*wanted, "--speech", speech, "--kappa", "12", "--smoothing-s", "0.04", "--slots", str(SLOTS))
     assert ran.code == 0, ran.err
     assert f"wrote {out}: " in " ".join(ran.out.split())
     spec, ear = bundle.load_spec(out), encoder.load_spec(house / "ear")
-    assert spec.encoder == EncoderUse("ear", ear.graphs[encoder.GRAPH], ear.channels, TAPS)
-    assert (spec.name, spec.mel, spec.voice_bands, spec.tap_distance_s) == ("heard", None, 0, 0.04)
+    assert spec.encoder == EncoderUse("ear", ear.graphs[encoder.GRAPH], ear.channels, tuple(tap + LEAD for tap in TAPS))
+    assert (spec.name, spec.mel, spec.voice_bands, spec.tap_distance_s, spec.slots) == ("heard", None, 0, 0.04, SLOTS)
     assert spec.network is not None
     assert spec.network.drawn_kappa == 12
     assert (out / "MODEL_CARD.md").read_bytes() == b"# toy\n"
@@ -673,8 +726,24 @@ def test_the_command_writes_a_bundle_that_hears_through_the_encoder(
     assert again.code == 0, again.err
 
 
+def test_the_command_finds_offsets_and_stores_them(run: Run, house: Path, clips: list[Clip]) -> None:
+    stored = house / "prepared" / "offsets.json"
+    assert not stored.exists()
+    refused = run("train", "offsets", house / "prepared", "--encoder", house / "ear", "--anchor", "nobody")
+    assert refused.code == 1
+    assert "'nobody'" in refused.err
+    assert not stored.exists()
+    ran = run("train", "offsets", house / "prepared", "--encoder", house / "ear")
+    assert ran.code == 0, ran.err
+    assert f"{len(clips)} clips: " in ran.out
+    assert set(json.loads(stored.read_text())) == {clip.clip_id for clip in clips}
+    stored.unlink()
+
+
 def job(house: Path, toy: Path) -> HearingJob:
-    return HearingJob(model=str(toy), encoder=str(house / "ear"), speech=None, drawn_kappa=18.0, tap_distance_s=0.03, steps=2, seed=0)
+    return HearingJob(
+        model=str(toy), encoder=str(house / "ear"), speech=None, slots=SLOTS, drawn_kappa=18.0, tap_distance_s=0.03, steps=2, seed=0
+    )
 
 
 @pytest.mark.parametrize("name", ["Upper", "with space"])
@@ -745,11 +814,13 @@ def test_prepare_hears_the_clips_that_it_kept(
 
 def test_the_audio_side_stands_on_the_encoder(ear: SpeechEncoder) -> None:
     spec: EncoderSpec = ear.spec
-    found = hearing_config(COMPACT, spec, drawn_kappa=20.0)
+    found = hearing_config(COMPACT, spec, slots=SLOTS, drawn_kappa=20.0)
     assert found.mel is None
     assert found.drawn_kappa == 20
     assert found.encoder == EncoderUse("ear", spec.graphs[encoder.GRAPH], spec.channels, TAPS)
-    assert replace(found, mel=COMPACT.mel, encoder=None, drawn_kappa=COMPACT.drawn_kappa) == COMPACT
+    assert (found.slots, found.points_hidden) == (SLOTS, POINTS_HIDDEN)
+    changed = {"mel": COMPACT.mel, "encoder": None, "drawn_kappa": COMPACT.drawn_kappa, "slots": COMPACT.slots, "points_hidden": 0}
+    assert replace(found, **changed) == COMPACT
 
 
 def test_settings_with_an_encoder_are_read_back(config: NetworkConfig) -> None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lipdub.errors import PhonemesError
@@ -284,6 +284,20 @@ def test_an_echo_does_not_hide_a_closure():
 @pytest.mark.parametrize("count", [0, 50])
 def test_no_events_no_phonemes(count):
     assert len(espeak._boundaries(np.zeros(count, np.int16), [], RATE)) == 0
+
+
+@example(steps=[(350, "a"), (50, "_"), (20, "k"), (50, "a")], loud=[3000] * 15 + [200] * 5 + [3000] * 5)
+@given(
+    steps=st.lists(st.tuples(st.integers(0, 300), st.sampled_from(["a", "k", "p", "m", "n", "l", "s", "", "_", "_:", "iː"])), max_size=12),
+    loud=st.lists(st.sampled_from([0, 1, 20, 200, 3000]), min_size=1, max_size=60),
+)
+def test_phonemes_never_overlap_whatever_is_announced(steps: list[tuple[int, str]], loud: list[int]) -> None:
+    """Vowel, pause, voiceless stop: the stop's closure once began before the pause did, and a whole run of synthetic speech ended there."""
+    samples = np.repeat(np.array(loud, np.int16), RATE // 50)
+    samples[::2] *= -1
+    places = np.minimum(np.cumsum([0, *(RATE * step // 1000 for step, _ in steps)])[: len(steps)], len(samples))
+    found = espeak._boundaries(samples, [(int(at), symbol) for at, (_, symbol) in zip(places, steps, strict=True)], RATE)
+    assert all(before.end_s <= after.start_s + 1e-9 for before, after in pairwise(found))
 
 
 # -------------------------------------------------------------------------------------------------------- synthesis

@@ -71,12 +71,15 @@ class NetworkConfig:
     mel: MelSpec | None = field(default_factory=MelSpec)
     """What the audio encoder hears; None where it stands on a pretrained speech encoder."""
     encoder: EncoderUse | None = None
+    points_hidden: int = 0
+    """Units of the network that looks at lip points in the place of pictures; 0 where lips are seen in pictures."""
 
     def __post_init__(self) -> None:
         _ = self.crop  # checks itself
         for holds, message in (
             (self.slots > 0 and self.channels > 0, f"slots and channels must be positive, got {self.slots} and {self.channels}"),
             ((self.mel is None) != (self.encoder is None), "a network hears either mel or the features of an encoder"),
+            (self.points_hidden >= 0, f"points_hidden must not be negative, got {self.points_hidden}"),
             (0 < self.kappa < math.inf, f"kappa must be positive, got {self.kappa}"),
             (0 < self.drawn_kappa < math.inf, f"drawn_kappa must be positive, got {self.drawn_kappa}"),
         ):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from lipdub.cli.commands import Command, Group
-from lipdub.cli.console import errors, new_table, paragraphs, print_line, progress, results, say
+from lipdub.cli.console import counted, errors, new_table, paragraphs, print_line, progress, results, say
 from lipdub.cli.record_options import with_record
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 EXAMPLES = paragraphs("""
 [bold]The whole way from clips to a bundle[/bold]
-  lipdub prepare clips/train -o prepared/train --manifest clips/manifest.csv
+  lipdub prepare clips/train -o prepared/train --manifest clips/manifest.csv --encoder encoder
   lipdub prepare clips/val -o prepared/val
+  lipdub train offsets prepared/train
   lipdub train expert prepared/train --val prepared/val -o runs/expert
-  lipdub train offsets runs/expert/best.pt prepared/train
   lipdub train memory prepared/train --val prepared/val -o runs/memory
   lipdub train generator prepared/train --val prepared/val --memory runs/memory/latest.pt -o runs/generator
   lipdub export-onnx runs/generator/latest.pt -o models/mine
@@ -134,20 +134,21 @@ def encoder(
 def hearing(
     prepared: Annotated[list[Path], typer.Argument(help="Folders that lipdub prepare --encoder has written.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle to write.")],
-    model: Annotated[str, typer.Option(help="Bundle whose lip side, slots and generator stay.")] = "base",
+    model: Annotated[str, typer.Option(help="Bundle whose generator stays.")] = "base",
     encoder_name: Annotated[str, typer.Option("--encoder", help="Speech encoder, a name or a folder.")] = "encoder",
     speech: Annotated[Path | None, typer.Option(help="Of python -m lipdub.train.synthetic_speech: teaches closures.")] = None,
+    slots: Annotated[int, typer.Option(min=2, help="Slots of the memory.")] = 256,
     kappa: Annotated[float, typer.Option(min=1.0, help="Sharpness of the addresses that are drawn.")] = 18.0,
     smoothing_s: Annotated[float, typer.Option(min=0.0, help="Seconds between the three moments whose lips are averaged.")] = 0.03,
     steps: Annotated[int, typer.Option(min=1, help="Steps of 1,024 frames.")] = 700,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that exists.")] = False,
 ) -> None:
-    """The audio side of a bundle anew, on top of the speech encoder; minutes. The generator draws the new recalls as they are."""
+    """The memory of a bundle anew, on lip points and the speech encoder; minutes. The generator draws the new recalls as they are."""
     from lipdub.train.hearing_bundle import HearingJob, train_bundle
 
     job = HearingJob(
-        model=model, encoder=encoder_name, speech=speech, drawn_kappa=kappa, tap_distance_s=smoothing_s, steps=steps, seed=seed
+        model=model, encoder=encoder_name, speech=speech, slots=slots, drawn_kappa=kappa, tap_distance_s=smoothing_s, steps=steps, seed=seed
     )
     with progress() as tell:
         done = train_bundle(prepared, output, job, force=force, tell=tell)
@@ -231,34 +232,39 @@ def reader(
 
 @app.command("offsets", cls=Command, epilog=EXAMPLES)
 def offsets(
-    checkpoint: Annotated[Path, typer.Argument(help="A sync expert, or a memory, trained on these clips as they are.")],
     prepared: Prepared,
+    encoder_name: Annotated[str, typer.Option("--encoder", help="Speech encoder that the clips were prepared with.")] = "encoder",
+    anchor: Annotated[
+        str | None, typer.Option(help="A speaker whose clips are known to be in sync: sets the constant that all offsets share.")
+    ] = None,
 ) -> None:
-    """Find clips whose sound is shifted against the picture, and store the shift beside them for the next training.
+    """Find how far the sound of each clip is shifted against the picture, to 0.02 s, and store it beside the clips for later training.
 
-    With a sync expert, clips whose lips agree with no shift of their sound are found, too, and left out of the next training.
+    Clips whose lips agree with no shift of their sound are found, too, and left out of the next training.
     """
-    from lipdub.train import expert_network, weights
+    from lipdub.bundles import encoder as encoders
     from lipdub.train import offsets as shifts
+    from lipdub.train.features import find_encoder
+    from lipdub.train.hearing import HearingSettings, encoder_use
 
+    described = encoders.load_spec(find_encoder(encoder_name))
     clips = _load(prepared, with_offsets=False)
-    if expert_network.holds_expert(checkpoint):
-        found = shifts.estimate_by_expert(expert_network.load_expert(checkpoint), clips)
-        figure = "cosine"
-    else:
-        config, model = weights.load_any_memory(checkpoint)
-        found = shifts.estimate(model, clips, config)
-        figure = "r"
+    with progress() as tell:
+        on_clip = counted(tell, "comparing", shifts.ROUNDS * len(clips))
+        found = shifts.estimate(
+            clips, encoder_use(described), len(described.layers), balance=HearingSettings().balance, anchor=anchor,
+            on_clip=on_clip,
+        )  # fmt: skip
     shifts.store(prepared, found)
-    table = new_table("offsets that will be corrected", "clip", "frames at 25 Hz", f"{figure} there", f"{figure} at zero")
-    believed = [item for item in found if item.believed and item.agrees]
-    for item in believed[:MOST_LISTED]:
-        table.add_row(Path(item.source).name, f"{item.frames:+d}", f"{item.there:.2f}", f"{item.at_zero:.2f}")
+    table = new_table("the largest offsets", "clip", "s", "r there", "r at zero")
+    for item in sorted((one for one in found if one.agrees), key=lambda one: -abs(one.offset_s))[:MOST_LISTED]:
+        table.add_row(Path(item.source).name, f"{item.offset_s:+.2f}", f"{item.r:.2f}", f"{item.r_at_zero:.2f}")
     results().print(table)
     left_out = [item for item in found if not item.agrees]
     for item in left_out[:MOST_LISTED]:
         print_line(f"left out, agrees with no offset: {Path(item.source).name}")
-    print_line(f"{len(found)} of {len(clips)} clips could be judged: {len(believed)} corrected, {len(left_out)} left out")
+    corrected = sum(item.agrees and item.offset_s != 0 for item in found)
+    print_line(f"{len(found)} clips: {corrected} corrected, {len(left_out)} left out")
 
 
 @stage_command(steps=20000, rate=5e-4, validate_every=1000)

@@ -236,7 +236,7 @@ def _boundaries(samples: NDArray[np.int16], events: Sequence[tuple[int, str]], r
                 if is_vowel(kind) and last != SILENCE and _first_letter(before[2]) in _LATE and quiet == start:
                     begins = _rise(samples, max(before[0] + rate_hz // 50, start - round(_ONSET_REACH_S * rate_hz)), start, rate_hz)
                 begins = max(begins, before[0] + 1)
-                sounds_until = quiet if begins - quiet > gap or last == SILENCE else begins
+                sounds_until = min(quiet, begins) if begins - quiet > gap or last == SILENCE else begins
                 found[-1] = (before[0], max(before[0] + 1, min(before[1], sounds_until) if last == SILENCE else sounds_until), before[2])
             found.append((begins, end, symbol))
         last = kind

@@ -7,7 +7,7 @@ opening on unseen people 0.60); ridge regression on a few principal components o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,18 +54,15 @@ def fit_bottleneck(
     layers: hidden states that a position is made of. balance: a speaker counts in proportion to (frames of that speaker) to this power.
     Raises TrainingDataError: a clip without features.
     """
-    basis = _Basis.of(clips, use, layers)
-    wanted = _lip_components(clips, balance)
-    sums: dict[str, _Sums] = {}
-    frames: Counter[str] = Counter()
-    for clip, of_lips in zip(clips, wanted, strict=True):
+    basis = Basis.of(clips, use, layers)
+    wanted = lip_components(clips, balance)
+    sums = Sums()
+    for clip, of_lips, weights in zip(clips, wanted, by_clip(speaker_weights(clips, balance), clips), strict=True):
         features = clip.features_of(use)
         for voice in range(features.voices):
-            windows = features.windows(clip.times_s + clip.offset_s, use.taps, voice)
-            sums.setdefault(clip.speaker, _Sums()).add(basis(windows), of_lips)
-            frames[clip.speaker] += len(clip)
+            sums.add(basis(features.windows(clip.times_s + clip.offset_s, use.taps, voice)), of_lips, weights)
         on_clip()
-    solved = [_Sums.joined(sums, {speaker: count ** (balance - 1) for speaker, count in frames.items()}).solved()]
+    solved = [sums.solved()]
     solved.append(_phonemes(spoken, basis) if spoken is not None else np.zeros((len(solved[0]), len(CLASSES))))
     raw = basis.before(np.concatenate(solved, axis=1))
     z = np.concatenate([raw(clip.features_of(use).windows(clip.times_s[::_SCALED_EVERY] + clip.offset_s, use.taps)) for clip in clips])
@@ -86,7 +83,12 @@ def speaker_weights(clips: list[Clip], balance: float) -> NDArray[np.float32]:
     return np.concatenate([np.full(len(clip), frames[clip.speaker] ** (balance - 1), np.float32) for clip in clips])
 
 
-class _Sums:
+def by_clip(rows: NDArray[np.float32], clips: list[Clip]) -> list[NDArray[np.float32]]:
+    """Rows of the frames of `clips`, one after another, to those of each clip."""
+    return np.split(rows, np.cumsum([len(clip) for clip in clips])[:-1])
+
+
+class Sums:
     """Normal equations of a linear regression with a constant, summed up piece by piece."""
 
     def __init__(self) -> None:
@@ -103,12 +105,12 @@ class _Sums:
             self.right = self.right + weighted.T @ outputs[here]
 
     @classmethod
-    def joined(cls, parts: dict[str, _Sums], weights: dict[str, float]) -> _Sums:
-        """All parts, each with its weight."""
+    def joined(cls, parts: Iterable[Sums]) -> Sums:
+        """All of these together."""
         whole = cls()
-        for name, part in parts.items():
-            whole.left = whole.left + weights[name] * part.left
-            whole.right = whole.right + weights[name] * part.right
+        for part in parts:
+            whole.left = whole.left + part.left
+            whole.right = whole.right + part.right
         return whole
 
     def solved(self) -> NDArray[np.float64]:
@@ -121,7 +123,7 @@ class _Sums:
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
-class _Basis:
+class Basis:
     """Principal components of each layer of a position: components (layers, channels, K), means (layers, channels); of every tap alike."""
 
     components: NDArray[np.float32]
@@ -129,7 +131,8 @@ class _Basis:
     taps: int
 
     @classmethod
-    def of(cls, clips: list[Clip], use: EncoderUse, layers: int) -> _Basis:
+    def of(cls, clips: list[Clip], use: EncoderUse, layers: int) -> Basis:
+        """That of the sounds of `clips` as they are. Raises TrainingDataError: a clip without features."""
         found = [clip.features_of(use) for clip in clips]
         sample = np.concatenate([one.values[: one.starts[1] : _PCA_EVERY].astype(np.float32) for one in found])
         sample = sample.reshape(-1, layers, use.channels // layers)
@@ -142,8 +145,10 @@ class _Basis:
     def __call__(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """windows (n, taps, D) to (n, taps layers K)."""
         layers, channels, _ = self.components.shape
-        split = windows.reshape(len(windows), self.taps, layers, channels) - self.means
-        return np.einsum("ntlc,lck->ntlk", split, self.components, optimize=True).reshape(len(windows), -1)
+        # Layer by layer: one product over all of them is many times slower than these.
+        split = windows.reshape(-1, layers, channels) - self.means
+        found = np.stack([split[:, layer] @ self.components[layer] for layer in range(layers)], axis=1)
+        return found.reshape(len(windows), -1)
 
     def before(self, coefficients: NDArray[np.float64]) -> Bottleneck:
         """What `coefficients` (taps layers K + 1, Z) make of the components, straight from the features."""
@@ -154,21 +159,21 @@ class _Basis:
         return Bottleneck(weight.reshape(self.taps * layers * channels, -1).astype(np.float32), bias.astype(np.float32))
 
 
-def _lip_components(clips: list[Clip], balance: float) -> Iterator[NDArray[np.float32]]:
+def lip_components(clips: list[Clip], balance: float) -> Iterator[NDArray[np.float32]]:
     """The first principal components of each clip's lips at the usual size, (N, ``LIP_COMPONENTS``), the first with variance 1."""
     lips = np.concatenate([lip_scale(clip) * clip.lips.reshape(len(clip), -1) for clip in clips])
     weights = speaker_weights(clips, balance)
     mean = np.average(lips, axis=0, weights=weights)
     variances, axes = np.linalg.eigh(np.cov((lips - mean).T, aweights=weights))
     found = (lips @ axes[:, ::-1][:, :LIP_COMPONENTS] / np.sqrt(variances[-1])).astype(np.float32)
-    yield from np.split(found, np.cumsum([len(clip) for clip in clips])[:-1])
+    yield from by_clip(found, clips)
 
 
-def _phonemes(spoken: SpokenFeatures, basis: _Basis) -> NDArray[np.float64]:
+def _phonemes(spoken: SpokenFeatures, basis: Basis) -> NDArray[np.float64]:
     """Coefficients that tell the phoneme classes of labelled speech; rare classes count for more."""
     counts = np.maximum(np.bincount(spoken.kind[spoken.train], minlength=len(CLASSES)), 1)
     weights = (1 / np.sqrt(counts))[spoken.kind].astype(np.float32)
-    sums = _Sums()
+    sums = Sums()
     for voice in range(spoken.voices):
         for first in range(0, len(spoken.train), _AT_ONCE):
             rows = spoken.train[first : first + _AT_ONCE]

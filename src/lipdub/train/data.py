@@ -23,6 +23,8 @@ from lipdub.train.features import PreparedFeatures, load_features
 from lipdub.train.networks import LIP_POINTS
 from lipdub.train.prepare import FORMAT, GRID_HZ, MARGIN
 
+LIP_SMOOTHING = 0.16
+"""Share of each neighbouring frame in a frame's lip points: the detector's trembling must not teach."""
 REST_SHARE = 0.2
 """A clip's resting mouth is the mean of this share of its most closed frames."""
 FEWEST_CLIPS = 2
@@ -86,6 +88,10 @@ class Clip:
         if isinstance(self.crops, np.memmap) and self.crops.filename is not None:
             values["crops"] = Path(self.crops.filename)
         return _unpickled, (values,)
+
+    def lip_windows(self, frames: NDArray[np.int64], length: int) -> NDArray[np.float32]:
+        """The lips of these frames and of those around them, `length` in all: float32 (n, length, 40, 2)."""
+        return self.lips[self.around(frames, np.arange(length) - length // 2)]
 
     def windows(self, frames: NDArray[np.int64], spec: MelSpec) -> NDArray[np.float32]:
         """Mel windows (n, 80, 16) of these frames, float32."""
@@ -217,13 +223,20 @@ def load_clip(folder: Path, source: str, clip_id: str, speaker: str, offset_s: f
         raise TrainingDataError(f"its prepared files are damaged (crops are {crops.dtype} {crops.shape}, not {(count, stored, stored, 3)})")
     if not all(np.issubdtype(part.dtype, np.number) and np.isfinite(part).all() for part in facts.values()):
         raise TrainingDataError("its prepared files are damaged (values that are no numbers)")
-    lips, opening = facts["lips"].astype(np.float32), facts["opening"]
+    lips, opening = smoothed(facts["lips"].astype(np.float32), facts["shot"]), facts["opening"]
     rest = lips[np.argsort(opening)[: max(1, round(REST_SHARE * count))]].mean(axis=0)
     return Clip(
         source=source, clip_id=clip_id, speaker=speaker or clip_id, crops=crops, mel=facts["mel"], times_s=facts["times_s"],
         lips=lips - rest, rest=rest, opening=opening, pose=facts["pose"], shot=facts["shot"], offset_s=offset_s,
         features=load_features(folder, clip_id),
     )  # fmt: skip
+
+
+def smoothed(lips: NDArray[np.float32], shot: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Lip points (N, 40, 2) averaged a little with those of the frames before and after, of the same shot."""
+    at = np.arange(len(lips))
+    before, after = (np.where(shot[near] == shot, near, at) for near in (np.maximum(at - 1, 0), np.minimum(at + 1, len(lips) - 1)))
+    return np.asarray((1 - 2 * LIP_SMOOTHING) * lips + LIP_SMOOTHING * (lips[before] + lips[after]), np.float32)
 
 
 def opening_from_lips(lips: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ from lipdub.train.sound_variants import speed_of, varied
 
 _ALL_S = 24 * 3600.0
 """More sound than any clip for training has."""
+APART_S = 0.5
+"""Silence between sounds that are heard together."""
 _FEATURES, _ABOUT = ".features.npy", ".features.json"
 
 
@@ -123,16 +125,30 @@ def write_features(folder: Path, clip_id: str, source: Path, encoder_folder: Pat
     except LipdubError as error:
         raise TrainingDataError(f"the sound of '{source}' cannot be read any more: {error}") from error
     speech_encoder = _opened(encoder_folder)
-    parts, speeds = [feature_track(samples, speech_encoder)], [1.0]
+    sounds, speeds = [], [1.0]
     for voice in range(1, voices + 1):
         random = np.random.default_rng(zlib.crc32(f"{clip_id} {voice}".encode()))
         speeds.append(speed_of(random))
-        parts.append(feature_track(varied(samples, speeds[-1], random), speech_encoder))
+        sounds.append(varied(samples, speeds[-1], random))
+    parts = [feature_track(samples, speech_encoder), *tracks_together(sounds, speech_encoder)]
     starts = np.cumsum([0, *map(len, parts)]).tolist()
     with whole_file(folder / f"{clip_id}{_FEATURES}") as part:
         np.save(part, np.concatenate(parts).astype(np.float16))
     about = {"starts": starts, "speeds": speeds, "sha256": speech_encoder.spec.graphs[encoder.GRAPH]}
     write_whole(folder / f"{clip_id}{_ABOUT}", json.dumps(about))
+
+
+def tracks_together(sounds: Sequence[NDArray[np.float32]], speech_encoder: SpeechEncoder) -> list[NDArray[np.float32]]:
+    """The features of each of some sounds, as `feature_track` gives them, but heard one after another with ``APART_S`` between them: a
+    window of the encoder takes as long for a word as for ten seconds."""
+    if not sounds:
+        return []
+    per_position = RATE_HZ // POSITIONS_PER_S
+    counts = [-(-len(sound) // per_position) + 1 for sound in sounds]
+    places = [(count + round(APART_S * POSITIONS_PER_S)) * per_position for count in counts]
+    joined = np.concatenate([np.pad(sound, (0, place - len(sound))) for sound, place in zip(sounds, places, strict=True)])
+    track, first = feature_track(joined, speech_encoder), np.cumsum([0, *places]) // per_position
+    return [track[begin : begin + count] for begin, count in zip(first.tolist(), counts, strict=False)]
 
 
 @lru_cache(maxsize=1)

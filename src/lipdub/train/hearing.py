@@ -1,15 +1,13 @@
-"""``lipdub train hearing``: an audio side that stands on the speech encoder, for a bundle whose lip side, slots and generator stay.
+"""``lipdub train hearing``: a memory that stands on lip points and the speech encoder, for a bundle whose generator stays.
 
-First the bottleneck (``bottleneck.py``, closed form), then a small network behind it, the queries and the key memory: seven hundred steps
-on what the bottleneck says, a minute. Last the fusion: what the generator got from the old audio feature is told by the recall alone, as
-far as it can be (80 % of its variance), so that the generator draws the new recalls without having seen them.
+First the lip side (``lip_side.py``): slots, how lip points address them, and the lip feature of each that the generator knows. Then the
+bottleneck of the features (``bottleneck.py``, closed form), and last a small network behind it, the queries and the key memory.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,18 +18,20 @@ from torch.nn import functional as F
 from lipdub.bundles.encoder import EncoderSpec
 from lipdub.bundles.network import EncoderUse, NetworkConfig
 from lipdub.train import losses
-from lipdub.train.bottleneck import Bottleneck, fit_bottleneck, lip_scale, speaker_weights
+from lipdub.train.bottleneck import Bottleneck, fit_bottleneck, speaker_weights
 from lipdub.train.data import Clip
 from lipdub.train.labelled_speech import SpokenFeatures
-from lipdub.train.memory_stage import average, drawn_boxes, lip_windows
+from lipdub.train.lip_side import LipSettings, OnProgress, drawn_rows, evened, fit_to_slots, train_lip_side, warmed
+from lipdub.train.memory_stage import average
 from lipdub.train.networks import FeatureEncoder, LipMemory
 
 TAPS = (-3, 0, 3)
 """Positions around a moment: it and 60 ms before and after. One tap loses 0.02 of r; seven gain nothing."""
-EVENED_LIPS = (0.4, 2.5)
-"""Bounds of the factor that brings a clip's lips to the usual size; its square root is applied."""
-
-OnProgress = Callable[[str, int, int | None], None]
+LEAD = 1
+"""Positions by which a dub hears later than the memory was trained: footage as people have it has its sound 20 ms after footage that is
+surely in sync (the median of the speakers of our own, GRID as the anchor), and lips that lead by so much are what people are used to."""
+POINTS_HIDDEN = 128
+"""Units of the network that addresses the slots by lip points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +52,24 @@ class HearingSettings:
     silence: float = 0.1
     ema: float = 0.995
     seed: int = 0
+    lips: LipSettings = field(default_factory=LipSettings)
 
 
-def hearing_config(config: NetworkConfig, encoder: EncoderSpec, *, drawn_kappa: float) -> NetworkConfig:
-    """The networks of `config` with their audio side on top of an encoder."""
-    use = EncoderUse(encoder.name, encoder.graphs["encoder.onnx"], encoder.channels, TAPS)
-    return replace(config, mel=None, encoder=use, drawn_kappa=drawn_kappa)
+def encoder_use(encoder: EncoderSpec) -> EncoderUse:
+    """How memories stand on an encoder."""
+    return EncoderUse(encoder.name, encoder.graphs["encoder.onnx"], encoder.channels, TAPS)
+
+
+def hearing_config(config: NetworkConfig, encoder: EncoderSpec, *, slots: int, drawn_kappa: float) -> NetworkConfig:
+    """The networks of `config` with a memory on top of lip points and an encoder."""
+    return replace(config, mel=None, encoder=encoder_use(encoder), slots=slots, drawn_kappa=drawn_kappa, points_hidden=POINTS_HIDDEN)
 
 
 def train_hearing(
     base: LipMemory, base_config: NetworkConfig, config: NetworkConfig, layers: int, clips: list[Clip], spoken: SpokenFeatures | None,
     silence: NDArray[np.float32], settings: HearingSettings, tell: OnProgress,
 ) -> LipMemory:  # fmt: skip
-    """A memory of `config` whose lip side is that of `base`, in inference mode.
+    """A memory of `config` that tells lip features of the kind that `base` does, in inference mode.
 
     clips: prepared with features, their offsets known. spoken: labelled speech, which teaches closures; None for none. silence: windows of
     digital silence and faint noise, float32 (n, taps, D), at which lips rest. tell: told (stage, done, in all).
@@ -82,18 +87,15 @@ def train_hearing(
     bottleneck = fit_bottleneck(clips, spoken, config.encoder, layers, balance=settings.balance, on_clip=on_clip)
     torch.manual_seed(settings.seed)
     memory = LipMemory(config)
-    memory.load_state_dict({key: value for key, value in base.state_dict().items() if not key.startswith("audio_encoder.")}, strict=False)
-    memory.memory.keys.data = F.normalize(torch.randn_like(memory.memory.keys), dim=1)
-    memory.memory.audio_query.reset_parameters()
-    memory.phoneme_head.reset_parameters()
+    memory.lip_encoder.load_state_dict(base.lip_encoder.state_dict())
+    train_lip_side(memory, config, clips, settings.lips, balance=settings.balance, seed=settings.seed, tell=tell)
+    fit_to_slots(memory, base, base_config, clips, settings.lips, seed=settings.seed, tell=tell)
     encoder = memory.audio_encoder
     assert isinstance(encoder, FeatureEncoder)
     encoder.bottleneck.weight.data = torch.from_numpy(bottleneck.weight.T.copy())
     encoder.bottleneck.bias.data = torch.from_numpy(bottleneck.bias)
-    examples = _Examples.of(base, base_config, config.encoder, clips, spoken, silence, bottleneck, settings.balance, tell)
-    averaged = _trained(memory, examples, settings, tell)
-    _tell_fusion(averaged, base, base_config, clips)
-    return averaged.eval()
+    examples = _Examples.of(memory, config, clips, spoken, silence, bottleneck, settings.balance)
+    return _trained(memory, examples, settings, tell).eval()
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -113,19 +115,22 @@ class _Examples:
 
     @classmethod
     def of(
-        cls, base: LipMemory, base_config: NetworkConfig, use: EncoderUse, clips: list[Clip], spoken: SpokenFeatures | None,
-        silence: NDArray[np.float32], bottleneck: Bottleneck, balance: float, tell: OnProgress,
+        cls, memory: LipMemory, config: NetworkConfig, clips: list[Clip], spoken: SpokenFeatures | None,
+        silence: NDArray[np.float32], bottleneck: Bottleneck, balance: float,
     ) -> _Examples:  # fmt: skip
         """See `train_hearing` for the arguments."""
+        use = config.encoder
+        assert use is not None
         voices = min(clip.features_of(use).voices for clip in clips)
         z: list[list[NDArray[np.float32]]] = [[] for _ in range(voices)]
         lips, addresses = [], []
-        for number, clip in enumerate(clips):
+        for clip in clips:
             for voice, found in enumerate(z):
                 found.append(bottleneck(clip.features_of(use).windows(clip.times_s + clip.offset_s, use.taps, voice)))
-            lips.append(clip.lips * float(np.clip(lip_scale(clip), *EVENED_LIPS)) ** 0.5)
-            addresses.append(_lip_address(base, base_config, clip))
-            tell("looking at lips", number + 1, len(clips))
+            windows = torch.from_numpy(evened(clip) * clip.lip_windows(np.arange(len(clip)), config.frames))
+            lips.append(windows[:, config.frames // 2])
+            with torch.no_grad():
+                addresses.append(memory.by_points(windows).address)
         of_spoken = []
         if spoken is not None:
             rows = np.arange(len(spoken.kind))
@@ -134,16 +139,9 @@ class _Examples:
                 of_spoken.append(torch.from_numpy(np.concatenate([bottleneck(spoken.windows(piece, voice)) for piece in pieces])))
         weights = np.cumsum(speaker_weights(clips, balance), dtype=np.float64)
         return cls(
-            [torch.from_numpy(np.concatenate(found)) for found in z], torch.from_numpy(np.concatenate(lips)), torch.cat(addresses),
+            [torch.from_numpy(np.concatenate(found)) for found in z], torch.cat(lips), torch.cat(addresses),
             weights / weights[-1], torch.from_numpy(bottleneck(silence)), spoken, of_spoken,
         )  # fmt: skip
-
-
-@torch.no_grad()
-def _lip_address(base: LipMemory, config: NetworkConfig, clip: Clip) -> Tensor:
-    boxes = drawn_boxes(clip, 0, len(clip), config)
-    parts = torch.split(lip_windows(boxes, config.frames), 64)
-    return torch.cat([base.memory.by_lips(base.lip_encoder(part)).address for part in parts])
 
 
 def _trained(memory: LipMemory, examples: _Examples, settings: HearingSettings, tell: OnProgress) -> LipMemory:
@@ -168,11 +166,9 @@ def _trained(memory: LipMemory, examples: _Examples, settings: HearingSettings, 
         return z + settings.noise * torch.randn_like(z)
 
     for step in range(settings.steps):
-        warm, along = min(1.0, (step + 1) / 50), np.pi * step / settings.steps
-        for group in optimizer.param_groups:
-            group["lr"] = settings.rate * warm * (0.49 * (1 + np.cos(along)) + 0.02)
+        optimizer.param_groups[0]["lr"] = warmed(settings.rate, step, settings.steps)
         memory.train()
-        rows = torch.from_numpy(np.searchsorted(examples.cumulative, random.random(settings.batch)).clip(0, len(examples.lips) - 1))
+        rows = drawn_rows(examples.cumulative, random, settings.batch)
         _, address, points = recalled(noisy(examples.z[random.integers(len(examples.z))][rows]))
         lips = examples.lips[rows]
         total = losses.landmark_loss(points, lips) + settings.spread * losses.spread_loss(points, lips)
@@ -192,28 +188,3 @@ def _trained(memory: LipMemory, examples: _Examples, settings: HearingSettings, 
         average(averaged, memory, keep=settings.ema, step=step)
         tell("training", step + 1, settings.steps)
     return averaged
-
-
-@torch.no_grad()
-def _tell_fusion(memory: LipMemory, base: LipMemory, base_config: NetworkConfig, clips: list[Clip]) -> None:
-    """Give the fusion of `memory` the part that the old audio feature had in the lip feature, as far as the recall tells it."""
-    if base_config.encoder is not None:  # a fusion that this has been done to
-        return
-    old, new = base.fusion[1], memory.fusion[1]
-    assert isinstance(old, torch.nn.Linear)
-    assert isinstance(new, torch.nn.Linear)
-    channels = base_config.channels
-    of_audio, scale = old.weight[:, :channels], channels**0.5
-    wanted, recalls = [], []
-    for clip in clips[::4]:
-        feature = base.audio_encoder(torch.from_numpy(clip.heard(np.arange(0, len(clip), 3), base_config)))
-        wanted.append(F.normalize(feature, dim=1) * scale @ of_audio.t())
-        recalls.append(base.memory.by_audio_sharpened(feature).recalled * scale)
-    inputs, outputs = torch.cat(recalls).double(), torch.cat(wanted).double()
-    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], dim=1)
-    left = inputs.t() @ inputs
-    left += 1e-3 * left.trace() / len(left) * torch.eye(len(left), dtype=torch.float64)
-    told = torch.linalg.solve(left, inputs.t() @ outputs)
-    new.weight[:, :channels] = 0
-    new.weight[:, channels:] = old.weight[:, channels:] + told[:-1].t().float()
-    new.bias[:] = old.bias + told[-1].float()

@@ -17,8 +17,9 @@ from lipdub.speech.whisper_mel import RATE_HZ
 from lipdub.train.data import Clip, load_clips
 from lipdub.train.export import MODEL_CARD, Exported, check_folder, write_bundle
 from lipdub.train.features import find_encoder
-from lipdub.train.hearing import HearingSettings, OnProgress, hearing_config, train_hearing
+from lipdub.train.hearing import LEAD, HearingSettings, hearing_config, train_hearing
 from lipdub.train.labelled_speech import SpokenFeatures
+from lipdub.train.lip_side import OnProgress
 from lipdub.train.weights import load_bundle_networks
 
 FAINT_DB = (-90, -80, -70, -65, -60, -55, -50)
@@ -28,11 +29,12 @@ _SILENCE_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class HearingJob:
-    """What is trained. model: whose lip side and generator stay. encoder: name or folder. speech: labelled speech, None for none."""
+    """What is trained. model: whose generator stays. encoder: name or folder. speech: labelled speech, None for none."""
 
     model: str
     encoder: str
     speech: Path | None
+    slots: int
     drawn_kappa: float
     tap_distance_s: float
     steps: int
@@ -40,7 +42,7 @@ class HearingJob:
 
 
 def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force: bool, tell: OnProgress) -> Exported:
-    """Write the bundle `out`: that of `job.model` with an audio side that stands on the encoder.
+    """Write the bundle `out`: that of `job.model` with a memory that stands on lip points and the encoder.
 
     prepared: folders of ``lipdub prepare --encoder``. tell: told (stage, done, in all).
 
@@ -59,7 +61,7 @@ def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force:
     except ValueError as error:
         raise OutputRefused(f"'{out}' cannot be the folder of a bundle: {error}; give another one") from error
     speech_encoder = SpeechEncoder(folder, described, device="cpu")
-    config = hearing_config(base_config, described, drawn_kappa=job.drawn_kappa)
+    config = hearing_config(base_config, described, slots=job.slots, drawn_kappa=job.drawn_kappa)
     assert config.encoder is not None
     clips: list[Clip] = [clip for place in prepared for clip in load_clips(place, size=config.size)]
     tell("preparing speech", 0, None)
@@ -67,10 +69,11 @@ def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force:
     settings = HearingSettings(steps=job.steps, seed=job.seed)
     silence = resting_windows(speech_encoder, config.encoder.taps)
     memory = train_hearing(base, base_config, config, len(described.layers), clips, spoken, silence, settings, tell)
+    config = replace(config, encoder=replace(config.encoder, taps=tuple(tap + LEAD for tap in config.encoder.taps)))
     # The resting mouth is the old one: the generator that draws it is.
     new = replace(
-        spec, mel=None, encoder=config.encoder, network=config, tap_distance_s=job.tap_distance_s, voice_bands=0, graphs={},
-        created_with=__version__,
+        spec, mel=None, encoder=config.encoder, slots=config.slots, network=config, tap_distance_s=job.tap_distance_s, voice_bands=0,
+        graphs={}, created_with=__version__,
     )  # fmt: skip
     card = source / MODEL_CARD
     return write_bundle(

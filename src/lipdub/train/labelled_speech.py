@@ -20,8 +20,9 @@ from lipdub.bundles.encoder import POSITIONS_PER_S
 from lipdub.errors import TrainingDataError
 from lipdub.phonetics.classes import CLASSES
 from lipdub.records import MelSpec
-from lipdub.speech.encoder import SpeechEncoder, feature_track
+from lipdub.speech.encoder import SpeechEncoder
 from lipdub.speech.whisper_mel import RATE_HZ
+from lipdub.train.features import tracks_together
 from lipdub.train.sound_variants import varied
 
 CLOSED_SHARE = 0.6
@@ -29,6 +30,8 @@ CLOSED_SHARE = 0.6
 FEWEST_CLOSED_COLUMNS = 3
 """Shorter bilabials are not surely closed."""
 _BILABIAL = "bilabial"
+_TOGETHER = 32
+"""Utterances that are heard together."""
 
 
 class PhonemeWindows(NamedTuple):
@@ -136,10 +139,12 @@ class SpokenFeatures:
         self._values: list[NDArray[np.float16]] = []
         for voice in range(voices):
             parts = []
-            for number, (low, high) in enumerate(utterances):
-                sound = samples[low * hop : high * hop].astype(np.float32) / 32767
-                sound = sound if voice == 0 else varied(sound, 1.0, np.random.default_rng((voice, number)))
-                parts.append(feature_track(sound, speech_encoder)[: len(sound) // per_position].astype(np.float16))
+            for some in range(0, len(utterances), _TOGETHER):
+                sounds = [samples[low * hop : high * hop].astype(np.float32) / 32767 for low, high in utterances[some : some + _TOGETHER]]
+                if voice:
+                    sounds = [varied(sound, 1.0, np.random.default_rng((voice, some + at))) for at, sound in enumerate(sounds)]
+                for track, sound in zip(tracks_together(sounds, speech_encoder), sounds, strict=True):
+                    parts.append(track[: len(sound) // per_position].astype(np.float16))
             self._values.append(np.concatenate(parts))
         lengths = [(high - low) * hop // per_position for low, high in utterances]
         columns = [

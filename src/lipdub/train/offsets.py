@@ -1,161 +1,163 @@
-"""Constant offsets between sound and picture of prepared clips: found with the sync expert, or with a memory, and stored beside the data.
+"""Constant offsets between sound and picture of prepared clips, found to 0.02 s and stored beside the data.
 
-Positive where the sound comes later than the lips show it. With the expert, clips whose lips agree with no offset of their sound (dubbed
-footage, a voice from elsewhere, music) are found, too, and left out of training.
+Positive where the sound comes later than the lips show it. A ridge from features of the speech encoder to lip motion, in closed form, is
+fitted on other people; a clip's offset is where what it hears correlates best with what the clip shows. Clips whose lips agree with no
+offset of their sound (dubbed footage, a voice from elsewhere, music) are found, too, and left out of training.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from lipdub.atomic import write_whole
-from lipdub.bundles.network import NetworkConfig
-from lipdub.train.data import OFFSETS_FILE, Clip, opening_from_lips
-from lipdub.train.expert_network import SyncNet
-from lipdub.train.memory_stage import correlation
-from lipdub.train.networks import LipMemory
+from lipdub.bundles.encoder import POSITIONS_PER_S
+from lipdub.bundles.network import EncoderUse
+from lipdub.errors import TrainingDataError
+from lipdub.speech.encoder import interpolated
+from lipdub.train.bottleneck import Basis, Sums, by_clip, lip_components, speaker_weights
+from lipdub.train.data import OFFSETS_FILE, Clip
 from lipdub.train.prepare import GRID_HZ
-from lipdub.train.shifts import FURTHEST, ShiftCosines, shift_cosines
 
-FURTHEST_FRAMES = 6
-"""A memory looks for offsets up to this; the expert up to ``shifts.FURTHEST``."""
-SHORTEST_S = 4.0
-"""Shorter clips say too little. The expert takes those of one speaker together; a memory takes them as they are."""
-CLEAR_R = 0.35
-CLEARLY_BETTER_R = 0.05
-"""By a memory, an offset is believed when the correlation there is at least the first, and beats the one at zero by the second."""
-SURE = 3.0
-"""By the expert, an offset is believed when its cosines beat those at zero by so many standard errors."""
-DOUBTFUL = 2.0
-FAINT_SHARE = 0.25
-"""A clip agrees with no offset when its best one beats the usual ones by less than ``DOUBTFUL`` standard errors, and its confidence is
-below this share of the median one."""
+STEP_S, FURTHEST_S = 0.02, 0.32
+"""Offsets are looked for in steps of the first, up to the second in both directions."""
+SHORTEST_S = 2.0
+"""Shorter clips say too little: those of one speaker are taken together, and share what is found."""
+LEAST_R = 0.15
+"""A clip whose lips nowhere agree with its sound by this much agrees with no offset."""
+ROUNDS = 3
+"""Each round learns from clips whose offsets the round before has corrected."""
+FOLDS = 5
+MOTIONS = 3
+"""Principal components of lip motion that are compared: opening, width and rounding, roughly."""
+LIKELY_S = 0.1
+"""Offsets are about so large: a larger one needs more evidence."""
+FRAMES_ALIKE = 5
+"""So many neighbouring frames of a mouth say as much as one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """One clip's estimate."""
+    """What was found for one clip."""
 
     source: str
     clip_id: str
-    frames: int
-    """At 25 Hz; positive when the sound comes later than the lips show it."""
-    there: float
-    """Correlation (by a memory) or mean cosine (by the expert) at that offset."""
-    at_zero: float
+    offset_s: float
+    """Positive when the sound comes later than the lips show it."""
+    r: float
+    """Correlation of the first lip motion heard and seen, at that offset."""
+    r_at_zero: float
     """The same without an offset."""
-    believed: bool
-    """Used in training."""
-    agrees: bool = True
-    """Some offset fits; else the clip is left out of training."""
+    best_r: float
+    """The highest one at any offset."""
+
+    @property
+    def agrees(self) -> bool:
+        """Some offset fits; else the clip is left out of training."""
+        return self.best_r >= LEAST_R
 
 
-@torch.no_grad()
-def estimate(memory: LipMemory, clips: list[Clip], config: NetworkConfig) -> list[Offset]:
-    """Offset of each clip of at least ``SHORTEST_S``: where the opening heard by `memory` correlates best with the opening seen."""
-    memory.eval()
-    device = next(memory.parameters()).device
-    found = []
-    for clip in clips:
-        if len(clip) < SHORTEST_S * GRID_HZ:
-            continue
-        rs = []
-        for frames in range(-FURTHEST_FRAMES, FURTHEST_FRAMES + 1):
-            times = clip.times_s + frames / GRID_HZ
-            windows = torch.from_numpy(clip.heard_at(times - clip.offset_s, config)).to(device)
-            heard = memory.landmarks(memory.memory.by_audio(memory.audio_encoder(windows)).recalled)
-            rs.append(correlation(opening_from_lips(heard).float().cpu().numpy(), clip.opening))
-        best = int(np.argmax(rs))
-        zero = rs[FURTHEST_FRAMES]
-        believed = rs[best] >= CLEAR_R and rs[best] - zero >= CLEARLY_BETTER_R and 0 < best < 2 * FURTHEST_FRAMES
-        found.append(Offset(clip.source, clip.clip_id, best - FURTHEST_FRAMES, rs[best], zero, believed))
+def estimate(
+    clips: list[Clip], use: EncoderUse, layers: int, *, balance: float, anchor: str | None, on_clip: Callable[[], None]
+) -> list[Offset]:
+    """The offset of each clip, loaded without offsets but with features. on_clip: told of each clip in each of the ``ROUNDS``.
+
+    layers: hidden states that a position is made of. balance: see `speaker_weights`. anchor: a speaker whose clips are known to be in sync;
+    without one, offsets are right but for a constant that all clips share.
+
+    Raises TrainingDataError: a clip without features, or no clip of the anchor.
+    """
+    if anchor is not None and not any(clip.speaker == anchor for clip in clips):
+        raise TrainingDataError(f"no clip is of the speaker '{anchor}'; name one of the manifest's whose sound and picture agree")
+    heard = _Heard(clips, use, layers, balance)
+    shifts_s = np.arange(-round(FURTHEST_S / STEP_S), round(FURTHEST_S / STEP_S) + 1) * STEP_S
+    found_s = np.zeros(len(clips))
+    rs = np.zeros((len(clips), len(shifts_s), MOTIONS))
+    for _ in range(ROUNDS):
+        for number, curve in heard.curves(found_s, shifts_s):
+            rs[number] = curve
+            on_clip()
+        found_s = _likeliest(clips, rs, shifts_s)
+    if anchor is not None:
+        shared_s = float(np.median([s for s, clip in zip(found_s, clips, strict=True) if clip.speaker == anchor]))
+        found_s = found_s - shared_s
+        shifts_s = shifts_s - shared_s
+    at = np.abs(shifts_s[None] - found_s[:, None]).argmin(axis=1)
+    zero = int(np.abs(shifts_s).argmin())
+    return [
+        Offset(
+            clip.source, clip.clip_id, round(float(found_s[n]), 3), float(rs[n, at[n], 0]), float(rs[n, zero, 0]), float(rs[n, :, 0].max())
+        )
+        for n, clip in enumerate(clips)
+    ]
+
+
+def _likeliest(clips: Sequence[Clip], rs: NDArray[np.float64], shifts_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The likeliest shift of each clip, (N,): Gaussian errors about what was heard, offsets that scatter by ``LIKELY_S``."""
+    frames = np.array([len(clip) for clip in clips]) / FRAMES_ALIKE
+    likely = -0.5 * frames[:, None] * np.log(1 - np.clip(rs, 0, 0.999) ** 2).sum(axis=2)
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for number, clip in enumerate(clips):
+        groups[("speaker", clip.speaker) if len(clip) < SHORTEST_S * GRID_HZ else ("clip", clip.clip_id)].append(number)
+    found = np.zeros(len(clips))
+    for members in groups.values():
+        found[members] = shifts_s[int(np.argmax(likely[members].sum(axis=0) - np.abs(shifts_s) / LIKELY_S))]
     return found
 
 
-def estimate_by_expert(expert: SyncNet, clips: Sequence[Clip]) -> list[Offset]:
-    """Offset of each clip (loaded without offsets): where the mean cosine of its lips and its sound is highest.
+class _Heard:
+    """What a ridge hears of clips of people that it was not fitted on."""
 
-    Clips shorter than ``SHORTEST_S`` are taken together with the other short ones of their speaker, and share what is found; where
-    even together they are shorter, they are left as they are.
-    """
-    groups: dict[tuple[str, str], list[Clip]] = {}
+    def __init__(self, clips: list[Clip], use: EncoderUse, layers: int, balance: float) -> None:
+        self._clips, self._use = clips, use
+        self._basis = Basis.of(clips, use, layers)
+        self._seen = [part[:, :MOTIONS] for part in lip_components(clips, balance)]
+        self._fold = _folds(clips)
+        self._weights = by_clip(speaker_weights(clips, balance), clips)
+
+    def curves(self, offsets_s: NDArray[np.float64], shifts_s: NDArray[np.float64]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """(number of a clip, correlations (shifts, ``MOTIONS``) of what is heard at each shift and what is seen); the ridge is fitted with
+        the sound at `offsets_s` (N,)."""
+        of_fold = [Sums() for _ in range(FOLDS)]
+        for clip, offset_s, seen, weights, fold in zip(self._clips, offsets_s, self._seen, self._weights, self._fold, strict=True):
+            windows = clip.features_of(self._use).windows(clip.times_s + offset_s, self._use.taps)
+            of_fold[fold].add(self._basis(windows), seen, weights)
+        solved = [self._basis.before(Sums.joined(part for k, part in enumerate(of_fold) if k != fold).solved()) for fold in range(FOLDS)]
+        for number, clip in enumerate(self._clips):
+            hear = solved[self._fold[number]]
+            positions = clip.features_of(self._use)
+            count = positions.starts[1]
+            track = hear(positions.windows(np.arange(count) / POSITIONS_PER_S, self._use.taps))
+            heard = interpolated(track, (clip.times_s[:, None] + shifts_s) * POSITIONS_PER_S)
+            yield number, _correlations(heard.astype(np.float64), self._seen[number][:, None])
+
+
+def _folds(clips: Sequence[Clip]) -> NDArray[np.int64]:
+    """The fold of each clip, (N,): all clips of a speaker in one, but those of a speaker with more than a fold's share in all of them."""
+    count = Counter(clip.speaker for clip in clips)
+    of_speaker = {speaker: number % FOLDS for number, speaker in enumerate(sorted(count))}
+    seen: Counter[str] = Counter()
+    folds = []
     for clip in clips:
-        short = len(clip) < SHORTEST_S * GRID_HZ
-        groups.setdefault(("speaker", clip.speaker) if short else ("clip", clip.clip_id), []).append(clip)
-    groups = {key: group for key, group in groups.items() if sum(len(clip) for clip in group) >= SHORTEST_S * GRID_HZ}
-    found = {key: _Curve.of([shift_cosines(expert, clip) for clip in group]) for key, group in groups.items()}
-    confidences = [curve.confidence for curve in found.values() if curve is not None]
-    faint = FAINT_SHARE * float(np.median(confidences)) if confidences else 0.0
-    offsets = []
-    for key, group in groups.items():
-        curve = found[key]
-        if curve is None:
-            continue
-        for clip in group:
-            offsets.append(
-                Offset(
-                    clip.source, clip.clip_id, curve.best, curve.there, curve.at_zero,
-                    believed=curve.best != 0 and abs(curve.best) < FURTHEST and curve.errors_above_zero >= SURE,
-                    # Short clips stand or fall with their speaker's others, which says nothing about one of them.
-                    agrees=key[0] == "speaker" or curve.errors_above_usual >= DOUBTFUL or curve.confidence >= faint,
-                )
-            )  # fmt: skip
-    return offsets
+        seen[clip.speaker] += 1
+        folds.append(seen[clip.speaker] % FOLDS if count[clip.speaker] > len(clips) / FOLDS else of_speaker[clip.speaker])
+    return np.array(folds)
 
 
-@dataclass(frozen=True, slots=True)
-class _Curve:
-    """Mean cosines of some clips over all shifts."""
-
-    best: int
-    """Shift with the highest mean cosine."""
-    there: float
-    """That cosine."""
-    at_zero: float
-    confidence: float
-    """How far it is above the median one."""
-    errors_above_zero: float
-    """How far it is above that of no shift, in standard errors."""
-    errors_above_usual: float
-    """How far it is above the mean of all, in standard errors."""
-
-    @classmethod
-    def of(cls, found: Sequence[ShiftCosines]) -> _Curve | None:
-        """None where nothing sounds long enough."""
-        rows = [np.stack([clip.at(shift) for shift in range(-FURTHEST, FURTHEST + 1)], axis=1)[clip.sounding] for clip in found]
-        cosines = np.concatenate(rows) if rows else np.zeros((0, 2 * FURTHEST + 1), np.float32)
-        known = np.isfinite(cosines).sum(axis=0)
-        if len(cosines) < SHORTEST_S * GRID_HZ / 2 or known[FURTHEST] < len(cosines) / 2:
-            return None
-        enough = known >= len(cosines) / 2
-        curve = np.full(len(known), np.nan)
-        curve[enough] = np.nanmean(cosines[:, enough], axis=0)
-        at = int(np.nanargmax(curve))
-        usual = np.nanmean(cosines, axis=1)
-        return cls(
-            at - FURTHEST, float(curve[at]), float(curve[FURTHEST]), float(curve[at] - np.nanmedian(curve)),
-            _errors(cosines[:, at] - cosines[:, FURTHEST]), _errors(cosines[:, at] - usual),
-        )  # fmt: skip
-
-
-def _errors(differences: NDArray[np.float32]) -> float:
-    """How many standard errors the mean of these differences is above 0; windows of five frames share four with the next one."""
-    differences = differences[np.isfinite(differences)]
-    if len(differences) < 2 or differences.std() < 1e-9:
-        return 0.0
-    return float(differences.mean() / (differences.std() / np.sqrt(len(differences) / 5)))
+def _correlations(one: NDArray[np.float64], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Pearson's r over the first axis; 0 where either does not vary."""
+    one, other = one - one.mean(axis=0), other - other.mean(axis=0)
+    product = np.sqrt((one**2).sum(axis=0) * (other**2).sum(axis=0))
+    return np.asarray((one * other).sum(axis=0) / np.maximum(product, 1e-9))
 
 
 def store(folder: Path, offsets: Sequence[Offset]) -> None:
-    """Write the believed offsets, in seconds, beside the prepared clips, and null for each clip that agrees with none; ``load_clips``
-    applies the former and leaves out the latter. Raises WriteFailed."""
-    seconds = {offset.clip_id: offset.frames / GRID_HZ for offset in offsets if offset.believed}
-    left_out = {offset.clip_id: None for offset in offsets if not offset.agrees}
-    write_whole(folder / OFFSETS_FILE, json.dumps(seconds | left_out, indent=1))
+    """Write the offsets, in seconds, beside the prepared clips, and null for each clip that agrees with none; ``load_clips`` applies the
+    former and leaves out the latter. Raises WriteFailed."""
+    write_whole(folder / OFFSETS_FILE, json.dumps({one.clip_id: one.offset_s if one.agrees else None for one in offsets}, indent=1))
