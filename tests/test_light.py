@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lipdub.paste.detail import blur_between
 from lipdub.paste.light import MOST_GAIN, Light
+from lipdub.references.bank import still_part
 
 Levels = NDArray[np.float32]
 
@@ -55,11 +56,11 @@ def test_what_speech_moves_does_not_count() -> None:
 @pytest.mark.parametrize("sigma_px", [1.0, 1.5, 2.5, 4.0])
 def test_the_blur_of_a_frame_is_found(sigma_px: float) -> None:
     page = skin(300)[..., 0]
-    assert blur_between(page, cv2.GaussianBlur(page, (0, 0), sigma_px)) == pytest.approx(sigma_px, rel=0.15)
+    assert blur_between(page, still_part(cv2.GaussianBlur(page, (0, 0), sigma_px))) == pytest.approx(sigma_px, rel=0.15)
 
 
 def test_a_frame_that_is_as_sharp_blurs_nothing() -> None:
     page = skin(300)[..., 0]
-    assert blur_between(page, page) == 0
-    assert blur_between(cv2.GaussianBlur(page, (0, 0), 2), page) == 0
-    assert blur_between(page, 0.4 * page + 20) < 1e-6  # darker is not less sharp
+    assert blur_between(page, still_part(page)) == 0
+    assert blur_between(cv2.GaussianBlur(page, (0, 0), 2), still_part(page)) == 0
+    assert blur_between(page, still_part(0.4 * page + 20)) < 1e-6  # darker is not less sharp

@@ -18,7 +18,7 @@ from lipdub.faces.crop import crop_to_frame
 from lipdub.media.planes import YuvColor, YuvPicture
 from lipdub.paste.light import Light
 from lipdub.records import Reference
-from lipdub.references.bank import still_part, still_sharpness
+from lipdub.references.bank import still_box, still_part, still_sharpness
 from lipdub.references.store import FINER_THAN_FRAME, LEAST_GAIN, ReferenceStore
 
 HELD_REFERENCES = 48
@@ -113,14 +113,15 @@ class LitReference:
         planes = fine.planes(1 / float(np.hypot(similarity[0], similarity[1])))
         plain = fine.coarse
         if planes is None:
-            blur = blur_between(plain[..., 0], levels[..., 0]) / size
+            blur = blur_between(plain[..., 0], still_part(levels[..., 0])) / size
         else:
             side = len(planes[0])
+            y0, y1, x0, x1 = still_box(side)
             there = crop_to_frame(similarity[None], side)[0]
-            seen = cv2.warpAffine(
-                frame.y, there, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
-            )
-            blur = blur_between(planes[0].astype(np.float32), seen.astype(np.float32)) / side
+            there[:, 2] += there[:, :2] @ [x0, y0]
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            seen = cv2.warpAffine(frame.y, there, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+            blur = blur_between(planes[0], np.asarray(seen, np.uint8)) / side
             if blur > 0:
                 luma, chroma = planes
                 planes = _blurred(luma, blur * side), _blurred(chroma, blur * side / 2)
@@ -131,12 +132,15 @@ class LitReference:
         return cls(light, pixels, plain, planes)
 
 
-def blur_between(page: NDArray[np.float32], frame: NDArray[np.float32]) -> float:
-    """By how much a page is to be blurred to be no sharper than a frame: sigma in px, 0 where it is about as sharp. page, frame: float32
-    (S, S), luma of aligned crops, of which still skin is compared."""
-    wanted = still_sharpness(still_part(frame))
-    if still_sharpness(still_part(page)) * SHARPER <= wanted:
+def blur_between(page: NDArray[_Level], frame_still: NDArray[_Level]) -> float:
+    """By how much a page is to be blurred to be no sharper than a frame: sigma in px, 0 where it is about as sharp.
+
+    page: (S, S), luma of an aligned crop. frame_still: luma of the frame's ``still_part``; there they are compared.
+    """
+    wanted = still_sharpness(frame_still.astype(np.float32))
+    if still_sharpness(still_part(page).astype(np.float32)) * SHARPER <= wanted:
         return 0.0
+    page = page.astype(np.float32)
     low, high = 0.0, MOST_BLUR * still_part(page).shape[1]
     for _ in range(7):
         middle = (low + high) / 2

@@ -171,9 +171,14 @@ def skin_of(thumb: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def still_part(picture: NDArray[Any]) -> NDArray[Any]:
     """The part of an aligned crop (S, S, ...) that speech does not move; a view."""
-    size = len(picture)
-    y0, y1, x0, x1 = (round(edge * size) for edge in STILL)
+    y0, y1, x0, x1 = still_box(len(picture))
     return picture[y0:y1, x0:x1]
+
+
+def still_box(size: int) -> tuple[int, int, int, int]:
+    """The half-open box (y0, y1, x0, x1) of ``still_part`` in an aligned crop of `size` px."""
+    y0, y1, x0, x1 = (round(edge * size) for edge in STILL)
+    return y0, y1, x0, x1
 
 
 def still_sharpness(still: NDArray[np.float32]) -> float:
