@@ -75,7 +75,7 @@ def test_narrow_terminals_show_every_option_whole(words: str, columns: int, monk
         ("batch", "batch [OPTIONS] MANIFEST"),
         ("bench", "bench [OPTIONS] [VIDEO]"),
         ("evaluate", "evaluate [OPTIONS] PATHS..."),
-        ("train offsets", "train offsets [OPTIONS] CHECKPOINT PREPARED"),
+        ("train offsets", "train offsets [OPTIONS] PREPARED"),
     ],
 )
 def test_usage_lines_name_the_arguments(words: str, usage: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
