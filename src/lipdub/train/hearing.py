@@ -27,9 +27,10 @@ from lipdub.train.networks import FeatureEncoder, LipMemory
 
 TAPS = (-3, 0, 3)
 """Positions around a moment: it and 60 ms before and after. One tap loses 0.02 of r; seven gain nothing."""
-LEAD = 1
-"""Positions by which a dub hears later than the memory was trained: footage as people have it has its sound 20 ms after footage that is
-surely in sync (the median of the speakers of our own, GRID as the anchor), and lips that lead by so much are what people are used to."""
+LEAD = 2
+"""Positions by which a dub hears later than the memory was trained. Offsets are anchored on footage that is surely in sync (GRID); footage
+as people have it has its sound 40 ms later by that clock (the median of the other 16 speakers of our own), and so should lips that are
+drawn into such footage."""
 POINTS_HIDDEN = 128
 """Units of the network that addresses the slots by lip points."""
 

@@ -77,8 +77,9 @@ def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force:
     )  # fmt: skip
     card = source / MODEL_CARD
     return write_bundle(
-        out, new, config, memory, generator, half=True, beside={MODEL_CARD: card.read_bytes()} if card.is_file() else {}, force=force
-    )
+        out, new, config, memory, generator, half=True, beside={MODEL_CARD: card.read_bytes()} if card.is_file() else {}, force=force,
+        generator_graph=source / bundle.GENERATOR_GRAPH,
+    )  # fmt: skip
 
 
 def resting_windows(speech_encoder: SpeechEncoder, taps: tuple[int, ...]) -> NDArray[np.float32]:
