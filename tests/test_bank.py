@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub.references import bank
-from lipdub.references.bank import APART, PAGES, THUMB_PX, BankFiller, Pages, Seen, shape_of
+from lipdub.references.bank import APART, PAGES, THUMB_PX, BankFiller, Seen
+from lipdub.references.pages import PAGE_ROWS, Pages
+from lipdub.references.shapes import LOWER_INNER_LIP, UPPER_INNER_LIP, shape_of
 from lipdub.references.store import ReferenceStore
 
 SIZE = 32
@@ -28,8 +30,8 @@ def upper_face(seed: int, *, light: float = 1.0) -> NDArray[np.uint8]:
 def seen(frame: int, *, opening: float = 0.0, yaw: float = 0.0, who: int = 1, light: float = 1.0, shift: float = 0.0) -> Seen:
     lips = np.full((40, 2), 0.5, np.float32) + np.linspace(0, 0.1, 40, dtype=np.float32)[:, None]
     lips[20:25, 1] += shift
-    lips[bank.LOWER_INNER_LIP, 1] = lips[bank.UPPER_INNER_LIP, 1] + opening
-    return Seen(frame, lips, np.zeros((24, 2), np.float32), np.array([yaw, 0], np.float32), upper_face(who, light=light))
+    lips[LOWER_INNER_LIP, 1] = lips[UPPER_INNER_LIP, 1] + opening
+    return Seen.of(frame, lips, np.zeros((24, 2), np.float32), np.array([yaw, 0], np.float32), upper_face(who, light=light))
 
 
 def look(frame: int, *, blur: float = 0.0) -> tuple[NDArray[np.uint8], None]:
@@ -172,7 +174,7 @@ def test_same_frames_same_pages() -> None:
     rng = np.random.default_rng(3)
     faces = [seen(frame, opening=float(rng.uniform(0, 0.1)), yaw=float(rng.uniform(-30, 30))) for frame in range(300)]
     (one, first, _), (other, second, _) = (kept(filled(faces), np.zeros(300, np.int32)) for _ in range(2))
-    assert all((getattr(one, name) == getattr(other, name)).all() for name in bank.PAGE_ROWS)
+    assert all((getattr(one, name) == getattr(other, name)).all() for name in PAGE_ROWS)
     assert all((first.get(number).pixels == second.get(number).pixels).all() for number in range(first.count))
     first.close()
     second.close()

@@ -31,7 +31,7 @@ from lipdub.faces.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, cached_track,
 from lipdub.faces.landmarks import LIPS
 from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
 from lipdub.faces.track_file import _PIECE_BYTES, TrackDamaged, read_track, write_track
-from lipdub.references.bank import PAGE_ROWS, Pages
+from lipdub.references.pages import PAGE_ROWS, Pages
 from lipdub.references.store import DETAIL_PX, MOST_JPEG_BYTES, ReferenceStore
 
 ARRAYS = ("pts", "status", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "person", "reference")

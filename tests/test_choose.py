@@ -15,7 +15,8 @@ from lipdub import choose as choosing
 from lipdub.choose import FEWEST_PAGES, LEAST_GAIN, MOST_GAIN, Mouth, choose
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
-from lipdub.references.bank import LOWER_INNER_LIP, Pages, inner_opening
+from lipdub.references.pages import Pages
+from lipdub.references.shapes import LOWER_INNER_LIP, inner_opening
 from lipdub.references.store import ReferenceStore
 from lipdub.speech.lip_track import Lips, LipTrack
 from lipdub.timeline import Timeline

@@ -30,7 +30,7 @@ from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.media.planes import Picture
 from lipdub.paste.blend import paste
 from lipdub.records import CropSpec, Drawn
-from lipdub.references.bank import PAGE_ROWS, Pages
+from lipdub.references.pages import PAGE_ROWS, Pages
 from lipdub.references.store import ReferenceStore
 from lipdub.reports import plain
 

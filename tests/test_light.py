@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lipdub.paste.detail import blur_between
 from lipdub.paste.light import MOST_GAIN, Light
-from lipdub.references.bank import still_part
+from lipdub.references.pages import still_part
 
 Levels = NDArray[np.float32]
 

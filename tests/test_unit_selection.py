@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub.references import unit_selection
-from lipdub.references.bank import Pages
+from lipdub.references.pages import Pages
 from lipdub.references.unit_selection import UnitSelection
 
 

@@ -12,15 +12,14 @@ from lipdub.faces.crop import JAW
 from lipdub.faces.smoothing import OUTLINE_SMOOTH_S, smooth
 from lipdub.faces.track import DUBBED, FaceTrack, runs
 from lipdub.options import Draw
-from lipdub.references.bank import CORNERS, LOWER_INNER_LIP, Pages, inner_opening, mouth_width, shape_of
+from lipdub.references.pages import Pages
+from lipdub.references.shapes import CORNERS, LOWER_INNER_LIP, REST_SHARE, inner_opening, mouth_width, shape_of
 from lipdub.references.unit_selection import UnitSelection
 from lipdub.row_file import RowFile
 from lipdub.speech.lip_track import PAUSE, LipTrack
 from lipdub.timeline import Timeline
 
 BLOCK_FRAMES = 1024
-REST_SHARE = 0.2
-"""A person's resting mouth is the mean of this share of the most closed ones, as in training."""
 FEWEST_RESTING = 3
 POSE_RIDGE_DEG = 4.0
 """How much the head has to have turned before the resting mouth is taken to change with it."""
@@ -50,39 +49,40 @@ class Chosen:
     page: NDArray[np.int64]
     points: NDArray[np.float32]
 
-    def take(self, rows: NDArray[np.int64]) -> Chosen:
-        """Those of these frames."""
-        return Chosen(self.page[rows], self.points[rows])
-
 
 class Choices:
-    """What each frame of an output is drawn from, in order. Lies in an unnamed temporary file. For one thread at a time."""
+    """What each frame of an output is drawn from, in order. Lies in unnamed temporary files. For one thread at a time."""
 
     def __init__(self) -> None:
-        self._rows = RowFile(1 + 2 * _POINTS)
+        self._pages, self._points = RowFile(1), RowFile(2 * _POINTS)
         self.painted = 0
         """Frames whose mouth is to be painted."""
 
     def __len__(self) -> int:
-        return self._rows.count
+        return self._pages.count
 
-    def add(self, page: NDArray[np.int64], points: NDArray[np.float32]) -> None:
-        """Put the next frames at the end."""
-        self._rows.extend(np.column_stack([page, points.reshape(len(page), 2 * _POINTS)]))
+    def want(self, points: NDArray[np.float32]) -> None:
+        """Where lips and outline of the next frames are to lie, (n, 64, 2)."""
+        self._points.extend(points.reshape(len(points), 2 * _POINTS))
+
+    def decide(self, page: NDArray[np.int64]) -> None:
+        """The page of the next frames, (n,)."""
+        self._pages.extend(page[:, None].astype(np.float32))
 
     def frames(self, first: int, end: int) -> Chosen:
         """The frames [first, end)."""
-        rows = self._rows.rows(np.arange(first, end))
-        return Chosen(rows[:, 0].astype(np.int64), rows[:, 1:].reshape(end - first, _POINTS, 2))
+        rows = np.arange(first, end)
+        return Chosen(self._pages.rows(rows)[:, 0].astype(np.int64), self._points.rows(rows).reshape(end - first, _POINTS, 2))
 
     def close(self) -> None:
-        """Give the file back."""
-        self._rows.close()
+        """Give the files back."""
+        self._pages.close()
+        self._points.close()
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Mouth:
-    """How one person's mouth rests, and how far it moves.
+    """How one person's mouth rests.
 
     rest: (40, 2), unit crop, at the pose `pose` (2,); turning: (2, 40, 2), its change with a degree of yaw and of pitch.
     """
@@ -116,57 +116,65 @@ def choose(track: FaceTrack, shown: Timeline, lips: LipTrack, *, draw: Draw = "a
     choices = Choices()
     wanted = _Wishes(track, shown, lips)
     usable = track.pages.usable()
+    banks: dict[int, _Bank | None] = {}
     try:
-        for first, end in runs(_labels(track, shown)):
+        for first, end in wanted.stretches:
             person = int(track.person[shown.source[first]])
-            pages = np.flatnonzero(track.pages.person == person)
-            if person < 0 or draw == "paint" or not lips.has_points or (draw == "auto" and not wanted.covered(person)):
-                choices.painted += (end - first) * (person >= 0)
-                for start in range(first, end, BLOCK_FRAMES):
-                    rows = min(end, start + BLOCK_FRAMES) - start
-                    choices.add(np.full(rows, -1), np.zeros((rows, _POINTS, 2), np.float32))
+            if person not in banks:
+                warped = person >= 0 and draw != "paint" and lips.has_points and (draw == "warp" or wanted.covered(person))
+                banks[person] = _Bank.of(track, person, usable) if warped else None
+            if (bank := banks[person]) is not None:
+                for piece in bank.selection.cheapest(_costs(bank, wanted, choices, (first, end), exclude_s)):
+                    choices.decide(bank.pages[piece])
                 continue
-            selection = UnitSelection(track.pages.take(pages), usable[pages])
-            at = first
-            for piece in selection.cheapest(_costs(selection, wanted, track, shown, (first, end), pages, exclude_s)):
-                choices.add(pages[piece], wanted.points(at, at + len(piece)))
-                at += len(piece)
+            choices.painted += (end - first) * (person >= 0)
+            for start in range(first, end, BLOCK_FRAMES):
+                rows = min(end, start + BLOCK_FRAMES) - start
+                choices.want(np.zeros((rows, _POINTS, 2), np.float32))
+                choices.decide(np.full(rows, -1))
     except BaseException:
         choices.close()
         raise
     return choices
 
 
-def _costs(
-    selection: UnitSelection,
-    wanted: _Wishes,
-    track: FaceTrack,
-    shown: Timeline,
-    frames: tuple[int, int],
-    pages: NDArray[np.int64],
-    exclude_s: float,
-) -> Iterator[NDArray[np.float32]]:
-    """What each page costs at each output frame of [first, end), some frames at a time, float32 (n, P)."""
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class _Bank:
+    """One person's pages: their numbers, int64 (P,), when the video shows each, float64 (P,), and how they are chosen."""
+
+    pages: NDArray[np.int64]
+    times_s: NDArray[np.float64]
+    selection: UnitSelection
+
+    @classmethod
+    def of(cls, track: FaceTrack, person: int, usable: NDArray[np.bool_]) -> _Bank:
+        pages = np.flatnonzero(track.pages.person == person)
+        return cls(pages, track.times_s[track.pages.frame[pages]], UnitSelection(track.pages.take(pages), usable[pages]))
+
+
+def _costs(bank: _Bank, wanted: _Wishes, choices: Choices, frames: tuple[int, int], exclude_s: float) -> Iterator[NDArray[np.float32]]:
+    """What each page costs at each frame of [first, end), some at a time, float32 (n, P); `choices` are told what is wanted."""
+    track, shown = wanted.track, wanted.shown
     for start in range(*frames, BLOCK_FRAMES):
         end = min(frames[1], start + BLOCK_FRAMES)
-        source = shown.source[start:end]
-        found = selection.costs(wanted.points(start, end)[:, :40], track.pose[source])
+        source, points = shown.source[start:end], wanted.points(start, end)
+        choices.want(points)
+        found = bank.selection.costs(points[:, :40], track.pose[source])
         if exclude_s > 0:
-            away = np.abs(track.times_s[source][:, None] - track.times_s[track.pages.frame[pages]][None])
+            away = np.abs(track.times_s[source][:, None] - bank.times_s[None])
             found = np.where(away < exclude_s, FORBIDDEN, found)
         yield found
-
-
-def _labels(track: FaceTrack, shown: Timeline) -> NDArray[np.int64]:
-    """Numbers that change with the shot and with the person on it, int64 (K,)."""
-    return track.shot[shown.source].astype(np.int64) * (int(track.person.max()) + 2) + track.person[shown.source]
 
 
 class _Wishes:
     """Where lips and jaw are to lie in every frame."""
 
     def __init__(self, track: FaceTrack, shown: Timeline, lips: LipTrack) -> None:
-        self._track, self._shown, self._lips = track, shown, lips
+        self.track, self.shown, self._lips = track, shown, lips
+        # One number for each shot and person.
+        people = int(track.person.max()) + 2
+        self.stretches = list(runs(track.shot[shown.source].astype(np.int64) * people + track.person[shown.source]))
+        """Output frames [first, end) that show one shot and one person, or nobody."""
         times = np.diff(track.pts)
         self._step_s = float(np.median(times)) * float(track.time_base) if len(times) else 0.04
         recalled = self._recalled_range()
@@ -180,12 +188,12 @@ class _Wishes:
             self._mouths[person] = Mouth.of(
                 track.pages.take(np.flatnonzero(track.pages.person == person)), float(np.quantile(openings, REST_SHARE))
             )
-            own = _range_of(track.lips[frames[:: max(1, len(frames) // 20000)]].astype(np.float32))
+            own = _range(_openings_and_widths(track.lips[frames[:: max(1, len(frames) // 20000)]].astype(np.float32)))
             self._gain[person] = np.clip(own / np.maximum(recalled, 1e-4), LEAST_GAIN, MOST_GAIN).astype(np.float32)
 
     def covered(self, person: int) -> bool:
         """Whether the person's pages show the inside of the mouth about as far open as is wanted: what no page shows has to be painted."""
-        pages = self._track.pages.take(np.flatnonzero(self._track.pages.person == person))
+        pages = self.track.pages.take(np.flatnonzero(self.track.pages.person == person))
         if len(pages) < FEWEST_PAGES:
             return False
         shapes, openings, short = shape_of(pages.lips), inner_opening(pages.lips), []
@@ -199,25 +207,26 @@ class _Wishes:
         """Some stretches of output frames that show a person, evenly spaced, each of one shot."""
         blocks = [
             (start, min(end, start + SAMPLE_FRAMES))
-            for first, end in runs(_labels(self._track, self._shown))
-            if self._track.person[self._shown.source[first]] == person
+            for first, end in self.stretches
+            if self.track.person[self.shown.source[first]] == person
             for start in range(first, end, SAMPLE_FRAMES)
         ]
         return blocks[:: -(-len(blocks) // SAMPLES)]
 
     def points(self, first: int, end: int) -> NDArray[np.float32]:
         """Lips and outline of the output frames [first, end), all of one shot: float32 (n, 64, 2), unit crop."""
-        track, source = self._track, self._shown.source[first:end]
+        track, source = self.track, self.shown.source[first:end]
         person = int(track.person[source[0]])
         lips = self._lips.frames(first, end)
         mouth, gain = self._mouths[person], self._gain[person]
-        rest = mouth.at(track.pose[source]) + self._drift(source, mouth)[:, None]
-        moved = gain[::-1] * (0 if lips.points is None else lips.points)
-        wanted = rest + moved
+        resting, usual = mouth.at(track.pose[source]), self._slow(source)
+        # How far the mouth has moved in the crop without speaking, by its upper lip and corners.
+        still = [CORNERS[0], *range(CORNERS[1], 20)]
+        drift = (usual[:, still] - resting[:, still]).mean(axis=1)
+        wanted = resting + drift[:, None] + gain[::-1] * (0 if lips.points is None else lips.points)
         outline = track.outline[source].astype(np.float32)
         # The outline is the usual one of a mouth that speaks; the jaw goes up and down from there with the lower lip.
-        usual = self._slow(source)[:, LOWER_INNER_LIP]
-        lower = wanted[:, LOWER_INNER_LIP] - usual
+        lower = wanted[:, LOWER_INNER_LIP] - usual[:, LOWER_INNER_LIP]
         chin = outline[:, : len(JAW)]
         middle = chin[:, len(JAW) // 2 : len(JAW) // 2 + 1, 0]
         follows = np.exp(-0.5 * ((chin[..., 0] - middle) / CHIN_REACH) ** 2)
@@ -226,7 +235,7 @@ class _Wishes:
 
     def _slow(self, source: NDArray[np.int64]) -> NDArray[np.float32]:
         """The lips of source frames (n,) of one shot, averaged over about a second: float32 (n, 40, 2)."""
-        track = self._track
+        track = self.track
         margin = int(np.ceil(3 * OUTLINE_SMOOTH_S / self._step_s))
         low, high = max(0, int(source.min()) - margin), min(len(track), int(source.max()) + margin + 1)
         here = track.shot[source[0]]
@@ -236,12 +245,6 @@ class _Wishes:
         at = np.clip(np.searchsorted(same, source), 0, len(same) - 1)
         return smoothed[at].reshape(len(source), 40, 2).astype(np.float32)
 
-    def _drift(self, source: NDArray[np.int64], mouth: Mouth) -> NDArray[np.float32]:
-        """How far the mouth has moved in the crop without speaking, by its upper lip and corners: float32 (n, 2)."""
-        still = [CORNERS[0], *range(CORNERS[1], 20)]
-        expected = mouth.at(self._track.pose[source])[:, still]
-        return (self._slow(source)[:, still] - expected).mean(axis=1)
-
     def _recalled_range(self) -> NDArray[np.float32]:
         """How far the recalled lips open and widen in speech, float32 (2,)."""
         found = []
@@ -250,7 +253,7 @@ class _Wishes:
             if lips.points is not None:
                 found.append(_openings_and_widths(lips.points)[lips.silence < PAUSE])
         spoken = np.concatenate([np.zeros((0, 2), np.float32), *found])
-        return np.subtract(*np.quantile(spoken, RANGE[::-1], axis=0)).astype(np.float32) if len(spoken) else np.ones(2, np.float32)
+        return _range(spoken) if len(spoken) else np.ones(2, np.float32)
 
 
 def _openings_and_widths(lips: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -258,6 +261,6 @@ def _openings_and_widths(lips: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.stack([inner_opening(lips), mouth_width(lips)], axis=1)
 
 
-def _range_of(lips: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far lips (n, 40, 2) open and widen, float32 (2,)."""
-    return np.subtract(*np.quantile(_openings_and_widths(lips), RANGE[::-1], axis=0)).astype(np.float32)
+def _range(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """From the lower to the upper of the quantiles ``RANGE`` of values (n, 2), float32 (2,)."""
+    return np.subtract(*np.quantile(values, RANGE[::-1], axis=0)).astype(np.float32)

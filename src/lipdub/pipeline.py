@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from fractions import Fraction
 from itertools import pairwise
@@ -25,12 +24,8 @@ from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning, Span, VideoInf
 from lipdub.render import Scene, render
 from lipdub.speech.lip_track import LipTrack, listen, pauses_in
 from lipdub.speech.pauses import Pauses
-from lipdub.stages import Clock
+from lipdub.stages import Clock, OnProgress, counted
 from lipdub.timeline import Timeline, pictures_end_s, plan
-
-OnProgress = Callable[[str, int, int | None], None]
-"""Told (stage, frames done, frames in all or None) as work goes on."""
-
 
 QUIET_GAIN = 4.0
 """Speech that has to be raised by more to be heard, 12 dB, may not be what was meant."""
@@ -82,7 +77,7 @@ def dub(
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None
     if track is None:
-        size, told = model.spec.crop.size, _counted("finding faces", _frames_guessed(info), tell)
+        size, told = model.spec.crop.size, counted(tell, "finding faces", _frames_guessed(info))
         track, cached = follow(pictures, info, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told)
     with ExitStack() as stack:
         stack.callback(track.references.close)
@@ -92,7 +87,7 @@ def dub(
         with clock("open"):  # before a frame is drawn: what cannot be written is said now
             sound_plan = media.plan_sound(speech, out, duration_s=shown.duration_s, info=sound, warn=warn)
         with clock("recall"):
-            told = _counted("listening", len(shown), tell)
+            told = counted(tell, "listening", len(shown))
             pauses = pauses_in(speech)
             if pauses.gain > QUIET_GAIN:
                 text = f"the speech is quiet: it is heard {20 * math.log10(pauses.gain):.0f} dB louder, and goes into the output as it is"
@@ -106,7 +101,7 @@ def dub(
         scene = Scene(
             pictures, info, track, shown, lips, choices, model.spec, model.generator, keep_pauses=options.silence == "keep", warn=warn
         )
-        render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=_counted("redrawing", len(shown), tell))
+        render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=counted(tell, "redrawing", len(shown)))
         with clock("mux"):
             media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, warn=warn)
     video_s = Fraction(0) if info.is_still else pictures_end_s(track.pts, track.time_base, video_s=info.duration_s)
@@ -126,18 +121,6 @@ def dub(
 
 def _frames_guessed(info: VideoInfo) -> int | None:
     return None if info.duration_s is None else max(1, round(info.duration_s * info.frame_rate))
-
-
-def _counted(stage: str, total: int | None, tell: OnProgress) -> Callable[[int], None]:
-    """Turns "so many frames more" into "so many of these"; a total that was guessed too low grows."""
-    done = 0
-
-    def more(frames: int) -> None:
-        nonlocal done
-        done += frames
-        tell(stage, done, None if total is None else max(total, done))
-
-    return more
 
 
 def _require_faces(track: FaceTrack, video: Path, strict: bool) -> None:

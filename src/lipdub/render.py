@@ -150,17 +150,18 @@ def _cropped(scene: Scene, frames: YuvChunk, sources: NDArray[np.int64], referen
 def _drawn(pieces: Iterator[_Piece], scene: Scene, clock: Clock) -> Iterator[tuple[_Piece, list[Drawn]]]:
     """Each piece with the mouths drawn for it; pieces are gathered until they fill a batch of the generator."""
     waiting: list[_Piece] = []
+    warp = Warp(scene.spec.crop)
     for piece in pieces:
         waiting.append(piece)
         # Frames count, not crops: a stretch without a face has nothing to draw, and must not pile up.
         full = sum(len(one.frames) for one in waiting) >= scene.generator.preferred_batch
         if full or sum(one.frames.data.nbytes for one in waiting) >= GATHERED_BYTES:
-            yield from _draw(waiting, scene, clock)
+            yield from _draw(waiting, scene, warp, clock)
             waiting = []
-    yield from _draw(waiting, scene, clock)
+    yield from _draw(waiting, scene, warp, clock)
 
 
-def _draw(pieces: list[_Piece], scene: Scene, clock: Clock) -> list[tuple[_Piece, list[Drawn]]]:
+def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[tuple[_Piece, list[Drawn]]]:
     """All pieces drawn in one go: warped from pages where they are chosen, else painted by the generator."""
     with clock("draw"):
         painted = [part for piece in pieces for part in piece.parts if part.lip_features is not None]
@@ -171,8 +172,7 @@ def _draw(pieces: list[_Piece], scene: Scene, clock: Clock) -> list[tuple[_Piece
                 np.concatenate([part.seen() for part in painted]),
                 np.concatenate([part.lip_features for part in painted if part.lip_features is not None]),
             )
-        warp, end = Warp(scene.spec.crop), 0
-        drawn = []
+        drawn, end = [], 0
         for piece in pieces:
             found = []
             for part in piece.parts:

@@ -26,6 +26,9 @@ from typing import Generic, TypeVar
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask a process to end, and that it cleans up at: Ctrl-C, a polite kill, and a terminal that was closed."""
 
+OnProgress = Callable[[str, int, int | None], None]
+"""Told (stage, frames done, frames in all or None) as work goes on."""
+
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -135,6 +138,18 @@ def spread(work: Callable[[T], U], items: Iterator[T], *, workers: int) -> Gener
             raise failed
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def counted(tell: OnProgress, stage: str, total: int | None) -> Callable[[int], None]:
+    """Turns "so many frames more" into "so many of these" for `tell`; a total that was guessed too low grows."""
+    done = 0
+
+    def more(frames: int) -> None:
+        nonlocal done
+        done += frames
+        tell(stage, done, None if total is None else max(total, done))
+
+    return more
 
 
 def cores() -> int:

@@ -222,7 +222,7 @@ class Teller:
         self._at = 0.0
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
-        """As `pipeline.OnProgress`."""
+        """As `stages.OnProgress`."""
         if self._stopping():  # a library has caught the KeyboardInterrupt
             raise KeyboardInterrupt
         now = time.monotonic()

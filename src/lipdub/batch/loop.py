@@ -29,7 +29,7 @@ _EVENTS_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A row has come further. As `pipeline.OnProgress` says it."""
+    """A row has come further. As `stages.OnProgress` says it."""
 
     number: int
     stage: str

@@ -17,7 +17,7 @@ from lipdub.records import DubReport
 from lipdub.reports import content_of, write_content
 
 if TYPE_CHECKING:
-    from lipdub.pipeline import OnProgress
+    from lipdub.stages import OnProgress
 
 FETCHING, PUTTING = "fetching", "putting"
 TRANSIENT = (EncodingFailed, StorageFailed, WriteFailed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,14 @@ from numpy.typing import NDArray
 
 from lipdub import media
 from lipdub.atomic import write_whole
+from lipdub.checkup.sheet import write_on
 from lipdub.errors import NoFaceFound
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.follow import follow
 from lipdub.faces.track import FaceTrack
-from lipdub.references.bank import mouth_width
+from lipdub.references.shapes import mouth_width
+from lipdub.stages import OnProgress, counted
 
 ROWS, COLUMNS = 7, 9
 CELL_PX, MARGIN_PX, GAP_PX = 112, 44, 4
@@ -27,8 +28,6 @@ MOUTH = (0.46, 0.98, 0.24, 0.76)
 """What a cell shows of a page (y0, y1, x0, x1), unit crop: nose to chin."""
 CROP_PX = 128
 """Side of the crops, that of the shipped model, so that the kept analysis is the one that a dub uses."""
-
-OnProgress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +57,7 @@ def bank_sheet(
     """
     media.check_picture(out, inputs=[video], force=force)
     tell = on_progress or (lambda stage, done, total: None)
-    done = 0
-
-    def more(frames: int) -> None:
-        nonlocal done
-        done += frames
-        tell("finding faces", done, None)
-
+    more = counted(tell, "finding faces", None)
     track, _ = follow(video, media.probe(video), size=CROP_PX, detectors=detectors, cache=cache, on_frames=more)
     with closing(track.references):
         if len(track.pages) == 0:
@@ -90,13 +83,13 @@ def _map(track: FaceTrack, pages: NDArray[np.int64]) -> NDArray[np.uint8]:
         yaw, pitch = track.pages.pose[pages[best]]
         y, x = MARGIN_PX + cell * (CELL_PX + GAP_PX)
         mouth = _mouth(track, int(pages[best]))
-        _write(mouth, f"{len(here)}", (4, 14))
-        _write(mouth, f"{yaw:+.0f} {pitch:+.0f}", (4, CELL_PX - 6))
+        write_on(mouth, f"{len(here)}", (4, 14))
+        write_on(mouth, f"{yaw:+.0f} {pitch:+.0f}", (4, CELL_PX - 6))
         picture[y : y + CELL_PX, x : x + CELL_PX] = mouth
-    _write(
+    write_on(
         picture, f"wider > {low[1]:.2f} to {high[1]:.2f} of the face crop;  further open, downwards, {low[0]:.2f} to {high[0]:.2f}", (8, 16)
     )
-    _write(picture, "in a cell: mouths like this one, and its head's yaw and pitch in degrees", (8, 34))
+    write_on(picture, "in a cell: mouths like this one, and its head's yaw and pitch in degrees", (8, 34))
     return picture
 
 
@@ -106,8 +99,3 @@ def _mouth(track: FaceTrack, page: int) -> NDArray[np.uint8]:
     face = reference.pixels if reference.detail is None else reference.detail
     y0, y1, x0, x1 = (round(edge * len(face)) for edge in MOUTH)
     return np.asarray(cv2.resize(face[y0:y1, x0:x1], (CELL_PX, CELL_PX), interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def _write(picture: NDArray[np.uint8], text: str, at: tuple[int, int]) -> None:
-    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, thickness, cv2.LINE_AA)

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,13 +18,10 @@ from lipdub.checkup.doctor.libraries import version_of
 from lipdub.errors import LipdubError
 from lipdub.media.excerpt import excerpt
 from lipdub.options import Device
-from lipdub.stages import cores
+from lipdub.stages import OnProgress, cores
 
 DEFAULT_SECONDS = 20.0
 _PACKAGES = ("av", "mediapipe", "numpy", "onnxruntime", "onnxruntime-gpu", "opencv-contrib-python")
-
-OnProgress = Callable[[str, int, int | None], None]
-"""Told (what, frames done, frames in all or None)."""
 
 
 @dataclass(frozen=True, slots=True)

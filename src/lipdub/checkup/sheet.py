@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from lipdub.faces import crop
 from lipdub.faces.detector import DetectorFactory, FaceDetector, MediapipeDetector
 from lipdub.media.planes import RgbPicture
 from lipdub.records import VideoInfo
+from lipdub.stages import OnProgress
 
 CELL_PX = 192
 """Side of an enlarged face, and of the square that a whole frame is fitted into."""
@@ -28,9 +30,6 @@ LONGEST_SIDE = 20
 """Rows and columns there may be at most: memory does not grow with the video, but with these."""
 DEFAULT_ROWS = 2
 DEFAULT_COLUMNS = 6
-
-OnProgress = Callable[[str, int, int | None], None]
-"""Told (stage, frames done, frames in all or None) as work goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +135,14 @@ def _cell(pixels: NDArray[np.uint8], time_s: float, info: VideoInfo, detector: F
     width, height = max(1, round(shown_width * scale)), max(1, round(info.height * scale))
     shrinks = width < info.width
     frame = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.putText(frame, _clock(time_s), (5, height - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, thickness, cv2.LINE_AA)
+    write_on(frame, _clock(time_s), (5, height - 7))
     return _Cell(np.asarray(frame, np.uint8), None if detector is None else _face(pixels, detector))
+
+
+def write_on(picture: NDArray[Any], text: str, at: tuple[int, int]) -> None:
+    """Write `text` on a picture (H, W, 3), its lower left corner `at` (x, y) px; white in black, so that it can be read on anything."""
+    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, thickness, cv2.LINE_AA)
 
 
 def _clock(time_s: float) -> str:

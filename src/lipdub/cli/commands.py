@@ -53,10 +53,8 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """As Typer does, where there is room for it."""
-        if columns() >= NARROW:
+        if not _narrow_help(self, ctx, formatter):
             super().format_help(ctx, formatter)
-        else:
-            formatter.write("\n".join(_narrow(self, ctx)) + "\n")
 
 
 class Group(TyperGroup):
@@ -64,10 +62,16 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """As Typer does, where there is room for it."""
-        if columns() >= NARROW:
+        if not _narrow_help(self, ctx, formatter):
             super().format_help(ctx, formatter)
-        else:
-            formatter.write("\n".join(_narrow(self, ctx)) + "\n")
+
+
+def _narrow_help(command: Any, ctx: Any, formatter: Any) -> bool:
+    """Write help that a narrow terminal can show; False, and nothing written, where the terminal is wide."""
+    narrow = columns() < NARROW
+    if narrow:
+        formatter.write("\n".join(_narrow(command, ctx)) + "\n")
+    return narrow
 
 
 def columns() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.track import NO_FACE
 from lipdub.model import open_model
 from lipdub.reports import plain
+from lipdub.stages import OnProgress
 
-OnProgress = Callable[[str, int, int | None], None]
 LONGEST_HEAT_S = 60.0
 """The heat map shows this much of the speech: an hour of it would be a grey band."""
 

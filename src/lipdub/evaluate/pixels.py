@@ -18,7 +18,7 @@ from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.paste.mask import mask_of
 from lipdub.records import CropSpec
-from lipdub.references.bank import still_part
+from lipdub.references.pages import still_part
 
 MOUTH = (68 / FACE_PX, 106 / FACE_PX, 38 / FACE_PX, 90 / FACE_PX)
 """The mouth box (y0, y1, x0, x1) in unit crop coordinates: 38 x 52 px of the 128-px crop."""
@@ -158,9 +158,7 @@ def light_below(luma: NDArray[np.float32], mask: NDArray[np.float32]) -> float:
     compares it with the source's of the same frame: a mouth from another light shows here, whatever the frame's own light is.
     """
     skin = mask > 0.9
-    size = len(luma)
-    y0, y1, x0, x1 = (round(edge * size) for edge in MOUTH)
-    skin[y0:y1, x0:x1] = False
+    mouth_of(skin)[:] = False
     if skin.sum() < 16:
         return float("nan")
     above = still_part(luma)

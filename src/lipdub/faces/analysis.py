@@ -164,10 +164,9 @@ def _analyse(
                 rows.add(row)
                 similarity = row[_SIMILARITY]
                 thumb = crop.take_one(picture, similarity, THUMB_PX)
-                seen = Seen(
+                seen = Seen.of(
                     chunk.index + offset, shape[LIP_COLUMNS].reshape(-1, 2).astype(np.float32),
-                    shape[OUTLINE_COLUMNS].reshape(-1, 2).astype(np.float32), row[[_YAW, _PITCH]].astype(np.float32),
-                    thumb,
+                    shape[OUTLINE_COLUMNS].reshape(-1, 2).astype(np.float32), row[[_YAW, _PITCH]].astype(np.float32), thumb,
                 )  # fmt: skip
                 cells.add(cells_of(thumb, seen.outline, seen.lips[:20]))
                 bank.show(number, seen, partial(_look, chunk, offset, similarity, store.size))
@@ -284,10 +283,12 @@ def _assemble(
     pages, references, person, hidden = bank.kept(person, status == COVERED, step_s=step_s)
     status[hidden & (status == DUBBED)] = COVERED
     reference = np.full(count, -1, np.int32)
+    usable = pages.usable()
     for one in np.unique(pages.person):
+        mine = np.flatnonzero((pages.person == one) & usable)
         for start, stop in runs((person == one).astype(np.int64)):
             if person[start] == one:
-                reference[start:stop] = references_of(values[start:stop, _YAW], pages, int(one))
+                reference[start:stop] = references_of(values[start:stop, _YAW], pages, mine)
     return FaceTrack(
         pts=np.asarray(pts, np.int64),
         time_base=time_base,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.records import Span
-from lipdub.references.bank import Pages
+from lipdub.references.pages import Pages
 from lipdub.references.store import ReferenceStore
 
 DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, COVERED = range(5)

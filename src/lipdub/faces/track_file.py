@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lipdub.faces import crop
 from lipdub.faces.landmarks import LIPS
 from lipdub.faces.track import DUBBED, WHY, FaceTrack
-from lipdub.references.bank import PAGE_ROWS, Pages
+from lipdub.references.pages import PAGE_ROWS, Pages
 from lipdub.references.store import MOST_JPEG_BYTES, ReferenceStore
 
 _ROWS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from lipdub.records import MelSpec
 from lipdub.reports import plain
 from lipdub.speech.lip_track import lips_at
 from lipdub.speech.mel import cut_windows, log_mel
+from lipdub.stages import OnProgress
 
 STEP_S = 0.02
 """The memory is asked so often."""
@@ -38,9 +39,6 @@ LONGEST_S = 1200.0
 """Of longer speech only the start is looked at."""
 FILES = ("slots.png", "usage.png", "track.png", "phonemes.png", "memory.json", "speech.wav", "alignment.csv")
 """All that may be written; the last two only where the speech was made for this look."""
-
-OnProgress = Callable[[str, int, int | None], None]
-"""Told (stage, done, in all or None) as work goes on."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

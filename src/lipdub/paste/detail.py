@@ -18,7 +18,7 @@ from lipdub.faces.crop import crop_to_frame
 from lipdub.media.planes import YuvColor, YuvPicture
 from lipdub.paste.light import Light
 from lipdub.records import Reference
-from lipdub.references.bank import still_box, still_part, still_sharpness
+from lipdub.references.pages import still_box, still_part, still_sharpness
 from lipdub.references.store import FINER_THAN_FRAME, LEAST_GAIN, ReferenceStore
 
 HELD_REFERENCES = 48

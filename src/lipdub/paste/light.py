@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.references.bank import still_part
+from lipdub.references.pages import still_part
 
 COLOUR_REACH = 0.16
 """Sigma over which colour differences on static skin are carried into the mask, unit crop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.references.bank import Pages
+from lipdub.references.pages import Pages
 
 REFERENCE_BIN_DEG = 15.0
 REFERENCE_HOLD = 0.8
@@ -14,13 +14,12 @@ REFERENCE_OPENING = 0.08
 """References may be more open than the person's most closed one by this."""
 
 
-def references_of(yaws: NDArray[np.float64], pages: Pages, person: int) -> NDArray[np.int32]:
-    """The reference of each frame of a person, int32 (n,): the page of the most closed mouth of about the frame's own pose.
+def references_of(yaws: NDArray[np.float64], pages: Pages, mine: NDArray[np.int64]) -> NDArray[np.int32]:
+    """The reference of each frame of a person, int32 (n,): of the pages `mine` that of the most closed mouth of about the frame's own pose.
 
     It changes only when the head has turned well beyond the pose of the one in use, so that the texture does not flicker; poses in
-    which the mouth was never about as closed as at its best are left out, and so are pages of a fade.
+    which the mouth was never about as closed as at its best are left out.
     """
-    mine = np.flatnonzero((pages.person == person) & pages.usable())
     openings, bins = pages.openings[mine], np.round(pages.pose[mine, 0] / REFERENCE_BIN_DEG).astype(int)
     usable = {}
     for pose in np.unique(bins).tolist():

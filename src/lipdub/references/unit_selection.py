@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.references.bank import LIGHT_WEIGHT, POSE_PER_DEG, Pages, shape_of
+from lipdub.references.bank import LIGHT_WEIGHT, POSE_PER_DEG
+from lipdub.references.pages import Pages
+from lipdub.references.shapes import shape_of
 
 SWITCH = 0.003
 """What any change of page costs, in mean distance of lip points (unit crop)."""

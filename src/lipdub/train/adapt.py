@@ -32,6 +32,7 @@ from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.faces.detector import DetectorFactory, FaceDetector, MediapipeDetector
 from lipdub.options import Device
+from lipdub.stages import OnProgress, counted
 from lipdub.train import export
 from lipdub.train.data import Clip, load_clip, loader
 from lipdub.train.features import write_features
@@ -58,8 +59,6 @@ NOTE_FILE = export.ADAPTED_NOTE
 SHEET_COLUMNS = 8
 SHEET_PX = 192
 
-OnProgress = Callable[[str, int, int | None], None]
-"""Told (stage, done, total) as work goes on."""
 OnJudged = Callable[[int, Judged], None]
 """Told the step and the figures of each validation; step 0 is the bundle that it begins with."""
 Stopped = Literal["no more gain", "time is up", "all steps done", "a loss was no number"]
@@ -271,13 +270,7 @@ def _prepared(video: Path, folder: Path, config: NetworkConfig, source: Path, de
     """
     info = media.probe(video)
     total = None if info.duration_s is None else max(1, round(min(float(info.duration_s), LONGEST_S) * float(info.frame_rate)))
-    done = 0
-
-    def count(frames: int) -> None:
-        nonlocal done
-        done += frames
-        tell("finding faces", done, None if total is None else max(total, done))
-
+    count = counted(tell, "finding faces", total)
     settings = PrepareSettings(size=config.size)
     # How much of the video has a face does not matter, if it is enough.
     prepared = prepare_clip(video, folder, settings, face_share=0.0, until_s=LONGEST_S, detectors=detectors, on_frames=count)

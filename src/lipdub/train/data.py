@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lipdub.bundles.network import EncoderUse, NetworkConfig
 from lipdub.errors import TrainingDataError
 from lipdub.records import MelSpec
+from lipdub.references.shapes import EYE_DISTANCE, LOWER_INNER_LIP, REST_SHARE, UPPER_INNER_LIP
 from lipdub.speech.mel import cut_windows
 from lipdub.train.features import PreparedFeatures, load_features
 from lipdub.train.networks import LIP_POINTS
@@ -25,8 +26,6 @@ from lipdub.train.prepare import FORMAT, GRID_HZ, MARGIN
 
 LIP_SMOOTHING = 0.16
 """Share of each neighbouring frame in a frame's lip points: the detector's trembling must not teach."""
-REST_SHARE = 0.2
-"""A clip's resting mouth is the mean of this share of its most closed frames."""
 FEWEST_CLIPS = 2
 FEWEST_FRAMES = 40
 """In all clips together: with less than this second and a half not even the memory's figures can be computed (``JUDGED_FRAMES``)."""
@@ -34,15 +33,11 @@ LARGEST_OFFSET_S = 1.0
 """A larger sound offset is a mistake: offsets are looked for within a quarter of a second, and no recorder is off by this."""
 SPEAKER_BALANCE = 0.6
 """A speaker is drawn in proportion to (frames of that speaker) to this power: 1 by frames, 0 all alike."""
-UPPER_INNER_LIP, LOWER_INNER_LIP = 35, 25
-"""Where mesh points 13 and 14 stand among the 40 lip points."""
 REFERENCE_JITTER = 0.025
 """Sigma of the scale of reference crops, and twice that of their shift. The alignment does not see the jaw, so little is enough to
 keep margins from telling the answer; more of it keeps the decoder from copying skin and blurs."""
 OFFSETS_FILE = "offsets.json"
 """Clip id to constant sound offset in seconds, where one was found (``lipdub train offsets``)."""
-EYE_DISTANCE = 0.38
-"""Outer eye corners' distance in the unit crop: turns a lip gap in the crop into the opening that is reported."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

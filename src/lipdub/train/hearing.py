@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 from lipdub.bundles.encoder import EncoderSpec
 from lipdub.bundles.network import EncoderUse, NetworkConfig
+from lipdub.stages import OnProgress
 from lipdub.train import losses
 from lipdub.train.bottleneck import Bottleneck, fit_bottleneck, speaker_weights
 from lipdub.train.data import Clip
 from lipdub.train.labelled_speech import SpokenFeatures
-from lipdub.train.lip_side import LipSettings, OnProgress, drawn_rows, evened, fit_to_slots, train_lip_side, warmed
+from lipdub.train.lip_side import LipSettings, drawn_rows, evened, fit_to_slots, train_lip_side, warmed
 from lipdub.train.memory_stage import average
 from lipdub.train.networks import FeatureEncoder, LipMemory
 

@@ -14,12 +14,12 @@ from lipdub.bundles import bundle, encoder
 from lipdub.errors import OutputRefused
 from lipdub.speech.encoder import SpeechEncoder, feature_track
 from lipdub.speech.whisper_mel import RATE_HZ
+from lipdub.stages import OnProgress
 from lipdub.train.data import Clip, load_clips
 from lipdub.train.export import MODEL_CARD, Exported, check_folder, write_bundle
 from lipdub.train.features import find_encoder
 from lipdub.train.hearing import LEAD, HearingSettings, hearing_config, train_hearing
 from lipdub.train.labelled_speech import SpokenFeatures
-from lipdub.train.lip_side import OnProgress
 from lipdub.train.weights import load_bundle_networks
 
 FAINT_DB = (-90, -80, -70, -65, -60, -55, -50)

@@ -7,7 +7,6 @@ such lips, in closed form; and the query by which pictures address the slots, fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lipdub.bundles.network import NetworkConfig
+from lipdub.stages import OnProgress
 from lipdub.train import losses
 from lipdub.train.bottleneck import lip_scale, speaker_weights
 from lipdub.train.data import Clip
@@ -27,9 +27,6 @@ EVENED_LIPS = (0.4, 2.5)
 SEEN = 12000
 """Frames whose pictures are looked at, about; all of a clip's, or every so many."""
 _RIDGE = 1e-4
-
-OnProgress = Callable[[str, int, int | None], None]
-"""Told (stage, done, in all)."""
 
 
 @dataclass(frozen=True, slots=True)
