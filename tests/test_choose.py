@@ -9,10 +9,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from fakes import fake_spec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub import choose as choosing
-from lipdub.choose import FEWEST_PAGES, LEAST_GAIN, MOST_GAIN, Mouth, choose
+from lipdub.choose import FEWEST_PAGES, LEAST_GAIN, MOST_GAIN, Choices, Mouth, choose
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
 from lipdub.references.pages import Pages
@@ -165,6 +167,32 @@ def test_own_frames_can_be_forbidden() -> None:
         assert near.any()
         far = np.abs(track.pages.frame[drawn(track, lips, exclude_s=0.2).page] - np.arange(100))
         assert (far >= 5).all()
+
+
+@given(
+    stretches=st.lists(st.lists(st.integers(-1, 6), min_size=1, max_size=12), min_size=1, max_size=5),
+    cut=st.integers(0, 60),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_is_blended_in_is_the_page_before_of_the_same_stretch(stretches: list[list[int]], cut: int, seed: int) -> None:
+    """And nothing where a page's own successor follows it, or where the mouth is painted; whatever frames are asked for at a time."""
+    of = np.sort(np.random.default_rng(seed).choice(12, 7, replace=False))
+    choices = Choices(of)
+    with closing(choices):
+        for number, pages in enumerate(stretches):
+            choices.decide(np.array(pages), number)
+            choices.want(np.zeros((len(pages), 64, 2), np.float32))
+        cut = min(cut, len(choices))
+        parts = [choices.frames(*piece) for piece in ((0, cut), (cut, len(choices))) if piece[1] > piece[0]]
+    beside = np.concatenate([part.beside for part in parts]).tolist()
+    assert np.concatenate([part.page for part in parts]).tolist() == [page for pages in stretches for page in pages]
+    for pages in stretches:
+        here, beside = beside[: len(pages)], beside[len(pages) :]
+        assert here[0] == -1
+        for before, now, other in zip(pages[:-1], pages[1:], here[1:], strict=True):
+            seen = before >= 0 and now >= 0 and before != now and of[now] != of[before] + 1
+            assert other == (before if seen else -1)
 
 
 def test_blocks_change_no_lips(monkeypatch: pytest.MonkeyPatch) -> None:

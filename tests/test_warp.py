@@ -107,3 +107,20 @@ def test_an_open_mouth_is_opened_and_a_shut_one_shut() -> None:
 
     assert dark(0.03, 0.06) == pytest.approx(2 * dark(0.03, 0.03), rel=0.25)
     assert dark(0.05, 0.005) < 0.35 * dark(0.05, 0.05)
+
+
+@given(share=st.floats(0, 1), seed=seeds)
+@settings(max_examples=20, deadline=None)
+def test_blending_takes_the_light_of_one_and_the_detail_of_the_other(share: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    grain = rng.integers(-20, 21, (2, 128, 128, 3))
+    one, other = (np.asarray(level + grain[0], np.uint8) for level in (100, 140))
+    bright = Warp(CROP).blended(one[None], other[None], share)[0]
+    y0, y1, x0, x1 = CROP.drawn
+    outside = np.ones((128, 128), bool)
+    outside[y0:y1, x0:x1] = False
+    assert (bright[outside] == one[outside]).all()
+    assert np.abs(bright[~outside].astype(int) - one[~outside] - 40 * share).max() <= 0.6
+    other = np.asarray(100 + grain[1], np.uint8)
+    kept = Warp(CROP).blended(one[None], other[None], share)[0]
+    assert np.std(kept[~outside].astype(int) - one[~outside]) < 0.25 * np.std(other[~outside].astype(int) - one[~outside])

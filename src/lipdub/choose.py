@@ -35,6 +35,8 @@ FEWEST_PAGES = 6
 COVERED_SHARE, MOST_SHORT = 0.9, 0.016
 """And where so many of the wanted mouths are further open than the nearest page, by this much of the crop's side."""
 SAMPLE_FRAMES, SAMPLES = 50, 16
+BESIDE_SHARE = 1 / 2
+"""Of the page before a change of page, in the first frame after it. Spread over two frames the mouth moves less than the source's does."""
 FORBIDDEN = np.float32(1)
 """What a page that may not be used costs: a whole crop's side."""
 
@@ -43,18 +45,23 @@ _POINTS = 40 + 24
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Chosen:
-    """What N frames are drawn from. page: int64 (N,), -1 where the mouth is painted by the network. points: float32 (N, 64, 2), where the
-    page's lips (40) and outline (24) are to lie, unit crop."""
+    """What N frames are drawn from. page: int64 (N,), -1 where the mouth is painted by the network. beside: int64 (N,), the page that is
+    blended in by ``BESIDE_SHARE``, or -1. points: float32 (N, 64, 2), where the page's lips (40) and outline (24) are to lie, unit crop."""
 
     page: NDArray[np.int64]
+    beside: NDArray[np.int64]
     points: NDArray[np.float32]
 
 
 class Choices:
-    """What each frame of an output is drawn from, in order. Lies in unnamed temporary files. For one thread at a time."""
+    """What each frame of an output is drawn from, in order. Lies in unnamed temporary files. For one thread at a time.
 
-    def __init__(self) -> None:
-        self._pages, self._points = RowFile(1), RowFile(2 * _POINTS)
+    page_frames: int64 (P,), of which source frame each page is.
+    """
+
+    def __init__(self, page_frames: NDArray[np.int64]) -> None:
+        self._page_frames = page_frames
+        self._pages, self._points = RowFile(2), RowFile(2 * _POINTS)
         self.painted = 0
         """Frames whose mouth is to be painted."""
 
@@ -65,14 +72,25 @@ class Choices:
         """Where lips and outline of the next frames are to lie, (n, 64, 2)."""
         self._points.extend(points.reshape(len(points), 2 * _POINTS))
 
-    def decide(self, page: NDArray[np.int64]) -> None:
-        """The page of the next frames, (n,)."""
-        self._pages.extend(page[:, None].astype(np.float32))
+    def decide(self, page: NDArray[np.int64], stretch: int) -> None:
+        """The page of the next frames, (n,), all of the stretch of that number: pages are not blended from one stretch into the next."""
+        self._pages.extend(np.column_stack([page, np.full(len(page), stretch)]))
 
     def frames(self, first: int, end: int) -> Chosen:
         """The frames [first, end)."""
-        rows = np.arange(first, end)
-        return Chosen(self._pages.rows(rows)[:, 0].astype(np.int64), self._points.rows(rows).reshape(end - first, _POINTS, 2))
+        low = max(0, first - 1)
+        page, stretch = self._pages.rows(np.arange(low, end)).astype(np.int64).T
+        points = self._points.rows(np.arange(first, end)).reshape(end - first, _POINTS, 2)
+        return Chosen(page[first - low :], self._beside(page, stretch)[first - low :], points)
+
+    def _beside(self, page: NDArray[np.int64], stretch: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What is blended in after each change of page, so that none is seen; a page's own successor goes on by itself."""
+        beside = np.full(len(page), -1)
+        before, after = page[:-1], page[1:]
+        changes = (before != after) & (np.diff(stretch) == 0) & (np.minimum(before, after) >= 0)
+        changes[changes] = np.diff(self._page_frames[np.stack([before, after])[:, changes]], axis=0)[0] != 1
+        beside[1:][changes] = before[changes]
+        return beside
 
     def close(self) -> None:
         """Give the files back."""
@@ -113,25 +131,25 @@ def choose(track: FaceTrack, shown: Timeline, lips: LipTrack, *, draw: Draw = "a
     draw: "warp" from pages wherever a person has one, "paint" nothing, "auto" where the pages show what is wanted. exclude_s: pages that
     lie as near as this to the frame that is redrawn are not used: for measuring.
     """
-    choices = Choices()
+    choices = Choices(track.pages.frame)
     wanted = _Wishes(track, shown, lips)
     usable = track.pages.usable()
     banks: dict[int, _Bank | None] = {}
     try:
-        for first, end in wanted.stretches:
+        for stretch, (first, end) in enumerate(wanted.stretches):
             person = int(track.person[shown.source[first]])
             if person not in banks:
                 warped = person >= 0 and draw != "paint" and lips.has_points and (draw == "warp" or wanted.covered(person))
                 banks[person] = _Bank.of(track, person, usable) if warped else None
             if (bank := banks[person]) is not None:
                 for piece in bank.selection.cheapest(_costs(bank, wanted, choices, (first, end), exclude_s)):
-                    choices.decide(bank.pages[piece])
+                    choices.decide(bank.pages[piece], stretch)
                 continue
             choices.painted += (end - first) * (person >= 0)
             for start in range(first, end, BLOCK_FRAMES):
                 rows = min(end, start + BLOCK_FRAMES) - start
                 choices.want(np.zeros((rows, _POINTS, 2), np.float32))
-                choices.decide(np.full(rows, -1))
+                choices.decide(np.full(rows, -1), stretch)
     except BaseException:
         choices.close()
         raise
@@ -162,7 +180,8 @@ def _costs(bank: _Bank, wanted: _Wishes, choices: Choices, frames: tuple[int, in
         found = bank.selection.costs(points[:, :40], track.pose[source])
         if exclude_s > 0:
             away = np.abs(track.times_s[source][:, None] - bank.times_s[None])
-            found = np.where(away < exclude_s, FORBIDDEN, found)
+            # A page is blended into the frame beside its own.
+            found = np.where(away < exclude_s + wanted.step_s, FORBIDDEN, found)
         yield found
 
 
@@ -176,7 +195,7 @@ class _Wishes:
         self.stretches = list(runs(track.shot[shown.source].astype(np.int64) * people + track.person[shown.source]))
         """Output frames [first, end) that show one shot and one person, or nobody."""
         times = np.diff(track.pts)
-        self._step_s = float(np.median(times)) * float(track.time_base) if len(times) else 0.04
+        self.step_s = float(np.median(times)) * float(track.time_base) if len(times) else 0.04
         recalled = self._recalled_range()
         self._mouths: dict[int, Mouth] = {}
         self._gain: dict[int, NDArray[np.float32]] = {}
@@ -236,12 +255,12 @@ class _Wishes:
     def _slow(self, source: NDArray[np.int64]) -> NDArray[np.float32]:
         """The lips of source frames (n,) of one shot, averaged over about a second: float32 (n, 40, 2)."""
         track = self.track
-        margin = int(np.ceil(3 * OUTLINE_SMOOTH_S / self._step_s))
+        margin = int(np.ceil(3 * OUTLINE_SMOOTH_S / self.step_s))
         low, high = max(0, int(source.min()) - margin), min(len(track), int(source.max()) + margin + 1)
         here = track.shot[source[0]]
         mine = track.person[low:high] == track.person[source[0]]
         same = np.flatnonzero(mine & (track.shot[low:high] == here) & (track.status[low:high] == DUBBED)) + low
-        smoothed = smooth(track.lips[same].astype(np.float64).reshape(len(same), 80), OUTLINE_SMOOTH_S / self._step_s, odd=False)
+        smoothed = smooth(track.lips[same].astype(np.float64).reshape(len(same), 80), OUTLINE_SMOOTH_S / self.step_s, odd=False)
         at = np.clip(np.searchsorted(same, source), 0, len(same) - 1)
         return smoothed[at].reshape(len(source), 40, 2).astype(np.float32)
 

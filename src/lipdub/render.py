@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lipdub import media
 from lipdub.bundles.bundle import BundleSpec
-from lipdub.choose import Choices
+from lipdub.choose import BESIDE_SHARE, Choices
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.generators import Generator
@@ -76,10 +76,14 @@ class _Part:
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class _Piece:
-    """Frames on their way through the stages, with what is to be drawn in them."""
+    """Frames on their way through the stages, with what is to be drawn in them.
+
+    beside: mouths of the first part that another page is blended into, drawn from that one.
+    """
 
     frames: YuvChunk
     parts: tuple[_Part, ...]
+    beside: _Part | None
 
 
 def render(scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_frames: Callable[[int], None]) -> None:
@@ -132,10 +136,12 @@ def _cropped(scene: Scene, frames: YuvChunk, sources: NDArray[np.int64], referen
     redrawn = (track.status[sources] == DUBBED) & (strength > 0)
     chosen = scene.choices.frames(frames.index, frames.index + len(frames))
 
-    def part(rows: NDArray[np.int64], painted: bool) -> _Part:
-        of = sources[rows]
+    def part(where: NDArray[np.bool_], page: NDArray[np.int64], painted: bool) -> _Part | None:
+        if not where.any():
+            return None
+        rows = np.flatnonzero(where)
+        of, pages = sources[rows], page[rows]
         crops = crop.take(frames, rows, track.similarity[of], track.outline[of].astype(np.float32), scene.spec.crop.size)
-        pages = track.reference[of].astype(np.int64) if painted else chosen.page[rows]
         lit = (
             LitReference.of(references.get(page, frames.color), crops.pixels[slot], frames.picture(int(row)), track.similarity[of[slot]])
             for slot, (row, page) in enumerate(zip(rows, pages.tolist(), strict=True))
@@ -143,8 +149,10 @@ def _cropped(scene: Scene, frames: YuvChunk, sources: NDArray[np.int64], referen
         shown = np.concatenate([track.pages.lips[pages], track.pages.outline[pages]], axis=1)
         return _Part(crops, tuple(lit), strength[rows], lips.feature[rows] if painted else None, shown, chosen.points[rows])
 
-    ways = [(np.flatnonzero(redrawn & ((chosen.page < 0) == painted)), painted) for painted in (False, True)]
-    return _Piece(frames, tuple(part(rows, painted) for rows, painted in ways if len(rows)))
+    warped = part(redrawn & (chosen.page >= 0), chosen.page, False)
+    painted = part(redrawn & (chosen.page < 0), track.reference[sources].astype(np.int64), True)
+    beside = part(redrawn & (chosen.beside >= 0), chosen.beside, False)
+    return _Piece(frames, tuple(one for one in (warped, painted) if one is not None), beside)
 
 
 def _drawn(pieces: Iterator[_Piece], scene: Scene, clock: Clock) -> Iterator[tuple[_Piece, list[Drawn]]]:
@@ -177,9 +185,19 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
             found = []
             for part in piece.parts:
                 if part.lip_features is None or mouths is None:
-                    found.append(warp.draw(part.crops.pixels, part.seen(), part.shown, part.wanted))
+                    found.append(_warped(part, piece.beside, warp))
                 else:
                     end += len(part.crops)
                     found.append(mouths.part(end - len(part.crops), end))
             drawn.append((piece, found))
+    return drawn
+
+
+def _warped(part: _Part, beside: _Part | None, warp: Warp) -> Drawn:
+    """The mouths of a part warped from their pages; those that are also `beside` with the other page blended in."""
+    drawn = warp.draw(part.crops.pixels, part.seen(), part.shown, part.wanted)
+    if beside is not None:
+        slots = np.searchsorted(part.crops.rows, beside.crops.rows)
+        other = warp.draw(beside.crops.pixels, beside.seen(), beside.shown, beside.wanted)
+        drawn.pixels[slots] = warp.blended(drawn.pixels[slots], other.pixels, BESIDE_SHARE)
     return drawn

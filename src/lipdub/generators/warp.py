@@ -20,7 +20,8 @@ STIFFER, STIFFEST = 4.0, 1.0
 """A warp that folds is smoothed more by this factor, up to this."""
 CELL_PX = 2
 """The flow is computed at the middles of cells of this many crop px."""
-
+FINE = 0.012
+"""Detail is what is finer than this, sigma, in sides of the crop."""
 
 _Float = TypeVar("_Float", np.float32, np.float64)
 
@@ -52,6 +53,16 @@ class Warp:
                 pages[slot], x + fine[..., 0], y + fine[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
             )
         return Drawn(drawn, Copied(np.zeros((len(targets), y1 - y0, x1 - x0), np.uint8), flow))
+
+    def blended(self, one: NDArray[np.uint8], other: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
+        """The drawn crops `one`, uint8 (M, S, S, 3), brought nearer to `other` by `share`, in all but fine detail: two pictures of a mouth
+        that are laid on each other blur it."""
+        y0, y1, x0, x1 = self._crop.drawn
+        blended = one.copy()
+        for slot, (here, there) in enumerate(zip(one[:, y0:y1, x0:x1], other[:, y0:y1, x0:x1], strict=True)):
+            apart = cv2.GaussianBlur(cv2.subtract(there, here, dtype=cv2.CV_32F), (0, 0), FINE * self._crop.size)
+            blended[slot, y0:y1, x0:x1] = np.clip(np.rint(here + share * apart), 0, 255)
+        return blended
 
     def flow(self, shown: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
         """From where each cell of the drawn box is copied relative to its own place, (x, y) in crop sides: float32 (2, h, w)."""
