@@ -27,11 +27,13 @@ def upper_face(seed: int, *, light: float = 1.0) -> NDArray[np.uint8]:
     return np.clip(light * np.stack([broad * 1.1, broad * 0.9, broad * 0.8], axis=2), 0, 255).astype(np.uint8)
 
 
-def seen(frame: int, *, opening: float = 0.0, yaw: float = 0.0, who: int = 1, light: float = 1.0, shift: float = 0.0) -> Seen:
+def seen(
+    frame: int, *, opening: float = 0.0, yaw: float = 0.0, who: int = 1, light: float = 1.0, shift: float = 0.0, side_px: float = 100.0
+) -> Seen:
     lips = np.full((40, 2), 0.5, np.float32) + np.linspace(0, 0.1, 40, dtype=np.float32)[:, None]
     lips[20:25, 1] += shift
     lips[LOWER_INNER_LIP, 1] = lips[UPPER_INNER_LIP, 1] + opening
-    return Seen.of(frame, lips, np.zeros((24, 2), np.float32), np.array([yaw, 0], np.float32), upper_face(who, light=light))
+    return Seen.of(frame, lips, np.zeros((24, 2), np.float32), np.array([yaw, 0], np.float32), side_px, upper_face(who, light=light))
 
 
 def look(frame: int, *, blur: float = 0.0) -> tuple[NDArray[np.uint8], None]:
@@ -118,6 +120,21 @@ def test_a_fade_a_flash_and_a_lost_focus_are_not_drawn_from() -> None:
     unusable = set(pages.frame[~pages.usable()].tolist())
     assert {3, 4, 12, 13, 14, 15} <= unusable <= {3, 4, 9, 12, 13, 14, 15}
     assert pages.take(np.array([0])).usable().all()
+
+
+@pytest.mark.parametrize("first_px", [40.0, 240.0])
+def test_a_close_up_and_a_wide_shot_of_the_same_mouths_have_pages_of_their_own(first_px: float) -> None:
+    faces = [seen(frame, opening=0.01 * (frame % 10), side_px=first_px if frame < 20 else 280 - first_px) for frame in range(40)]
+    pages, store, _ = kept(filled(faces, shots=(20,)), np.zeros(40, np.int32))
+    store.close()
+    assert len(set(pages.frame[pages.frame < 20].tolist())) == len(set(pages.frame[pages.frame >= 20].tolist())) == 10
+
+
+def test_the_softer_pixels_of_a_close_up_are_not_taken_for_lost_focus() -> None:
+    faces = [seen(frame, opening=0.01 * (frame % 12), side_px=60 if frame < 12 else 240) for frame in range(24)]
+    pages, store, _ = kept(filled(faces, blurred=range(12, 24)), np.zeros(24, np.int32))
+    store.close()
+    assert pages.usable().all()
 
 
 def test_who_comes_back_is_known_and_another_is_not() -> None:

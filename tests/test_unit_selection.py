@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from lipdub.references import unit_selection
 from lipdub.references.pages import Pages
-from lipdub.references.unit_selection import UnitSelection
+from lipdub.references.unit_selection import COARSER, UnitSelection
+
+SIDE_PX = 120.0
 
 
 def pages_of(count: int, seed: int = 0, *, apart: int = 5) -> Pages:
@@ -21,7 +23,7 @@ def pages_of(count: int, seed: int = 0, *, apart: int = 5) -> Pages:
     return Pages(
         np.zeros(count, np.int32), np.arange(count) * apart, rng.normal(0.5, 0.01, (count, 40, 2)).astype(np.float32),
         np.zeros((count, 24, 2), np.float32), rng.normal(0, 5, (count, 2)).astype(np.float32),
-        np.full((count, 2), 100, np.float32), np.ones(count, np.float32),
+        np.full((count, 2), 100, np.float32), np.ones(count, np.float32), np.full(count, SIDE_PX, np.float32),
     )  # fmt: skip
 
 
@@ -61,7 +63,7 @@ def test_blocks_give_about_the_way_of_one_run(monkeypatch: pytest.MonkeyPatch) -
 def test_a_page_that_is_not_usable_is_never_taken() -> None:
     pages, usable = pages_of(6), np.array([True, False, True, False, True, True])
     selection = UnitSelection(pages, usable)
-    costs = selection.costs(pages.lips[[1, 3, 1, 3]], pages.pose[[1, 3, 1, 3]])
+    costs = selection.costs(pages.lips[[1, 3, 1, 3]], pages.pose[[1, 3, 1, 3]], np.full(4, SIDE_PX))
     assert set(way_of(selection, costs).tolist()) <= {0, 2, 4, 5}
 
 
@@ -69,7 +71,7 @@ def test_a_mouth_that_the_pages_hold_is_found() -> None:
     pages = pages_of(30, apart=9)
     selection = UnitSelection(pages, np.ones(30, bool))
     wanted = np.repeat([4, 17, 8], 10)
-    costs = selection.costs(pages.lips[wanted], pages.pose[wanted])
+    costs = selection.costs(pages.lips[wanted], pages.pose[wanted], np.full(len(wanted), SIDE_PX))
     assert (way_of(selection, costs) == wanted).all()
 
 
@@ -91,6 +93,17 @@ def test_the_opening_counts_by_itself() -> None:
     moved[10, 1] += 0.04
     shut[25, 1] -= 0.04
     lips = np.stack([shut, moved])
-    pages = Pages(pages.person, pages.frame, lips, pages.outline, np.zeros((2, 2), np.float32), pages.skin, pages.sharpness)
-    costs = UnitSelection(pages, np.ones(2, bool)).costs(rest[None], np.zeros((1, 2), np.float32))
+    pages = Pages(pages.person, pages.frame, lips, pages.outline, np.zeros((2, 2), np.float32), pages.skin, pages.sharpness, pages.side_px)
+    costs = UnitSelection(pages, np.ones(2, bool)).costs(rest[None], np.zeros((1, 2), np.float32), np.array([SIDE_PX]))
     assert costs[0].argmin() == 1
+
+
+@given(factor=st.floats(0.2, 5))
+@settings(max_examples=30, deadline=None)
+def test_a_page_that_is_coarser_than_the_frame_costs_more_and_a_finer_one_nothing(factor: float) -> None:
+    pages = pages_of(5)
+    selection = UnitSelection(pages, np.ones(5, bool))
+    plain, sized = (selection.costs(pages.lips, pages.pose, np.full(5, side)) for side in (SIDE_PX, SIDE_PX * factor))
+    more = np.unique((sized - plain).round(6))
+    assert len(more) == 1
+    assert (more[0] > 0) == (factor > COARSER * 1.0001)

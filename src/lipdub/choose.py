@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.faces.crop import JAW
+from lipdub.faces.crop import JAW, unit_px
 from lipdub.faces.smoothing import OUTLINE_SMOOTH_S, smooth
 from lipdub.faces.track import DUBBED, FaceTrack, runs
 from lipdub.options import Draw
@@ -177,7 +177,7 @@ def _costs(bank: _Bank, wanted: _Wishes, choices: Choices, frames: tuple[int, in
         end = min(frames[1], start + BLOCK_FRAMES)
         source, points = shown.source[start:end], wanted.points(start, end)
         choices.want(points)
-        found = bank.selection.costs(points[:, :40], track.pose[source])
+        found = bank.selection.costs(points[:, :40], track.pose[source], unit_px(track.similarity[source]))
         if exclude_s > 0:
             away = np.abs(track.times_s[source][:, None] - bank.times_s[None])
             # A page is blended into the frame beside its own.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lipdub.evaluate import pixels
 from lipdub.evaluate.openings import FACE_PX
-from lipdub.evaluate.watch import FramePair, unit_px
+from lipdub.evaluate.watch import FramePair
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.paste.mask import mask_of
@@ -47,7 +47,7 @@ class PictureMeters:
     def __post_init__(self) -> None:
         dubbed = self.track.status == DUBBED
         if dubbed.any():
-            self._native_px = int(np.clip(np.round(np.median(unit_px(self.track.similarity[dubbed]))), *NATIVE_PX))
+            self._native_px = int(np.clip(np.round(np.median(crop.unit_px(self.track.similarity[dubbed]))), *NATIVE_PX))
 
     def add(self, pair: FramePair) -> None:
         """One frame of the dub beside its source's."""

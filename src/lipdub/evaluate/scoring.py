@@ -19,7 +19,7 @@ from lipdub.evaluate.meters import FidelityMeters, PictureMeters
 from lipdub.evaluate.openings import Openings, lmd, openings_of
 from lipdub.evaluate.scorecard import FIGURES
 from lipdub.evaluate.sync import GRID_HZ, GridCrops, PublicSync, embed_centred, embed_forward, sync_of
-from lipdub.evaluate.watch import Frames, lip_points_at, same_file, side_by_side, unit_px
+from lipdub.evaluate.watch import Frames, lip_points_at, same_file, side_by_side
 from lipdub.faces import crop
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.track import NO_FACE, FaceTrack
@@ -217,7 +217,7 @@ def public_crop(aligned: NDArray[np.float64]) -> NDArray[np.float64]:
     """Frame-to-unit similarity (4,) of the public SyncNet's upright crop around the face of an aligned crop."""
     scale = float(np.hypot(aligned[0], aligned[1]))
     a, b = aligned[0] / scale, aligned[1] / scale
-    side = PUBLIC_SIDE * float(unit_px(aligned[None])[0])
+    side = PUBLIC_SIDE * float(crop.unit_px(aligned[None])[0])
     # The middle of the aligned crop, in frame px, and from there straight down.
     middle = np.array([[a, b], [-b, a]]) @ (np.array([0.5, 0.5]) - aligned[2:]) / scale
     middle[1] += PUBLIC_DOWN / scale

@@ -60,11 +60,6 @@ def same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def unit_px(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Side in frame px of the aligned crops of frame-to-unit similarities (N, 4): float64 (N,)."""
-    return 1 / np.hypot(similarities[:, 0], similarities[:, 1])
-
-
 class Frames:
     """The frames of one video by number, asked for in rising order; one chunk is held. A context manager."""
 

@@ -166,7 +166,8 @@ def _analyse(
                 thumb = crop.take_one(picture, similarity, THUMB_PX)
                 seen = Seen.of(
                     chunk.index + offset, shape[LIP_COLUMNS].reshape(-1, 2).astype(np.float32),
-                    shape[OUTLINE_COLUMNS].reshape(-1, 2).astype(np.float32), row[[_YAW, _PITCH]].astype(np.float32), thumb,
+                    shape[OUTLINE_COLUMNS].reshape(-1, 2).astype(np.float32), row[[_YAW, _PITCH]].astype(np.float32),
+                    float(crop.unit_px(similarity[None])[0]), thumb,
                 )  # fmt: skip
                 cells.add(cells_of(thumb, seen.outline, seen.lips[:20]))
                 bank.show(number, seen, partial(_look, chunk, offset, similarity, store.size))

@@ -62,6 +62,11 @@ def unit_to_frame(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
     return inverse
 
 
+def unit_px(similarities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Side in frame px of the aligned crops of frame-to-unit similarities (N, 4): float64 (N,)."""
+    return 1 / np.hypot(similarities[:, 0], similarities[:, 1])
+
+
 def take(chunk: YuvChunk, rows: NDArray[np.int64], similarities: NDArray[np.float64], outlines: NDArray[np.float32], size: int) -> Crops:
     """Aligned crops of side `size` px of the chunk's frames `rows` (M,), by frame-to-unit `similarities` (M, 4) with unit
     `outlines` (M, P, 2). Where the crop reaches outside the frame, the border is repeated."""

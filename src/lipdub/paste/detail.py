@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.faces.crop import crop_to_frame
+from lipdub.faces.crop import crop_to_frame, unit_px
 from lipdub.media.planes import YuvColor, YuvPicture
 from lipdub.paste.light import Light
 from lipdub.records import Reference
@@ -110,7 +110,7 @@ class LitReference:
         """As it looks in a frame, by its aligned crop `taken`, uint8 (S, S, 3) RGB, and the frame-to-unit similarity (4,)."""
         color, size = frame.color, len(taken)
         levels = np.asarray(cv2.transform(taken.astype(np.float32), color.from_rgb()), np.float32)
-        planes = fine.planes(1 / float(np.hypot(similarity[0], similarity[1])))
+        planes = fine.planes(float(unit_px(similarity[None])[0]))
         plain = fine.coarse
         if planes is None:
             blur = blur_between(plain[..., 0], still_part(levels[..., 0])) / size

@@ -36,6 +36,8 @@ POSE_PER_DEG = 0.0012
 """What a degree of yaw or pitch counts as, in mean distance of lip points (unit crop)."""
 LIGHT_WEIGHT = 0.02
 """And the logarithm of the skin's brightness."""
+SIZE_WEIGHT = 0.02
+"""And the logarithm of the face's size: a close-up is to have pages of its own."""
 FACE_WEIGHT = 0.01
 """And how little two upper faces correlate: somebody else is no page that is there already."""
 CLOSER, SAME_POSE_DEG = 0.9, 7.5
@@ -66,21 +68,29 @@ _ROWS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
 class Seen:
     """One face of one frame, as the bank is shown it.
 
-    lips (40, 2) and outline (24, 2) in unit crop, pose (2,) in degrees, all float32. skin: float32 (2,), mean and spread of the brightness
-    of the upper face, levels. face: float32 (FACE_NUMBERS,), the upper face in grey, less its mean, of length 1. chroma: float32 (2,).
+    lips (40, 2) and outline (24, 2) in unit crop, pose (2,) in degrees, all float32. side_px: side of the unit crop in the frame.
+    skin: float32 (2,), mean and spread of the brightness of the upper face, levels. face: float32 (FACE_NUMBERS,), the upper face in grey,
+    less its mean, of length 1. chroma: float32 (2,).
     """
 
     frame: int
     lips: NDArray[np.float32]
     outline: NDArray[np.float32]
     pose: NDArray[np.float32]
+    side_px: float
     skin: NDArray[np.float32]
     face: NDArray[np.float32]
     chroma: NDArray[np.float32]
 
     @classmethod
     def of(
-        cls, frame: int, lips: NDArray[np.float32], outline: NDArray[np.float32], pose: NDArray[np.float32], thumb: NDArray[np.uint8]
+        cls,
+        frame: int,
+        lips: NDArray[np.float32],
+        outline: NDArray[np.float32],
+        pose: NDArray[np.float32],
+        side_px: float,
+        thumb: NDArray[np.uint8],
     ) -> Seen:
         """With what is read off the small picture of the face, `thumb`, uint8 (THUMB_PX, THUMB_PX, 3) RGB."""
         luma = thumb[UPPER_FACE].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
@@ -88,7 +98,7 @@ class Seen:
         grey -= grey.mean()
         chroma = cv2.cvtColor(thumb, cv2.COLOR_RGB2YCrCb)[UPPER_FACE][..., 1:].mean(axis=(0, 1))
         return cls(
-            frame, lips, outline, pose, np.array([luma.mean(), luma.std()], np.float32),
+            frame, lips, outline, pose, side_px, np.array([luma.mean(), luma.std()], np.float32),
             grey / max(1e-6, float(np.linalg.norm(grey))), np.asarray(chroma, np.float32),
         )  # fmt: skip
 
@@ -132,8 +142,10 @@ class _Person:
         moved = np.abs(self["shape"] - page["shape"]).mean(axis=1)
         turned = np.abs(self["pose"] - page["pose"]).sum(axis=1)
         lit = np.abs(np.log1p(self["skin"][:, 0]) - np.log1p(page["skin"][0]))
+        sized = np.abs(np.log(self["side_px"] / page["side_px"]))
         unlike = 1 - self["face"] @ page["face"]
-        return np.asarray(moved + POSE_PER_DEG * turned + LIGHT_WEIGHT * lit + FACE_WEIGHT * unlike, np.float32)
+        away = moved + POSE_PER_DEG * turned + LIGHT_WEIGHT * lit + SIZE_WEIGHT * sized + FACE_WEIGHT * unlike
+        return np.asarray(away, np.float32)
 
     def is_most_closed(self, seen: Seen) -> bool:
         """Whether no page of about this pose has its mouth nearly as shut: that one matters, for a mouth rests like this."""
@@ -148,7 +160,7 @@ class _Person:
             self.apart *= GROWTH
             keep: list[int] = []
             for at in range(self.count):
-                away = self.distances({name: self[name][at] for name in ("shape", "pose", "skin", "face")})[keep]
+                away = self.distances({name: self[name][at] for name in ("shape", "pose", "skin", "side_px", "face")})[keep]
                 if away.min(initial=np.inf) > self.apart:
                     keep.append(at)
             gone += np.delete(self["number"], keep).tolist()

@@ -15,8 +15,8 @@ LIT = 0.6
 """A page whose skin is darker, or flatter, than this share of what is usual, is not drawn from."""
 LEAST_LEVELS, LEAST_SHARPNESS = 8.0, 0.002
 """Differences of light and sharpness below these say nothing."""
-SHARP = 0.4
-"""And so is one that is less sharp than this share of the sharper ones."""
+SHARP, LIKE_SIZE = 0.4, 1.5
+"""And so is one that is less sharp than this share of the sharper ones, of those that are larger or smaller by at most this factor."""
 STILL = (0.39, 0.56, 0.26, 0.74)
 """Skin that neither speech nor a blink moves (y0, y1, x0, x1), unit crop: nose, and cheeks beside it."""
 
@@ -28,6 +28,7 @@ PAGE_ROWS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
     "pose": (np.dtype(np.float32), (2,)),
     "skin": (np.dtype(np.float32), (2,)),
     "sharpness": (np.dtype(np.float32), ()),
+    "side_px": (np.dtype(np.float32), ()),
 }
 """What ``Pages`` has a row per page of: type, and shape of a row."""
 
@@ -39,7 +40,7 @@ class Pages:
     person: int32 (P,). frame: int64 (P,), number of the source frame.
     lips: float32 (P, 40, 2), outline: float32 (P, 24, 2), unit crop of the page's own picture.
     pose: float32 (P, 2), yaw and pitch in degrees. skin: float32 (P, 2), mean and spread of the brightness of still skin, levels.
-    sharpness: float32 (P,), see ``still_sharpness``.
+    sharpness: float32 (P,), see ``still_sharpness``. side_px: float32 (P,), side of the unit crop in the page's frame.
     """
 
     person: NDArray[np.int32]
@@ -49,6 +50,7 @@ class Pages:
     pose: NDArray[np.float32]
     skin: NDArray[np.float32]
     sharpness: NDArray[np.float32]
+    side_px: NDArray[np.float32]
 
     def __post_init__(self) -> None:
         count = len(self.person)
@@ -78,7 +80,11 @@ class Pages:
             skin, sharpness = self.skin[mine] + LEAST_LEVELS, self.sharpness[mine] + LEAST_SHARPNESS
             usual = np.median(skin, axis=0)
             lit = ((skin >= LIT * usual) & (skin <= usual / LIT)).all(axis=1)
-            good = lit & (sharpness >= SHARP * np.quantile(sharpness, 0.75))
+            # Sharpness is of pixels: a wide shot's small faces are sharper than a close-up.
+            side = np.log(self.side_px[mine])
+            like = np.abs(side[:, None] - side[None]) < np.log(LIKE_SIZE)
+            sharp = np.nanquantile(np.where(like, sharpness, np.nan), 0.75, axis=1)
+            good = lit & (sharpness >= SHARP * sharp)
             good[np.argmax(sharpness * lit)] = True
             usable[mine] = good
         return usable

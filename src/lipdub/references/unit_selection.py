@@ -19,6 +19,8 @@ SWITCH = 0.003
 """What any change of page costs, in mean distance of lip points (unit crop)."""
 UNLIKE = 0.8
 """And this share of what the two pages differ by."""
+COARSE, COARSER = 0.03, 1.25
+"""The logarithm of how much coarser than its frame a page is costs this, from this factor on: it would be drawn blurred."""
 BLOCK_FRAMES, AHEAD_FRAMES = 256, 32
 """A decision is made for so many frames when so many more have been seen."""
 
@@ -29,6 +31,7 @@ class UnitSelection:
     def __init__(self, pages: Pages, usable: NDArray[np.bool_]) -> None:
         self._shape = shape_of(pages.lips)
         self._pose = pages.pose
+        self._side = np.log(pages.side_px)
         self._never = np.where(usable, 0, np.inf).astype(np.float32)
         apart = np.abs(self._shape[:, None] - self._shape[None]).mean(axis=2)
         apart += POSE_PER_DEG * np.abs(pages.pose[:, None] - pages.pose[None]).sum(axis=2)
@@ -39,12 +42,14 @@ class UnitSelection:
         follows = np.flatnonzero(np.diff(pages.frame) == 1)
         self._step[follows, follows + 1] = 0
 
-    def costs(self, lips: NDArray[np.float32], pose: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What each page costs at each of n frames, float32 (n, P): lips (n, 40, 2) wished for in unit crop, pose (n, 2) in degrees."""
+    def costs(self, lips: NDArray[np.float32], pose: NDArray[np.float32], side_px: NDArray[np.float64]) -> NDArray[np.float32]:
+        """What each page costs at each of n frames, float32 (n, P): lips (n, 40, 2) wished for in unit crop, pose (n, 2) in degrees,
+        side_px (n,) of the unit crop in the frame."""
         found = np.empty((len(lips), len(self._shape)), np.float32)
         for row, (shape, turned) in enumerate(zip(shape_of(lips), pose, strict=True)):
             found[row] = np.abs(self._shape - shape).mean(axis=1) + POSE_PER_DEG * np.abs(self._pose - turned).sum(axis=1)
-        return found + self._never
+        coarser = np.log(side_px)[:, None] - self._side - np.log(COARSER)
+        return np.asarray(found + COARSE * np.maximum(coarser, 0) + self._never, np.float32)
 
     def cheapest(self, costs: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.int64]]:
         """The page of every frame of a shot, in pieces. costs: (n, P) each, in order."""
