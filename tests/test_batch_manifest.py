@@ -68,11 +68,11 @@ def test_a_row_as_it_stands(folder):
 
 
 def test_every_column(folder):
-    head = "report,force,strict,threads,preset,crf,draw,silence,fit,device,model,output,speech,video"
-    line = "r.json,yes,TRUE,2,fast,23,paint,keep,speech,cpu,mine,out.mkv,speech.wav,talk.mp4"
+    head = "report,force,strict,threads,preset,crf,keep_original_audio,draw,silence,fit,device,model,output,speech,video"
+    line = "r.json,yes,TRUE,2,fast,23,no,paint,keep,speech,cpu,mine,out.mkv,speech.wav,talk.mp4"
     (row,) = read_manifest(manifest(folder, line, head=head))
     model = str(folder / "mine")
-    assert row.options == DubOptions(model, "cpu", "speech", "keep", "paint", 23, "fast", 2, True, True)
+    assert row.options == DubOptions(model, "cpu", "speech", "keep", "paint", False, 23, "fast", 2, True, True)
     assert row.report == folder / "r.json"
     assert bundle.resolve(row.options.model) == folder / "mine"
 

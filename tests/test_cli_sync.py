@@ -461,7 +461,7 @@ FAKE_FFMPEG = """#!/bin/sh
 case "$*" in *-version*) echo "ffmpeg version 7.0"; exit 0;; esac
 for word; do case "$word" in *lipdub-part*) part="${word#file:}";; esac; done
 echo half > "$part"
-case "$*" in *"-c:v copy"*) ;; *) exit 0;; esac # a second of sound, tried before the first frame
+case "$*" in *"-c:v:0 copy"*) ;; *) exit 0;; esac # a second of sound, tried before the first frame
 echo $$ > muxing
 exec sleep 60
 """

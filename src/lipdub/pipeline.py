@@ -86,6 +86,7 @@ def dub(
         shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=sound.end_s, fit=options.fit, is_still=info.is_still)
         with clock("open"):  # before a frame is drawn: what cannot be written is said now
             sound_plan = media.plan_sound(speech, out, duration_s=shown.duration_s, info=sound, warn=warn)
+            kept = media.plan_kept(video, out, duration_s=shown.duration_s, keep_audio=options.keep_original_audio, warn=warn)
         with clock("recall"):
             told = counted(tell, "listening", len(shown))
             pauses = pauses_in(speech)
@@ -99,11 +100,21 @@ def dub(
             choices = choose(track, shown, lips, draw=options.draw, exclude_s=exclude_own_s)
         stack.enter_context(closing(choices))
         scene = Scene(
-            pictures, info, track, shown, lips, choices, model.spec, model.generator, keep_pauses=options.silence == "keep", warn=warn
+            pictures,
+            info,
+            track,
+            shown,
+            lips,
+            choices,
+            model.spec,
+            model.generator,
+            keep_pauses=options.silence == "keep",
+            kept=kept,
+            warn=warn,
         )
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=counted(tell, "redrawing", len(shown)))
         with clock("mux"):
-            media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, warn=warn)
+            media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, kept=kept, warn=warn)
     video_s = Fraction(0) if info.is_still else pictures_end_s(track.pts, track.time_base, video_s=info.duration_s)
     if not any(warning.kind == "clock-jump" for warning in warnings) and (cut := media.cut_off(info, video_s)) is not None:
         warn(cut)

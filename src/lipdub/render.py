@@ -31,7 +31,7 @@ GATHERED_BYTES = 256 * 2**20
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Scene:
     """All that is known before a pixel is drawn. track: of `video`. lips, choices: one row for each frame of `shown`. keep_pauses: the
-    source's own picture shows through where the speech pauses."""
+    source's own picture shows through where the speech pauses. kept: tags and chapters of the output."""
 
     video: Path
     info: VideoInfo
@@ -42,6 +42,7 @@ class Scene:
     spec: BundleSpec
     generator: Generator
     keep_pauses: bool = False
+    kept: media.Kept = media.NOTHING_KEPT
     warn: Warn = lambda _: None
     """Told what had to be mended in the pictures."""
 
@@ -94,7 +95,7 @@ def render(scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_f
     Raises UnreadableMedia, NoVideoStream, EncodingFailed, BundleInvalid, ModelError.
     """
     # What is left to encode when the block ends counts as encoding, so the writer is entered under that clock.
-    with clock("encode"), media.Writer(out, scene.info, crf=crf, preset=preset, time_base=scene.shown.time_base) as writer:
+    with clock("encode"), media.Writer(out, scene.info, crf=crf, preset=preset, time_base=scene.shown.time_base, kept=scene.kept) as writer:
         writer.end_s = scene.shown.duration_s
         with clock("wait"), Stages() as stages:
             for piece in _redrawn(scene, stages, clock):

@@ -11,6 +11,7 @@ from lipdub.media.clock import cut_off
 from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
 from lipdub.media.copies import let_go_of_copies, readable
+from lipdub.media.kept import NOTHING_KEPT, Kept, plan_kept
 from lipdub.media.muxing import mux
 from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix, unfinished
 from lipdub.media.pictures import probe, read_frames, read_planes, read_span
@@ -22,7 +23,9 @@ from lipdub.media.writer import Writer
 
 __all__ = [
     "COMMENT",
+    "NOTHING_KEPT",
     "VIDEO_SUFFIXES",
+    "Kept",
     "Writer",
     "audio_duration_s",
     "check_file",
@@ -37,6 +40,7 @@ __all__ = [
     "has_sound",
     "let_go_of_copies",
     "mux",
+    "plan_kept",
     "plan_sound",
     "play",
     "probe",

@@ -30,6 +30,8 @@ class Container:
     recoded: what other sound becomes.
     keeps_pcm: PCM that has to be cut stays PCM of its kind.
     keeps_ticks: it counts in the pictures' own ticks, not in milliseconds; its edit list lets coded sound begin before time zero.
+    subtitles: what subtitles of text become that it does not take as they are.
+    attaches: it holds a cover as an attached file, not as pictures.
     """
 
     muxer: str
@@ -37,6 +39,8 @@ class Container:
     recoded: str
     keeps_pcm: bool
     keeps_ticks: bool
+    subtitles: str
+    attaches: bool
 
     def sound_codec(self, codec: str, *, as_it_is: bool, begins_at_zero: bool) -> str:
         """The codec for sound that comes in `codec`: "copy" where nothing need be done to it.
@@ -57,9 +61,9 @@ class Container:
 
 CONTAINERS: Final[Mapping[str, Container]] = MappingProxyType(
     {
-        ".mp4": Container("mp4", copied=_LOSSY, recoded="aac", keeps_pcm=False, keeps_ticks=True),
-        ".mov": Container("mov", copied=_LOSSY | PCM, recoded="aac", keeps_pcm=True, keeps_ticks=True),
-        ".mkv": Container("matroska", copied=None, recoded="flac", keeps_pcm=True, keeps_ticks=False),
+        ".mp4": Container("mp4", _LOSSY, "aac", keeps_pcm=False, keeps_ticks=True, subtitles="mov_text", attaches=False),
+        ".mov": Container("mov", _LOSSY | PCM, "aac", keeps_pcm=True, keeps_ticks=True, subtitles="mov_text", attaches=False),
+        ".mkv": Container("matroska", None, "flac", keeps_pcm=True, keeps_ticks=False, subtitles="subrip", attaches=True),
     }
 )
 """By suffix."""

@@ -259,13 +259,15 @@ def write_wav(out: Path, samples: NDArray[np.float32 | np.float64], sample_rate_
 class SoundInfo:
     """What the sound of a file is, decoded to its end; times in seconds from time zero.
 
-    index: of the stream in its file. codec: by FFmpeg's name. sample_rate_hz, layout: the highest rate, and the layout of most channels.
-    origin_s: time zero on the file's own clock. packet_s: where the coded sound starts, an encoder's lead-in that nobody hears included.
-    start_s, end_s: of the sound that is heard. changes_s: where its rate, layout or kind of samples changes.
+    index: of the stream in its file. codec: by FFmpeg's name. language: as its file says, "" where it does not. sample_rate_hz, layout:
+    the highest rate, and the layout of most channels. origin_s: time zero on the file's own clock. packet_s: where the coded sound starts,
+    an encoder's lead-in that nobody hears included. start_s, end_s: of the sound that is heard. changes_s: where its rate, layout or kind
+    of samples changes.
     """
 
     index: int
     codec: str
+    language: str
     sample_rate_hz: int
     channels: int
     layout: str
@@ -317,7 +319,10 @@ def probe_sound(path: Path, warn: Warn = lambda _: None) -> SoundInfo:
             text = f"the speech says that it lasts {float(promised_s):.2f} s, but holds {float(held_s):.2f} s: it is cut off or damaged"
             warn(DubWarning("speech-cut-off", text, ((float(end_s), float(start_s + promised_s)),)))
         codec = stream.codec_context.codec.canonical_name
-        return SoundInfo(stream.index, codec, rate, channels, layout, origin_s, packet_s - origin_s, start_s, end_s, tuple(changes_s))
+        language = stream.metadata.get("language", "und").replace("und", "")
+        return SoundInfo(
+            stream.index, codec, language, rate, channels, layout, origin_s, packet_s - origin_s, start_s, end_s, tuple(changes_s)
+        )
 
 
 def _promised_s(path: Path, container: InputContainer, stream: av.AudioStream) -> Fraction | None:

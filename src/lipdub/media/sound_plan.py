@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
@@ -78,9 +79,9 @@ def plan_sound(speech: Path, out: Path, *, duration_s: Fraction, info: SoundInfo
 
 def write_sound(
     speech: Path, info: SoundInfo, way: SoundWay, part: Path, *, duration_s: Fraction, out: Path, pictures: Any = None,
-    options: dict[str, object] | None = None,
+    others: Sequence[Any] = (), options: dict[str, object] | None = None,
 ) -> None:  # fmt: skip
-    """Write `part`: the sound of `speech` up to `duration_s`, beside `pictures` (a stream of ffmpeg-python) where there are any.
+    """Write `part`: the sound of `speech` up to `duration_s`, beside `pictures` (a stream of ffmpeg-python) and `others` if there are any.
 
     options: more ones of the output. out: what the file will be called, for messages. Raises EncodingFailed, WriteFailed.
     """
@@ -93,18 +94,24 @@ def write_sound(
             speech, shift_s, stream = whole, Fraction(0), "0"
         taken = ffmpeg.input(url_of(speech), itsoffset=_seconds(shift_s))[stream]
         container = container_of(out)
-        given: dict[str, object] = {"c:a": way.codec, "format": container.muxer, **(options or {})}
+        given: dict[str, object] = {"c:a:0": way.codec, "format": container.muxer, **(options or {})}
         if way.codec == "copy":
             given |= {} if pictures is not None else {"t": _seconds(duration_s)}
         else:
-            # silence before a late start and in gaps goes into the samples, as in read_audio: players differ in honouring times
-            taken = taken.filter("aresample", **{"async": 1, "min_hard_comp": float(GAP_S), "first_pts": 0})
-            taken = taken.filter("atrim", end_sample=int(duration_s * info.sample_rate_hz))
+            taken = from_zero(taken).filter("atrim", end_sample=int(duration_s * info.sample_rate_hz))
         if way.codec == "aac":
-            given["b:a"] = f"{max(256, 96 * (2 if way.stereo else info.channels))}k"
-        streams = [taken] if pictures is None else [pictures, taken]
+            given["b:a:0"] = f"{max(256, 96 * (2 if way.stereo else info.channels))}k"
+        if info.language:
+            given["metadata:s:a:0"] = f"language={info.language}"
+        streams = [taken] if pictures is None else [pictures, taken, *others]
         command = ffmpeg.output(*streams, url_of(part), **given)
         run_ffmpeg(command.global_args("-copyts"), out)
+
+
+def from_zero(sound: Any) -> Any:
+    """Sound of ffmpeg-python laid out from time zero on: silence before a late start and in gaps goes into the samples, as in `read_audio`,
+    for players differ in honouring times."""
+    return sound.filter("aresample", **{"async": 1, "min_hard_comp": float(GAP_S), "first_pts": 0})
 
 
 def _seconds(time_s: Fraction) -> str:

@@ -19,7 +19,7 @@ from lipdub.errors import EncodingFailed
 from lipdub.media.colour import written_color
 from lipdub.media.containers import container_of
 from lipdub.media.files import mapped, url_of
-from lipdub.media.output import COMMENT
+from lipdub.media.kept import NOTHING_KEPT, Kept
 from lipdub.media.planes import YuvChunk
 from lipdub.records import VideoInfo
 
@@ -31,7 +31,7 @@ class Writer:
     (Ctrl-C, too) nothing is left and what was at `out` is untouched. An `out` that exists is replaced: `check_output` is
     the caller's.
 
-    crf, preset: quality and speed of x264.
+    crf, preset: quality and speed of x264. kept: tags and chapters that the file is to have.
 
     Ticks are those of `time_base` (the one of `info` by default), written exactly to .mp4 and .mov; .mkv counts in
     milliseconds. Pixels are 8-bit yuv420p, which plays everywhere, and which needs even sides: an odd picture gets its
@@ -47,11 +47,13 @@ class Writer:
         WriteFailed: the disk gave up.
     """
 
-    def __init__(self, out: Path, info: VideoInfo, *, crf: int, preset: str, time_base: Fraction | None = None) -> None:
+    def __init__(
+        self, out: Path, info: VideoInfo, *, crf: int, preset: str, time_base: Fraction | None = None, kept: Kept = NOTHING_KEPT
+    ) -> None:
         self.out = out
         self.end_s: Fraction | None = None
         self.time_base = time_base or info.time_base
-        self._info = info
+        self._info, self._kept = info, kept
         self._options = {"crf": str(crf), "preset": preset}
         self._size = info.width + info.width % 2, info.height + info.height % 2
         self._color = written_color(info, padded=self._size != (info.width, info.height))
@@ -107,7 +109,7 @@ class Writer:
         ticks_per_s = self.time_base.denominator
         options = self._kind.muxer_options(ticks_per_s, ticks_per_s)
         container = av.open(url_of(self._part), "w", format=self._kind.muxer, container_options=options)
-        container.metadata["comment"] = COMMENT
+        self._kept.into(container)
         return container
 
     def _started(self) -> av.VideoStream:

@@ -1,0 +1,272 @@
+"""What a video holds beside its pictures and the sound that is replaced: what the output's container takes of it goes into the output.
+
+Tags, chapters, subtitles, a cover, attached fonts, and the original sound where it is asked for. What is left out is said. All of it lies
+on the source's own time line, so where pictures are played again it belongs to their first time, and it ends where the output ends.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+import av
+import ffmpeg
+import numpy as np
+from av.container import InputContainer, OutputContainer
+from av.stream import Disposition
+
+from lipdub.atomic import part_file
+from lipdub.errors import EncodingFailed
+from lipdub.media.containers import Container, container_of
+from lipdub.media.facts import may_be_hidden
+from lipdub.media.files import audio_stream, is_photo_format, mapped, opened, origin_of_s, url_of, video_stream
+from lipdub.media.output import COMMENT
+from lipdub.media.program import run_ffmpeg
+from lipdub.media.sound_plan import from_zero
+from lipdub.records import DubWarning, Warn
+
+_TECHNICAL: Final = frozenset({"encoder", "major_brand", "minor_version", "compatible_brands", "duration", "comment"})
+"""Tags that say how the source's file was made; the comment is kept beside our own."""
+_PICTURE_TYPES: Final = MappingProxyType({"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")})
+
+Kind = Literal["sound track", "subtitles", "attachment", "cover", "further pictures", "data"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chapter:
+    """A chapter, in seconds from time zero."""
+
+    start_s: Fraction
+    end_s: Fraction
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptStream:
+    """A stream of the source that goes into the output. index: in the source. codec: "copy", or an encoder by FFmpeg's name. name: for
+    people, with its language. title: what the source calls it. picture: how a cover is coded.
+    """
+
+    index: int
+    kind: Kind
+    codec: str
+    name: str
+    language: str = "und"
+    title: str = ""
+    picture: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What goes into an output beside its pictures and its new sound. origin_s: time zero on the source's own clock. until_s: where the
+    output ends. tags: of the whole file, our comment among them."""
+
+    video: Path | None = None
+    origin_s: Fraction = Fraction(0)
+    until_s: Fraction = Fraction(0)
+    tags: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({"comment": COMMENT}))
+    chapters: tuple[Chapter, ...] = ()
+    streams: tuple[KeptStream, ...] = ()
+
+    def into(self, container: OutputContainer) -> None:
+        """Put tags and chapters into a file that is about to be written."""
+        container.metadata.update(self.tags)
+        if self.chapters:
+            container.set_chapters(
+                [
+                    {
+                        "id": number,
+                        "start": round(1000 * one.start_s),
+                        "end": round(1000 * one.end_s),
+                        "time_base": Fraction(1, 1000),
+                        "metadata": {"title": one.title} if one.title else {},
+                    }
+                    for number, one in enumerate(self.chapters)
+                ]
+            )
+
+    @contextmanager
+    def mapped_into(self, out: Path) -> Iterator[tuple[list[Any], dict[str, object]]]:
+        """The kept streams as ffmpeg-python takes them, to come after pictures and sound, and the options that go with them."""
+        options: dict[str, object] = {"metadata": f"comment={self.tags['comment']}", "map_chapters": 0 if self.chapters else -1}
+        if not self.streams or self.video is None:
+            yield [], options
+            return
+        source = ffmpeg.input(url_of(self.video), itsoffset=f"{float(-self.origin_s):.6f}", t=f"{float(self.until_s):.6f}")
+        end_s = f"{float(self.until_s):.6f}"
+        # What begins beyond the output's end is dropped, and what lasts beyond it is cut.
+        cut = f"noise=drop='gte(pts*tb,{end_s})',setts=pts=PTS:dts=DTS:duration='min(DURATION,{end_s}/TB-PTS)'"
+        numbers: dict[str, int] = {"a": 1, "s": 0, "t": 0, "v": 1}
+        taken = []
+        covers = []
+        for stream in self.streams:
+            letter = {"sound track": "a", "subtitles": "s", "attachment": "t", "cover": "v"}[stream.kind]
+            if stream.kind == "cover" and container_of(out).attaches:
+                covers.append(stream)
+                continue
+            at = f"{letter}:{numbers[letter]}"
+            numbers[letter] += 1
+            options[f"c:{at}"] = stream.codec
+            if stream.kind == "sound track" and stream.codec != "copy":
+                # Filters lose what the stream is called.
+                taken.append(from_zero(source[str(stream.index)]).filter("atrim", end=end_s))
+                options[f"metadata:s:{at}"] = f"language={stream.language}"
+            else:
+                taken.append(source[str(stream.index)])
+            if stream.title:  # by the number of the stream, for each option is given once; before it are pictures and new sound
+                options[f"metadata:s:{1 + len(taken)}"] = f"title={stream.title}"
+            if stream.kind == "sound track":
+                options |= {"disposition:a:0": "default", f"disposition:{at}": "0"}
+            elif stream.kind == "subtitles":
+                options[f"bsf:{at}"] = cut
+            elif stream.kind == "cover":
+                options[f"disposition:{at}"] = "attached_pic"
+        if not covers:
+            yield taken, options
+            return
+        ending, kind = _PICTURE_TYPES[covers[0].picture]
+        with tempfile.TemporaryDirectory() as folder:
+            picture = Path(folder) / f"cover.{ending}"  # its name goes into the file
+            picture.write_bytes(_packet(self.video, covers[0].index))
+            yield taken, options | {"attach": str(picture), f"metadata:s:t:{numbers['t']}": f"mimetype={kind}"}
+
+
+NOTHING_KEPT: Final = Kept()
+"""Of a photo, and of pictures that somebody drew."""
+
+
+def plan_kept(video: Path, out: Path, *, duration_s: Fraction, keep_audio: bool = False, warn: Warn = lambda _: None) -> Kept:
+    """What of `video` goes into `out` beside pictures and new sound: each stream is tried in the real muxer, tags are read back.
+
+    duration_s: of the output. keep_audio: its own sound tracks, too. warn: told what is left out.
+
+    Raises UnreadableMedia, NoVideoStream.
+    """
+    left_out: list[str] = []
+    with opened(video) as container:
+        if is_photo_format(container):
+            return NOTHING_KEPT
+        origin_s = origin_of_s(container)
+        chapters = tuple(_chapters(container, origin_s, duration_s))
+        comment = container.metadata.get("comment", container.metadata.get("COMMENT", ""))
+        tags = {key: value for key, value in container.metadata.items() if key.lower() not in _TECHNICAL and "=" not in key}
+        found = list(_found(container, video, container_of(out), origin_s, keep_audio, has_chapters=bool(chapters)))
+    tags["comment"] = COMMENT if not comment or comment.startswith(COMMENT) else f"{COMMENT}. {comment}"
+    whole = Kept(video, origin_s, duration_s, MappingProxyType(tags), chapters)
+    streams: list[KeptStream] = []
+    for ways in found:
+        for way in ways:
+            languages = _taken(whole, way, out) if way.codec else None
+            if languages is not None:
+                streams.append(way)
+                if way.language not in ("und", languages):
+                    left_out.append(f"the language of {way.name}")
+                break
+        else:
+            left_out.append(ways[0].name)
+    kept_tags = _tags_taken(whole, out)
+    left_out += [f"tag {key}" for key in sorted(tags.keys() - kept_tags)]
+    if left_out:
+        how = "; --keep-original-audio keeps sound tracks" if not keep_audio and any(one.startswith("sound") for one in left_out) else ""
+        warn(DubWarning("left-out", f"the output is without what else the video holds: {', '.join(left_out)}{how}"))
+    tags = {key: value for key, value in tags.items() if key in kept_tags or key == "comment"}
+    return Kept(video, origin_s, duration_s, MappingProxyType(tags), chapters, tuple(streams))
+
+
+def _chapters(container: InputContainer, origin_s: Fraction, until_s: Fraction) -> Iterator[Chapter]:
+    """The chapters of a file that begin before `until_s`."""
+    for one in container.chapters():
+        base = one["time_base"] or Fraction(1)
+        start_s, end_s = max(Fraction(0), one["start"] * base - origin_s), min(until_s, one["end"] * base - origin_s)
+        if start_s < end_s:
+            yield Chapter(start_s, end_s, one["metadata"].get("title", ""))
+
+
+def _found(
+    container: InputContainer, video: Path, into: Container, origin_s: Fraction, keep_audio: bool, *, has_chapters: bool
+) -> Iterator[list[KeptStream]]:
+    """Of every other stream of the video the ways in which it may go into the output, the best one first; one without codec goes not."""
+    pictures, covers = video_stream(container, video), 0
+    replaced = audio_stream(container, video) if any(one.codec_context for one in container.streams.audio) else None
+    for stream in container.streams:
+        codec = "" if stream.codec_context is None else stream.codec_context.codec.canonical_name
+
+        def named(
+            kind: Kind, *codecs: str, codec: str = codec, tags: Mapping[str, str] = stream.metadata, index: int = stream.index
+        ) -> list[KeptStream]:
+            language = tags.get("language", "und")
+            told = ", ".join(part for part in (f"stream {index}", codec, "" if language == "und" else language) if part)
+            picture = codec if kind == "cover" else ""
+            return [
+                KeptStream(index, kind, way, f"{kind} ({told})", language, tags.get("name", tags.get("title", "")), picture)
+                for way in codecs
+            ]
+
+        if stream.index == pictures.index:
+            continue
+        if isinstance(stream, av.VideoStream):
+            if stream.disposition & Disposition.attached_pic and not covers:
+                covers += 1
+                yield named("cover", "copy" if codec in _PICTURE_TYPES else "")
+            else:
+                yield named("further pictures", "")
+        elif isinstance(stream, av.AudioStream):
+            if keep_audio and codec:
+                with opened(video) as again:
+                    first = next(again.demux(again.streams[stream.index]))
+                starts = first.pts is None or first.pts * first.time_base >= origin_s
+                best = into.sound_codec(codec, as_it_is=True, begins_at_zero=starts)
+                yield named("sound track", *dict.fromkeys([best, into.recoded]))
+            elif replaced is None or stream.index != replaced.index:
+                yield named("sound track", "")
+        elif stream.type == "subtitle":
+            text = bool(codec) and av.Codec(codec, "r").text_sub
+            yield named("subtitles", "copy", *([into.subtitles] if text else []))
+        elif stream.type == "attachment":
+            yield named("attachment", "copy")
+        elif not (has_chapters and "mp4" in container.format.name):  # there, chapters have a data stream of their own
+            yield named("data", "")
+
+
+def _taken(whole: Kept, stream: KeptStream, out: Path) -> str | None:
+    """The language by which a second of the stream is known in such a file, beside silence; None: it does not go in."""
+    container = container_of(out)
+    alone = Kept(whole.video, whole.origin_s, min(whole.until_s, Fraction(1)), streams=(stream,))
+    try:
+        with part_file(out, hidden=may_be_hidden()) as part, alone.mapped_into(out) as (streams, options):
+            pictures = ffmpeg.input("color=size=64x64", f="lavfi", t="1")
+            silence = ffmpeg.input("anullsrc", f="lavfi", t="1")
+            given = {"c:v:0": "libx264", "c:a:0": container.recoded, "format": container.muxer} | options
+            run_ffmpeg(ffmpeg.output(pictures, silence, *streams, url_of(part), **given).global_args("-copyts"), out)
+            with opened(part) as written:
+                there = [one for one in written.streams if one.index > 1 and one.type != "data"]
+                return there[0].metadata.get("language", "und") if there else None
+    except EncodingFailed:
+        return None
+
+
+def _tags_taken(whole: Kept, out: Path) -> set[str]:
+    """Which tags are there again when they have been written into such a file."""
+    with part_file(out, hidden=may_be_hidden()) as part:
+        with mapped(out, writing=True), av.open(url_of(part), "w", format=container_of(out).muxer) as container:
+            whole.into(container)
+            stream = container.add_stream("libx264", rate=25)
+            stream.width = stream.height = 64
+            stream.pix_fmt = "yuv420p"
+            for frame in (av.VideoFrame.from_ndarray(np.zeros((96, 64), np.uint8), "yuv420p"), None):
+                container.mux(stream.encode(frame))
+        with opened(part) as written:
+            there = {key.lower(): value for key, value in written.metadata.items()}
+    return {key for key, value in whole.tags.items() if there.get(key.lower()) == value}
+
+
+def _packet(video: Path, index: int) -> bytes:
+    """The picture of a cover as it is coded."""
+    with opened(video) as container:
+        return next(bytes(packet) for packet in container.demux(container.streams[index]) if packet.size)
