@@ -40,7 +40,7 @@ class DubOptions:
         "auto",
         "warp: from the person's own mouths in the video, paint: by the network, auto: painted where the video shows too few mouths.",
     )
-    keep_original_audio: bool = _option(False, "Keep the video's own sound tracks beside the new one, which players play first.")
+    keep_original_audio: bool = _option(False, "Keep the video's own sound tracks, too; players begin with the new one.")
     crf: int = _option(12, "Quality of the encoding: lower is better and larger; 0 loses nothing.", low=0, high=51)
     # At crf 12 x264's veryfast keeps the picture as well as medium at 14 does, to a decibel, with a quarter more bytes in 0.4 of the time.
     preset: Preset = _option("veryfast", "Speed of the encoding against size.")

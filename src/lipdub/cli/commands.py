@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-NARROW = 72
+NARROW = 84
 """Columns below which Typer's tables cut off the names of options."""
 STANDARD_OUTPUT = Path("-")
 JSON = "--json"
