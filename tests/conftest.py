@@ -27,6 +27,9 @@ def _begun_alike() -> None:
 # A shell without job control starts background jobs deaf to Ctrl-C; tests of interruptions need to hear it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# So does nohup with a closed terminal: the programs that tests start would wait for ever.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Tests leave the user's analysis cache alone, and are not helped by it; those of the cache name a folder of their own.
 os.environ["LIPDUB_CACHE"] = "off"
 # Machines are shared: how long an example takes says nothing about the code.
