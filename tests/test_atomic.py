@@ -32,6 +32,29 @@ def test_part_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+_INTERRUPTED = """
+import sys
+from pathlib import Path
+
+from lipdub import atomic
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+atomic._locked = interrupted
+with getattr(atomic, sys.argv[1])(Path(sys.argv[2])):
+    pass
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="parts are not locked there")
+@pytest.mark.parametrize("way", ["part_file", "whole_file", "whole_folder", "files_into"])
+def test_an_interrupt_between_making_a_part_and_minding_it_leaves_nothing(tmp_path: Path, way: str) -> None:
+    done = subprocess.run([sys.executable, "-c", _INTERRUPTED, way, str(tmp_path / "a")], capture_output=True, check=False)
+    assert b"KeyboardInterrupt" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(("content", "written"), [("ü\n", b"\xc3\xbc\n"), (b"\0\xff", b"\0\xff"), ("", b"")])
 def test_a_file_is_written_and_replaced(tmp_path: Path, content: str | bytes, written: bytes) -> None:
     for _ in range(2):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from drawn import draw_video, sine, write_wav
@@ -21,6 +22,7 @@ from lipdub.atomic import part_file, part_name, put_in_place, remove_stale_parts
 from lipdub.errors import EncodingFailed
 from lipdub.media import facts
 from lipdub.media import program as program_room
+from lipdub.stages import ENDING
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="parts are not locked there")
 
@@ -222,3 +224,31 @@ def test_where_no_program_can_write_the_last_one_says_why(tmp_path: Path, monkey
     with pytest.raises(EncodingFailed, match=r"^cannot write '.*out\.mp4': \[out\] Error opening output .*; check the free space"):
         muxed(tmp_path)
     assert [name for name in listed(tmp_path) if "part" in name or name == "out.mp4"] == []
+
+
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
+def test_a_program_is_ended_if_the_interrupt_comes_while_it_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, stop)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(subprocess, "Popen", Interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                program_room.run([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "out.mp4")
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+    assert [process.poll() is None for process in started] == [False]

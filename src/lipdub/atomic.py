@@ -2,13 +2,14 @@
 
 An output that is a link stays one: what it leads to is written.
 
-Until then they are *parts*: ``.NAME.0123456789ab.lipdub-part.SUFFIX`` beside the output, removed whatever ends the block. A process that
-is killed leaves them. Their owner holds a lock on them, which the system gives back when it ends, so the next run that writes the same
-output knows them for stale and removes them.
+Until then they are *parts*: ``.NAME.0123456789ab.lipdub-part.SUFFIX`` beside the output, removed whatever ends the block, and at the
+latest when the process ends: an interrupt may come between two lines of ours. A process that is killed leaves them. Their owner holds a
+lock on them, which the system gives back when it ends, so the next run that writes the same output knows them for stale and removes them.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import secrets
@@ -36,6 +37,10 @@ _LOOKS_SHARE, _QUICK_S = 0.02, 0.01
 _next_look: dict[Path, float] = {}
 _locks: dict[Path, int] = {}
 """Parts of this process, and the handles that hold their locks."""
+_parts: set[Path] = set()
+"""Parts that this process made or was about to make, and has not removed or put in place."""
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_parts.clear)
 
 
 def write_whole(out: Path, content: str | bytes, *, failed: str = "cannot write", advice: str = ADVICE) -> None:
@@ -71,8 +76,7 @@ def part_file(out: Path, *, hidden: bool = True) -> Iterator[Path]:
         yield part
     finally:
         _let_go(part)
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        _remove(part)
 
 
 def put_in_place(part: Path, out: Path) -> None:
@@ -199,6 +203,7 @@ def _claimed(out: Path, *, hidden: bool = True, folder: bool = False) -> Path:
     while True:
         at = target_of(out)
         part = at.with_name(part_name(at.stem, out.suffix, hidden=hidden))
+        _parts.add(part)
         if folder:
             part.mkdir()
         else:
@@ -216,6 +221,22 @@ def _claimed(out: Path, *, hidden: bool = True, folder: bool = False) -> Path:
 def _let_go(part: Path) -> None:
     with suppress(KeyError, OSError):
         os.close(_locks.pop(part))
+
+
+def _remove(part: Path) -> None:
+    """Remove a part of ours, file or folder, if it is still there."""
+    if part.is_dir():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    _parts.discard(part)
+
+
+@atexit.register
+def _remove_all() -> None:
+    for part in tuple(_parts):
+        _remove(part)
 
 
 def _locked(handle: int, part: Path) -> bool:
@@ -242,7 +263,7 @@ def _part_folder(out: Path) -> Iterator[Path]:
         yield part
     finally:
         _let_go(part)
-        shutil.rmtree(part, ignore_errors=True)
+        _remove(part)
 
 
 @contextmanager

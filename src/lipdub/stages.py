@@ -20,8 +20,8 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Generic, TypeVar
+from types import FrameType, TracebackType
+from typing import Any, Generic, TypeVar
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask a process to end, and that it cleans up at: Ctrl-C, a polite kill, and a terminal that was closed."""
@@ -111,6 +111,26 @@ class Stages:
             self._turn.wait(0.5)
         if self._stopped:
             raise _Stopped
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A signal of ``ENDING`` that comes within the block is heard when the block has ended: for what may not be broken off half-way, such
+    as the start of a process that nobody would know."""
+    kept: dict[int, Any] = {}
+    came: list[tuple[int, FrameType | None]] = []
+    try:
+        if threading.current_thread() is threading.main_thread():  # no other thread hears signals, or may say who does
+            for number in ENDING:
+                if callable(signal.getsignal(number)):
+                    kept[number] = signal.getsignal(number)
+                    signal.signal(number, lambda *signalled: came.append(signalled))
+        yield
+    finally:
+        for number, heard in kept.items():
+            signal.signal(number, heard)
+        for number, frame in came[:1]:
+            kept[number](number, frame)
 
 
 def spread(work: Callable[[T], U], items: Iterator[T], *, workers: int) -> Generator[U, None, None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import ffmpeg
 
 from lipdub.errors import EncodingFailed
 from lipdub.media.facts import OLDEST_FFMPEG, programs
+from lipdub.stages import uninterrupted
 
 
 def programs_to_try() -> list[str]:
@@ -40,27 +40,21 @@ def run_ffmpeg(command: Any, out: Path) -> None:
 def run(command: list[str], out: Path) -> None:
     """Run one program to its end. Raises EncodingFailed with its first line."""
 
-    def start() -> subprocess.Popen[bytes]:
-        # a session of its own: Ctrl-C comes to us alone, and we end the program
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-        )
-
-    # Another thread starts it: Ctrl-C would break off the start itself here, and leave a program that nobody knows.
-    with ThreadPoolExecutor(1) as starter:
-        started = starter.submit(start)
-        try:
-            process = started.result()
-            _, said = process.communicate()
-        except OSError as error:
-            raise EncodingFailed(
-                f"cannot write '{out}': '{command[0]}' does not start ({error.strerror or error}); install FFmpeg"
-            ) from error
-        except BaseException:
-            process = started.result()
+    process = None
+    try:
+        with uninterrupted():  # Ctrl-C in the middle of the start would leave a program that nobody knows
+            # a session of its own: Ctrl-C comes to us alone, and we end the program
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+            )
+        _, said = process.communicate()
+    except OSError as error:
+        raise EncodingFailed(f"cannot write '{out}': '{command[0]}' does not start ({error.strerror or error}); install FFmpeg") from error
+    except BaseException:
+        if process is not None:
             process.kill()
             process.communicate()
-            raise
+        raise
     if process.returncode:
         lines = said.decode(errors="replace").strip().splitlines() or [f"ffmpeg ended with code {process.returncode}"]
         # The first line names the cause; newer programs end with "Error opening output files".
