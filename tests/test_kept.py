@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 from drawn import burst, draw_photo, draw_video, sine, write_wav
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lipdub import media
+from lipdub.errors import EncodingFailed
+from lipdub.media import muxing
 from lipdub.media.program import programs_to_try, run
 from lipdub.records import DubWarning
 
@@ -179,8 +182,6 @@ def test_a_dub_of_a_dub_says_once_that_it_is_one(films: Path, tmp_path: Path) ->
 def test_damaged_streams_cost_no_dub(films: Path, tmp_path_factory: pytest.TempPathFactory, damage: int) -> None:
     """What cannot be kept after all is left out, and said; the output is there."""
     folder = tmp_path_factory.mktemp("damaged")
-    import numpy as np
-
     data = np.frombuffer((films / "film.mkv").read_bytes(), np.uint8).copy()
     rng = np.random.default_rng(damage)
     # Behind the headers, so that the pictures can be found.
@@ -194,9 +195,6 @@ def test_damaged_streams_cost_no_dub(films: Path, tmp_path_factory: pytest.TempP
 
 def test_where_kept_streams_fail_at_the_end_the_output_is_without(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial was of a second only."""
-    from lipdub.errors import EncodingFailed
-    from lipdub.media import muxing
-
     write = muxing.write_sound
 
     def failing(*given: Any, others: Any = (), **more: Any) -> None:

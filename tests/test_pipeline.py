@@ -525,7 +525,7 @@ def test_frames_without_a_face_do_not_pile_up_before_the_generator(house: Path) 
             data = np.zeros((4, 64 * 64 * 3 // 2), np.uint8)
             frames = YuvChunk(first, data, 64, 64, color, np.arange(first, first + 4), Fraction(1, 25))
             held.append(first + 4)
-            yield rendering._Piece(frames, (), None)
+            yield rendering._Piece(frames, ())
 
     scene = SimpleNamespace(generator=model.generator, spec=model.spec)
     for piece, mouths in rendering._drawn(pieces(), scene, Clock()):

@@ -166,7 +166,7 @@ class _Bank:
 
     @classmethod
     def of(cls, track: FaceTrack, person: int, usable: NDArray[np.bool_]) -> _Bank:
-        pages = np.flatnonzero(track.pages.person == person)
+        pages = track.pages.of(person)
         return cls(pages, track.times_s[track.pages.frame[pages]], UnitSelection(track.pages.take(pages), usable[pages]))
 
 
@@ -181,7 +181,7 @@ def _costs(bank: _Bank, wanted: _Wishes, choices: Choices, frames: tuple[int, in
         if exclude_s > 0:
             away = np.abs(track.times_s[source][:, None] - bank.times_s[None])
             # A page is blended into the frame beside its own.
-            found = np.where(away < exclude_s + wanted.step_s, FORBIDDEN, found)
+            found = np.where(away < exclude_s + track.step_s, FORBIDDEN, found)
         yield found
 
 
@@ -194,8 +194,6 @@ class _Wishes:
         people = int(track.person.max()) + 2
         self.stretches = list(runs(track.shot[shown.source].astype(np.int64) * people + track.person[shown.source]))
         """Output frames [first, end) that show one shot and one person, or nobody."""
-        times = np.diff(track.pts)
-        self.step_s = float(np.median(times)) * float(track.time_base) if len(times) else 0.04
         recalled = self._recalled_range()
         self._mouths: dict[int, Mouth] = {}
         self._gain: dict[int, NDArray[np.float32]] = {}
@@ -204,15 +202,13 @@ class _Wishes:
             if not len(frames):  # none of theirs is redrawn
                 continue
             openings = track.opening[frames]
-            self._mouths[person] = Mouth.of(
-                track.pages.take(np.flatnonzero(track.pages.person == person)), float(np.quantile(openings, REST_SHARE))
-            )
+            self._mouths[person] = Mouth.of(track.pages.take(track.pages.of(person)), float(np.quantile(openings, REST_SHARE)))
             own = _range(_openings_and_widths(track.lips[frames[:: max(1, len(frames) // 20000)]].astype(np.float32)))
             self._gain[person] = np.clip(own / np.maximum(recalled, 1e-4), LEAST_GAIN, MOST_GAIN).astype(np.float32)
 
     def covered(self, person: int) -> bool:
         """Whether the person's pages show the inside of the mouth about as far open as is wanted: what no page shows has to be painted."""
-        pages = self.track.pages.take(np.flatnonzero(self.track.pages.person == person))
+        pages = self.track.pages.take(self.track.pages.of(person))
         if len(pages) < FEWEST_PAGES:
             return False
         shapes, openings, short = shape_of(pages.lips), inner_opening(pages.lips), []
@@ -255,12 +251,12 @@ class _Wishes:
     def _slow(self, source: NDArray[np.int64]) -> NDArray[np.float32]:
         """The lips of source frames (n,) of one shot, averaged over about a second: float32 (n, 40, 2)."""
         track = self.track
-        margin = int(np.ceil(3 * OUTLINE_SMOOTH_S / self.step_s))
+        margin = int(np.ceil(3 * OUTLINE_SMOOTH_S / track.step_s))
         low, high = max(0, int(source.min()) - margin), min(len(track), int(source.max()) + margin + 1)
         here = track.shot[source[0]]
         mine = track.person[low:high] == track.person[source[0]]
         same = np.flatnonzero(mine & (track.shot[low:high] == here) & (track.status[low:high] == DUBBED)) + low
-        smoothed = smooth(track.lips[same].astype(np.float64).reshape(len(same), 80), OUTLINE_SMOOTH_S / self.step_s, odd=False)
+        smoothed = smooth(track.lips[same].astype(np.float64).reshape(len(same), 80), OUTLINE_SMOOTH_S / track.step_s, odd=False)
         at = np.clip(np.searchsorted(same, source), 0, len(same) - 1)
         return smoothed[at].reshape(len(source), 40, 2).astype(np.float32)
 

@@ -20,7 +20,7 @@ from lipdub.faces.follow import follow
 from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack
 from lipdub.model import Model, open_model
 from lipdub.options import DubOptions, Silence
-from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning, Span, VideoInfo
+from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning, Span
 from lipdub.render import Scene, render
 from lipdub.speech.lip_track import LipTrack, listen, pauses_in
 from lipdub.speech.pauses import Pauses
@@ -77,7 +77,7 @@ def dub(
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None
     if track is None:
-        size, told = model.spec.crop.size, counted(tell, "finding faces", _frames_guessed(info))
+        size, told = model.spec.crop.size, counted(tell, "finding faces", info.frames_guessed)
         track, cached = follow(pictures, info, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told)
     with ExitStack() as stack:
         stack.callback(track.references.close)
@@ -100,18 +100,9 @@ def dub(
             choices = choose(track, shown, lips, draw=options.draw, exclude_s=exclude_own_s)
         stack.enter_context(closing(choices))
         scene = Scene(
-            pictures,
-            info,
-            track,
-            shown,
-            lips,
-            choices,
-            model.spec,
-            model.generator,
-            keep_pauses=options.silence == "keep",
-            kept=kept,
-            warn=warn,
-        )
+            pictures, info, track, shown, lips, choices, model.spec, model.generator,
+            keep_pauses=options.silence == "keep", kept=kept, warn=warn,
+        )  # fmt: skip
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=counted(tell, "redrawing", len(shown)))
         with clock("mux"):
             media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, kept=kept, warn=warn)
@@ -128,10 +119,6 @@ def dub(
         wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cached,
         warnings=tuple(warnings), pages=len(track.pages), painted=choices.painted,
     )  # fmt: skip
-
-
-def _frames_guessed(info: VideoInfo) -> int | None:
-    return None if info.duration_s is None else max(1, round(info.duration_s * info.frame_rate))
 
 
 def _require_faces(track: FaceTrack, video: Path, strict: bool) -> None:

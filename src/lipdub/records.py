@@ -67,6 +67,11 @@ class VideoInfo:
         _require(self.frame_rate > 0, f"frame_rate must be positive, got {self.frame_rate}")
         _require(self.rotation in (0, 90, 180, 270), f"rotation must be a quarter turn, got {self.rotation}")
 
+    @property
+    def frames_guessed(self) -> int | None:
+        """About how many frames there are, by what the container says; None where it does not."""
+        return None if self.duration_s is None else max(1, round(self.duration_s * self.frame_rate))
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class FrameChunk:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class _Part:
 
     crops: of their frames. references: for each the page it is drawn from, as it looks in the frame. strength: float32 (M,), how far it is
     redrawn. lip_features: float32 (M, C), what is painted; None for those that are warped. shown, wanted: float32 (M, 64, 2), where the
-    page's points are, and where they are to lie.
+    page's points are, and where they are to lie. beside: another page that is blended into some of them.
     """
 
     crops: Crops
@@ -66,25 +66,24 @@ class _Part:
     lip_features: NDArray[np.float32] | None
     shown: NDArray[np.float32]
     wanted: NDArray[np.float32]
+    beside: _Beside | None = None
 
-    def seen(self) -> NDArray[np.uint8]:
-        """The pages as a generator sees them, uint8 (M, S, S, 3)."""
-        seen = np.empty_like(self.crops.pixels)
-        for slot, reference in enumerate(self.references):
-            seen[slot] = reference.pixels
-        return seen
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class _Beside:
+    """Pages that are blended into K mouths of a part. slots: int64 (K,), into which. references and shown: as in `_Part`."""
+
+    slots: NDArray[np.int64]
+    references: tuple[LitReference, ...]
+    shown: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class _Piece:
-    """Frames on their way through the stages, with what is to be drawn in them.
-
-    beside: mouths of the first part that another page is blended into, drawn from that one.
-    """
+    """Frames on their way through the stages, with what is to be drawn in them."""
 
     frames: YuvChunk
     parts: tuple[_Part, ...]
-    beside: _Part | None
 
 
 def render(scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_frames: Callable[[int], None]) -> None:
@@ -137,23 +136,30 @@ def _cropped(scene: Scene, frames: YuvChunk, sources: NDArray[np.int64], referen
     redrawn = (track.status[sources] == DUBBED) & (strength > 0)
     chosen = scene.choices.frames(frames.index, frames.index + len(frames))
 
-    def part(where: NDArray[np.bool_], page: NDArray[np.int64], painted: bool) -> _Part | None:
-        if not where.any():
-            return None
-        rows = np.flatnonzero(where)
-        of, pages = sources[rows], page[rows]
-        crops = crop.take(frames, rows, track.similarity[of], track.outline[of].astype(np.float32), scene.spec.crop.size)
-        lit = (
-            LitReference.of(references.get(page, frames.color), crops.pixels[slot], frames.picture(int(row)), track.similarity[of[slot]])
-            for slot, (row, page) in enumerate(zip(rows, pages.tolist(), strict=True))
+    def lit(pages: NDArray[np.int64], rows: NDArray[np.int64], taken: NDArray[np.uint8]) -> tuple[LitReference, ...]:
+        """The pages as they look in the frames `rows`, whose crops are `taken`."""
+        return tuple(
+            LitReference.of(references.get(page, frames.color), pixels, frames.picture(int(row)), track.similarity[sources[row]])
+            for page, row, pixels in zip(pages.tolist(), rows, taken, strict=True)
         )
-        shown = np.concatenate([track.pages.lips[pages], track.pages.outline[pages]], axis=1)
-        return _Part(crops, tuple(lit), strength[rows], lips.feature[rows] if painted else None, shown, chosen.points[rows])
 
-    warped = part(redrawn & (chosen.page >= 0), chosen.page, False)
-    painted = part(redrawn & (chosen.page < 0), track.reference[sources].astype(np.int64), True)
-    beside = part(redrawn & (chosen.beside >= 0), chosen.beside, False)
-    return _Piece(frames, tuple(one for one in (warped, painted) if one is not None), beside)
+    def points(pages: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.concatenate([track.pages.lips[pages], track.pages.outline[pages]], axis=1)
+
+    def part(rows: NDArray[np.int64], painted: bool) -> _Part:
+        of = sources[rows]
+        crops = crop.take(frames, rows, track.similarity[of], track.outline[of].astype(np.float32), scene.spec.crop.size)
+        pages = track.reference[of].astype(np.int64) if painted else chosen.page[rows]
+        others, beside = chosen.beside[rows], None
+        if (slots := np.flatnonzero(others >= 0)).size:
+            beside = _Beside(slots, lit(others[slots], rows[slots], crops.pixels[slots]), points(others[slots]))
+        return _Part(
+            crops, lit(pages, rows, crops.pixels), strength[rows], lips.feature[rows] if painted else None, points(pages),
+            chosen.points[rows], beside,
+        )  # fmt: skip
+
+    ways = [(np.flatnonzero(redrawn & ((chosen.page < 0) == painted)), painted) for painted in (False, True)]
+    return _Piece(frames, tuple(part(rows, painted) for rows, painted in ways if len(rows)))
 
 
 def _drawn(pieces: Iterator[_Piece], scene: Scene, clock: Clock) -> Iterator[tuple[_Piece, list[Drawn]]]:
@@ -178,7 +184,7 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
         if painted:
             mouths = scene.generator.draw(
                 np.concatenate([part.crops.pixels for part in painted]),
-                np.concatenate([part.seen() for part in painted]),
+                np.concatenate([_seen(part.references) for part in painted]),
                 np.concatenate([part.lip_features for part in painted if part.lip_features is not None]),
             )
         drawn, end = [], 0
@@ -186,7 +192,7 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
             found = []
             for part in piece.parts:
                 if part.lip_features is None or mouths is None:
-                    found.append(_warped(part, piece.beside, warp))
+                    found.append(_warped(part, warp))
                 else:
                     end += len(part.crops)
                     found.append(mouths.part(end - len(part.crops), end))
@@ -194,11 +200,16 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
     return drawn
 
 
-def _warped(part: _Part, beside: _Part | None, warp: Warp) -> Drawn:
-    """The mouths of a part warped from their pages; those that are also `beside` with the other page blended in."""
-    drawn = warp.draw(part.crops.pixels, part.seen(), part.shown, part.wanted)
-    if beside is not None:
-        slots = np.searchsorted(part.crops.rows, beside.crops.rows)
-        other = warp.draw(beside.crops.pixels, beside.seen(), beside.shown, beside.wanted)
+def _warped(part: _Part, warp: Warp) -> Drawn:
+    """The mouths of a part warped from their pages, and from those that are blended in."""
+    drawn = warp.draw(part.crops.pixels, _seen(part.references), part.shown, part.wanted)
+    if (beside := part.beside) is not None:
+        slots = beside.slots
+        other = warp.draw(part.crops.pixels[slots], _seen(beside.references), beside.shown, part.wanted[slots])
         drawn.pixels[slots] = warp.blended(drawn.pixels[slots], other.pixels, BESIDE_SHARE)
     return drawn
+
+
+def _seen(references: Sequence[LitReference]) -> NDArray[np.uint8]:
+    """References as a generator sees them, uint8 (M, S, S, 3)."""
+    return np.stack([reference.pixels for reference in references])

@@ -63,7 +63,7 @@ def bank_sheet(
         if len(track.pages) == 0:
             raise NoFaceFound(f"no face in '{video}' that a dub could draw from; it needs one that looks at the camera")
         numbers, counts = np.unique(track.person[track.person >= 0], return_counts=True)
-        pages = np.flatnonzero(track.pages.person == numbers[counts.argmax()])
+        pages = track.pages.of(int(numbers[counts.argmax()]))
         usable = pages[track.pages.usable()[pages]]
         write_whole(out, media.encode_picture(_map(track, usable), out.suffix.lower()))
         return BankReport(len(numbers), len(pages), len(usable), len(track), int((track.person >= 0).sum()))

@@ -103,7 +103,7 @@ def _pass(
 
     Also gives when the first frame starts and when the last one ends, as the frames themselves say.
     """
-    total = None if info.duration_s is None else max(1, round(info.duration_s * info.frame_rate))
+    total = info.frames_guessed
     cells: list[_Cell] = []
     wanted_s: deque[Fraction] = deque()
     held: NDArray[np.uint8] | None = None

@@ -68,6 +68,11 @@ class FaceTrack:
         """Presentation times in seconds, float64 (N,)."""
         return self.pts * float(self.time_base)
 
+    @property
+    def step_s(self) -> float:
+        """From one frame to the next, usually, in seconds."""
+        return float(np.median(np.diff(self.pts))) * float(self.time_base) if len(self) > 1 else 0.04
+
     def spans(self) -> tuple[Span, ...]:
         """Stretches of frames that are passed through, in order."""
         times = self.times_s

@@ -133,6 +133,14 @@ def origin_of_s(container: InputContainer) -> Fraction:
     return first if container.format.name in BROADCAST or first < 0 or first > 1 else Fraction(0)
 
 
+def coded_from_s(path: Path, index: int) -> Fraction | None:
+    """Where the coded data of a stream begins on the file's own clock, seconds, what nobody hears of it included; None where no time is
+    told. Raises UnreadableMedia."""
+    with opened(path) as container:
+        packet = next(container.demux(container.streams[index]))
+        return None if packet.pts is None else packet.pts * packet.time_base
+
+
 def _tags(stream: av.VideoStream | av.AudioStream) -> set[tuple[str, str]]:
     return {(name.lower(), value) for name, value in stream.metadata.items()}
 

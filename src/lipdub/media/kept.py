@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +25,7 @@ from lipdub.atomic import part_file
 from lipdub.errors import EncodingFailed
 from lipdub.media.containers import Container, container_of
 from lipdub.media.facts import may_be_hidden
-from lipdub.media.files import audio_stream, is_photo_format, mapped, opened, origin_of_s, url_of, video_stream
+from lipdub.media.files import audio_stream, coded_from_s, is_photo_format, mapped, opened, origin_of_s, url_of, video_stream
 from lipdub.media.output import COMMENT
 from lipdub.media.program import run_ffmpeg
 from lipdub.media.sound_plan import from_zero
@@ -36,6 +36,8 @@ _TECHNICAL: Final = frozenset({"encoder", "major_brand", "minor_version", "compa
 _PICTURE_TYPES: Final = MappingProxyType({"mjpeg": ("jpg", "image/jpeg"), "png": ("png", "image/png")})
 
 Kind = Literal["sound track", "subtitles", "attachment", "cover", "further pictures", "data"]
+_LETTERS: Final[Mapping[Kind, str]] = MappingProxyType({"sound track": "a", "subtitles": "s", "attachment": "t", "cover": "v"})
+"""How FFmpeg calls the kinds that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +51,20 @@ class Chapter:
 
 @dataclass(frozen=True, slots=True)
 class KeptStream:
-    """A stream of the source that goes into the output. index: in the source. codec: "copy", or an encoder by FFmpeg's name. name: for
-    people, with its language. title: what the source calls it. picture: how a cover is coded.
+    """A stream of the source, and how it goes into the output. index: in the source. coded: how it is coded there, "" where FFmpeg does not
+    know. title: what the source calls it. codec: "copy", or an encoder by FFmpeg's name.
     """
 
     index: int
     kind: Kind
-    codec: str
-    name: str
-    language: str = "und"
-    title: str = ""
-    picture: str = ""
+    coded: str
+    language: str
+    title: str
+    codec: str = "copy"
+
+    def __str__(self) -> str:
+        language = "" if self.language == "und" else self.language
+        return f"{self.kind} ({', '.join(part for part in (f'stream {self.index}', self.coded, language) if part)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,23 +107,22 @@ class Kept:
         end_s = f"{float(self.until_s):.6f}"
         # What begins beyond the output's end is dropped, and what lasts beyond it is cut.
         cut = f"noise=drop='gte(pts*tb,{end_s})',setts=pts=PTS:dts=DTS:duration='min(DURATION,{end_s}/TB-PTS)'"
-        numbers: dict[str, int] = {"a": 1, "s": 0, "t": 0, "v": 1}
-        taken = []
-        covers = []
+        numbers = {"sound track": 1, "subtitles": 0, "attachment": 0, "cover": 1}
+        taken: list[Any] = []
+        attached: KeptStream | None = None
         for stream in self.streams:
-            letter = {"sound track": "a", "subtitles": "s", "attachment": "t", "cover": "v"}[stream.kind]
             if stream.kind == "cover" and container_of(out).attaches:
-                covers.append(stream)
+                attached = stream
                 continue
-            at = f"{letter}:{numbers[letter]}"
-            numbers[letter] += 1
+            at = f"{_LETTERS[stream.kind]}:{numbers[stream.kind]}"
+            numbers[stream.kind] += 1
             options[f"c:{at}"] = stream.codec
+            input_stream = source[str(stream.index)]
             if stream.kind == "sound track" and stream.codec != "copy":
                 # Filters lose what the stream is called.
-                taken.append(from_zero(source[str(stream.index)]).filter("atrim", end=end_s))
+                input_stream = from_zero(input_stream).filter("atrim", end=end_s)
                 options[f"metadata:s:{at}"] = f"language={stream.language}"
-            else:
-                taken.append(source[str(stream.index)])
+            taken.append(input_stream)
             if stream.title:  # by the number of the stream, for each option is given once; before it are pictures and new sound
                 options[f"metadata:s:{1 + len(taken)}"] = f"title={stream.title}"
             if stream.kind == "sound track":
@@ -127,14 +131,14 @@ class Kept:
                 options[f"bsf:{at}"] = cut
             elif stream.kind == "cover":
                 options[f"disposition:{at}"] = "attached_pic"
-        if not covers:
+        if attached is None:
             yield taken, options
             return
-        ending, kind = _PICTURE_TYPES[covers[0].picture]
+        ending, media_type = _PICTURE_TYPES[attached.coded]
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder) / f"cover.{ending}"  # its name goes into the file
-            picture.write_bytes(_packet(self.video, covers[0].index))
-            yield taken, options | {"attach": str(picture), f"metadata:s:t:{numbers['t']}": f"mimetype={kind}"}
+            picture.write_bytes(_packet(self.video, attached.index))
+            yield taken, options | {"attach": str(picture), f"metadata:s:t:{numbers['attachment']}": f"mimetype={media_type}"}
 
 
 NOTHING_KEPT: Final = Kept()
@@ -148,7 +152,6 @@ def plan_kept(video: Path, out: Path, *, duration_s: Fraction, keep_audio: bool 
 
     Raises UnreadableMedia, NoVideoStream.
     """
-    left_out: list[str] = []
     with opened(video) as container:
         if is_photo_format(container):
             return NOTHING_KEPT
@@ -159,24 +162,25 @@ def plan_kept(video: Path, out: Path, *, duration_s: Fraction, keep_audio: bool 
         found = list(_found(container, video, container_of(out), origin_s, keep_audio, has_chapters=bool(chapters)))
     tags["comment"] = COMMENT if not comment or comment.startswith(COMMENT) else f"{COMMENT}. {comment}"
     whole = Kept(video, origin_s, duration_s, MappingProxyType(tags), chapters)
+    left_out: list[str] = []
     streams: list[KeptStream] = []
-    for ways in found:
-        for way in ways:
-            languages = _taken(whole, way, out) if way.codec else None
-            if languages is not None:
+    for stream, codecs in found:
+        for way in (replace(stream, codec=codec) for codec in codecs):
+            language = _language_taken(whole, way, out)
+            if language is not None:
                 streams.append(way)
-                if way.language not in ("und", languages):
-                    left_out.append(f"the language of {way.name}")
+                if way.language not in ("und", language):
+                    left_out.append(f"the language of {way}")
                 break
         else:
-            left_out.append(ways[0].name)
-    kept_tags = _tags_taken(whole, out)
-    left_out += [f"tag {key}" for key in sorted(tags.keys() - kept_tags)]
+            left_out.append(str(stream))
+    lost = tags.keys() - _tags_taken(whole, out) if tags != NOTHING_KEPT.tags else set()
+    left_out += [f"tag {key}" for key in sorted(lost)]
     if left_out:
         how = "; --keep-original-audio keeps sound tracks" if not keep_audio and any(one.startswith("sound") for one in left_out) else ""
         warn(DubWarning("left-out", f"the output is without what else the video holds: {', '.join(left_out)}{how}"))
-    tags = {key: value for key, value in tags.items() if key in kept_tags or key == "comment"}
-    return Kept(video, origin_s, duration_s, MappingProxyType(tags), chapters, tuple(streams))
+    tags = {key: value for key, value in tags.items() if key not in lost or key == "comment"}
+    return replace(whole, tags=MappingProxyType(tags), streams=tuple(streams))
 
 
 def _chapters(container: InputContainer, origin_s: Fraction, until_s: Fraction) -> Iterator[Chapter]:
@@ -190,51 +194,41 @@ def _chapters(container: InputContainer, origin_s: Fraction, until_s: Fraction) 
 
 def _found(
     container: InputContainer, video: Path, into: Container, origin_s: Fraction, keep_audio: bool, *, has_chapters: bool
-) -> Iterator[list[KeptStream]]:
-    """Of every other stream of the video the ways in which it may go into the output, the best one first; one without codec goes not."""
-    pictures, covers = video_stream(container, video), 0
+) -> Iterator[tuple[KeptStream, tuple[str, ...]]]:
+    """Every other stream of the video, and the codecs in which it may go into the output, the best one first; none: it does not go."""
+    pictures, has_cover = video_stream(container, video), False
     replaced = audio_stream(container, video) if any(one.codec_context for one in container.streams.audio) else None
     for stream in container.streams:
-        codec = "" if stream.codec_context is None else stream.codec_context.codec.canonical_name
-
-        def named(
-            kind: Kind, *codecs: str, codec: str = codec, tags: Mapping[str, str] = stream.metadata, index: int = stream.index
-        ) -> list[KeptStream]:
-            language = tags.get("language", "und")
-            told = ", ".join(part for part in (f"stream {index}", codec, "" if language == "und" else language) if part)
-            picture = codec if kind == "cover" else ""
-            return [
-                KeptStream(index, kind, way, f"{kind} ({told})", language, tags.get("name", tags.get("title", "")), picture)
-                for way in codecs
-            ]
-
         if stream.index == pictures.index:
             continue
+        coded = "" if stream.codec_context is None else stream.codec_context.codec.canonical_name
+        codecs: tuple[str, ...] = ()
+        kind: Kind = "data"
         if isinstance(stream, av.VideoStream):
-            if stream.disposition & Disposition.attached_pic and not covers:
-                covers += 1
-                yield named("cover", "copy" if codec in _PICTURE_TYPES else "")
-            else:
-                yield named("further pictures", "")
+            kind = "cover" if stream.disposition & Disposition.attached_pic and not has_cover else "further pictures"
+            has_cover |= kind == "cover"
+            if kind == "cover" and coded in _PICTURE_TYPES:
+                codecs = ("copy",)
         elif isinstance(stream, av.AudioStream):
-            if keep_audio and codec:
-                with opened(video) as again:
-                    first = next(again.demux(again.streams[stream.index]))
-                starts = first.pts is None or first.pts * first.time_base >= origin_s
-                best = into.sound_codec(codec, as_it_is=True, begins_at_zero=starts)
-                yield named("sound track", *dict.fromkeys([best, into.recoded]))
-            elif replaced is None or stream.index != replaced.index:
-                yield named("sound track", "")
+            kind = "sound track"
+            if keep_audio and coded:
+                begins_s = coded_from_s(video, stream.index)
+                best = into.sound_codec(coded, as_it_is=True, begins_at_zero=begins_s is None or begins_s >= origin_s)
+                codecs = tuple(dict.fromkeys([best, into.recoded]))
+            elif replaced is not None and stream.index == replaced.index:
+                continue
         elif stream.type == "subtitle":
-            text = bool(codec) and av.Codec(codec, "r").text_sub
-            yield named("subtitles", "copy", *([into.subtitles] if text else []))
+            kind = "subtitles"
+            codecs = ("copy", into.subtitles) if coded and av.Codec(coded, "r").text_sub else ("copy",)
         elif stream.type == "attachment":
-            yield named("attachment", "copy")
-        elif not (has_chapters and "mp4" in container.format.name):  # there, chapters have a data stream of their own
-            yield named("data", "")
+            kind, codecs = "attachment", ("copy",)
+        elif has_chapters and "mp4" in container.format.name:  # there, chapters have a data stream of their own
+            continue
+        tags = stream.metadata
+        yield KeptStream(stream.index, kind, coded, tags.get("language", "und"), tags.get("name", tags.get("title", ""))), codecs
 
 
-def _taken(whole: Kept, stream: KeptStream, out: Path) -> str | None:
+def _language_taken(whole: Kept, stream: KeptStream, out: Path) -> str | None:
     """The language by which a second of the stream is known in such a file, beside silence; None: it does not go in."""
     container = container_of(out)
     alone = Kept(whole.video, whole.origin_s, min(whole.until_s, Fraction(1)), streams=(stream,))

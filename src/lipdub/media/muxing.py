@@ -68,7 +68,7 @@ def mux(
                 raise
             reason = str(error).partition(": ")[2].partition("; check")[0]
             if number + 1 == len(sound.ways):
-                names = ", ".join(stream.name for stream in kept.streams)
+                names = ", ".join(map(str, kept.streams))
                 warn(DubWarning("left-out", f"{names} did not go into the file as planned ({reason}): the output is without"))
             else:
                 text = f"the sound did not go into the file as planned ({reason}): it was coded in another way"

@@ -20,7 +20,7 @@ from lipdub.atomic import whole_file
 from lipdub.errors import NoAudioStream
 from lipdub.media.clock import CUT_OFF_S, LONGEST_GAP_S, clock_jump, tagged_duration_s
 from lipdub.media.copies import readable
-from lipdub.media.files import audio_stream, decoded, mapped, opened, origin_of_s, url_of
+from lipdub.media.files import audio_stream, coded_from_s, decoded, mapped, opened, origin_of_s, url_of
 from lipdub.records import DubWarning, Warn
 
 GAP_S = Fraction(1, 20)
@@ -259,7 +259,7 @@ def write_wav(out: Path, samples: NDArray[np.float32 | np.float64], sample_rate_
 class SoundInfo:
     """What the sound of a file is, decoded to its end; times in seconds from time zero.
 
-    index: of the stream in its file. codec: by FFmpeg's name. language: as its file says, "" where it does not. sample_rate_hz, layout:
+    index: of the stream in its file. codec: by FFmpeg's name. language: as its file says, else "und". sample_rate_hz, layout:
     the highest rate, and the layout of most channels. origin_s: time zero on the file's own clock. packet_s: where the coded sound starts,
     an encoder's lead-in that nobody hears included. start_s, end_s: of the sound that is heard. changes_s: where its rate, layout or kind
     of samples changes.
@@ -285,10 +285,7 @@ def probe_sound(path: Path, warn: Warn = lambda _: None) -> SoundInfo:
     """
     with opened(path) as container:
         stream = audio_stream(container, path)
-        packet = next(container.demux(stream))
-        packet_s = Fraction(0) if packet.pts is None else packet.pts * packet.time_base
-    with opened(path) as container:
-        stream = audio_stream(container, path)
+        packet_s = coded_from_s(path, stream.index) or Fraction(0)
         start_s: Fraction | None = None
         origin_s = end_s = Fraction(0)
         rate, layout, channels = 0, "", 0
@@ -319,7 +316,7 @@ def probe_sound(path: Path, warn: Warn = lambda _: None) -> SoundInfo:
             text = f"the speech says that it lasts {float(promised_s):.2f} s, but holds {float(held_s):.2f} s: it is cut off or damaged"
             warn(DubWarning("speech-cut-off", text, ((float(end_s), float(start_s + promised_s)),)))
         codec = stream.codec_context.codec.canonical_name
-        language = stream.metadata.get("language", "und").replace("und", "")
+        language = stream.metadata.get("language", "und")
         return SoundInfo(
             stream.index, codec, language, rate, channels, layout, origin_s, packet_s - origin_s, start_s, end_s, tuple(changes_s)
         )

@@ -101,7 +101,7 @@ def write_sound(
             taken = from_zero(taken).filter("atrim", end_sample=int(duration_s * info.sample_rate_hz))
         if way.codec == "aac":
             given["b:a:0"] = f"{max(256, 96 * (2 if way.stereo else info.channels))}k"
-        if info.language:
+        if info.language != "und":
             given["metadata:s:a:0"] = f"language={info.language}"
         streams = [taken] if pictures is None else [pictures, taken, *others]
         command = ffmpeg.output(*streams, url_of(part), **given)

@@ -76,7 +76,7 @@ class Pages:
         out. Of each person at least one page is usable."""
         usable = np.ones(len(self), bool)
         for person in np.unique(self.person):
-            mine = np.flatnonzero(self.person == person)
+            mine = self.of(person)
             skin, sharpness = self.skin[mine] + LEAST_LEVELS, self.sharpness[mine] + LEAST_SHARPNESS
             usual = np.median(skin, axis=0)
             lit = ((skin >= LIT * usual) & (skin <= usual / LIT)).all(axis=1)
@@ -88,6 +88,10 @@ class Pages:
             good[np.argmax(sharpness * lit)] = True
             usable[mine] = good
         return usable
+
+    def of(self, person: int) -> NDArray[np.int64]:
+        """The numbers of a person's pages, int64."""
+        return np.flatnonzero(self.person == person)
 
     def take(self, numbers: NDArray[np.int64]) -> Pages:
         """The pages of these numbers, in their order."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from lipdub.bundles.encoder import EncoderSpec
 from lipdub.bundles.network import EncoderUse, NetworkConfig
-from lipdub.stages import OnProgress
+from lipdub.stages import OnProgress, counted
 from lipdub.train import losses
 from lipdub.train.bottleneck import Bottleneck, fit_bottleneck, speaker_weights
 from lipdub.train.data import Clip
@@ -79,14 +79,8 @@ def train_hearing(
     Raises TrainingDataError: a clip without features.
     """
     assert config.encoder is not None
-    done = 0
-
-    def on_clip() -> None:
-        nonlocal done
-        done += 1
-        tell("fitting", done, len(clips))
-
-    bottleneck = fit_bottleneck(clips, spoken, config.encoder, layers, balance=settings.balance, on_clip=on_clip)
+    fitted = counted(tell, "fitting", len(clips))
+    bottleneck = fit_bottleneck(clips, spoken, config.encoder, layers, balance=settings.balance, on_clip=lambda: fitted(1))
     torch.manual_seed(settings.seed)
     memory = LipMemory(config)
     memory.lip_encoder.load_state_dict(base.lip_encoder.state_dict())
