@@ -138,7 +138,7 @@ def test_the_experts_loss_is_ramped_in(clips: list[Clip], expert: SyncNet, decod
     for number in (10, 510, 1010, 3000):
         stage._number = number
         torch.manual_seed(0)
-        found, _, _ = step(batch)
+        found, *_ = step(batch)
         totals.append((found["total"].item(), found["audio_visual"].item() if "audio_visual" in found else None))
     assert totals[0][1] is None
     extra = 0.2 * totals[1][1]
@@ -164,7 +164,7 @@ def test_a_step_against_the_expert_changes_the_generator_alone(clips: list[Clip]
 def test_without_expert_and_weight_nothing_is_added(clips: list[Clip], expert: SyncNet) -> None:
     for stage in (stage_of(clips, None), stage_of(clips, expert, weights=replace(NO_GAN, audio_visual=0.0))):
         stage._number = 5000
-        found, _, _ = generator_stage._GeneratorStep(stage)(batch_of(clips))
+        found, *_ = generator_stage._GeneratorStep(stage)(batch_of(clips))
         assert not {"audio_visual", "temporal"} & set(found)
 
 

@@ -192,6 +192,23 @@ def test_visual_sync_compares_directions(seed: int, length: float) -> None:
     assert losses.visual_sync_loss(feature, torch.randn(3, 16, generator=generator(seed + 1))) > 0.1
 
 
+# ---- the discriminator
+
+
+@given(st.integers(0, 50), st.floats(0.5, 20))
+def test_feature_matching_asks_for_the_true_features_whatever_their_scale(seed: int, scale: float) -> None:
+    true = [torch.randn(3, 4, side, side, generator=generator(seed)) for side in (8, 4)]
+    drawn = [torch.randn(3, 4, side, side, generator=generator(seed + 1)).requires_grad_() for side in (8, 4)]
+    assert losses.matching_loss(true, true) == 0
+    loss = losses.matching_loss(drawn, true)
+    assert losses.matching_loss([scale * one for one in drawn], [scale * one for one in true]).item() == pytest.approx(
+        loss.item(), rel=1e-4
+    )
+    loss.backward()
+    assert all(one.grad is not None and (one.grad != 0).any() for one in drawn)
+    assert losses.matching_loss([one.detach() for one in drawn], [one.requires_grad_() for one in true]).requires_grad is False
+
+
 # ---- hinge
 
 

@@ -256,7 +256,7 @@ def test_a_face_is_the_drawn_box_in_range(preset: str) -> None:
         drawn = generator(some(1, 3, 128, 128), some(1, 3, 128, 128, seed=1), 30 * some(1, full.channels))
         assert drawn.shape == (1, 3, y1 - y0, x1 - x0)
         assert drawn.abs().max() <= 1
-        assert Discriminator(full)(drawn).shape[:2] == (1, 1)
+        assert Discriminator(full)(drawn).scores.shape[:2] == (1, 1)
 
 
 @pytest.mark.parametrize("drawn", [(0, 64, 0, 64), (32, 64, 8, 56), (24, 56, 0, 40), (56, 64, 56, 64)])

@@ -438,7 +438,7 @@ def test_a_single_window_is_drawn_from_both_recalls_with_split_too(clips: list[C
     stage = generator_stage_of(clips, decode="split", draw_frames=1)
     batch = batch_of(clips, 1, frames=1)
     assert rows_by_source(stage, batch) == ([0], [0], 1)
-    found, _, _ = _GeneratorStep(stage)(batch)
+    found, *_ = _GeneratorStep(stage)(batch)
     assert all(torch.isfinite(value) for value in found.values())
 
 
@@ -446,13 +446,13 @@ def test_a_single_window_is_drawn_from_both_recalls_with_split_too(clips: list[C
 @pytest.mark.parametrize("joint", [False, True])
 def test_what_a_generator_step_trains(clips: list[Clip], toy: NetworkConfig, joint: bool) -> None:
     fabric = new_fabric(toy_settings())
-    stage = generator_stage_of(clips, toy, joint=joint, weights=GeneratorWeights(adversarial_from=0))
+    stage = generator_stage_of(clips, toy, joint=joint, weights=GeneratorWeights(adversarial_from=0, matching=1.0))
     stage.setup(fabric)
     modules = {name: (module, state(module)) for name, module in stage.modules().items()}
     for number in range(2):
         found = stage.step(batch_of(clips, 2, config=toy), number, fabric)
         assert all(torch.isfinite(value) for value in found.values())
-    assert {"picture", "edges", "landmarks", "visual_sync", "adversarial", "discriminator", "total"} <= set(found)
+    assert {"picture", "edges", "landmarks", "visual_sync", "adversarial", "matching", "discriminator", "total"} <= set(found)
     reader = stage.modules()["reader"]
     assert not changed(modules["reader"][1], reader)
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in reader.parameters())

@@ -55,6 +55,8 @@ class GeneratorWeights:
     temporal: float = 0.0
     """L1 between the changes from frame to frame of drawn and true windows."""
     adversarial: float = 0.05
+    matching: float = 0.0
+    """L1 between the discriminator's features of drawn and true pictures, from the step on at which it joins."""
     perceptual: float = 0.5
     """L1 between the lip reader's features of drawn and true pictures; only where there is a reader."""
     painted: float = 1.0
@@ -185,22 +187,27 @@ class GeneratorStage:
         self.memory.train(self.joint)
         self.memory.fusion.train()
         against = number >= self.weights.adversarial_from and self.weights.adversarial > 0
-        found, drawn, true = self._step_module(batch)
+        found, drawn, true, by_lips = self._step_module(batch)
         if against:
             self.discriminator.requires_grad_(False)
-            found["adversarial"] = losses.adversarial_loss(self._judge(drawn))
-            found["total"] = found["total"] + self.weights.adversarial * found["adversarial"]
+            judged = self._judge(drawn)
+            joining = {"adversarial": losses.adversarial_loss(judged.scores)}
+            if self.weights.matching:
+                with torch.no_grad():
+                    wanted = self._judge(true[by_lips]).features
+                joining["matching"] = losses.matching_loss([level[by_lips] for level in judged.features], wanted)
+            found["total"] = found["total"] + losses.weighted(joining, self.weights)
+            found |= joining
             self.discriminator.requires_grad_(True)
         self._optimizer.zero_grad(set_to_none=True)
         fabric.backward(found["total"])
         fabric.clip_gradients(self._step_module, self._optimizer, max_norm=5.0)
         self._optimizer.step()
         if against:
-            judged = losses.discriminator_loss(self._judge(true), self._judge(drawn.detach()))
+            found["discriminator"] = losses.discriminator_loss(self._judge(true).scores, self._judge(drawn.detach()).scores)
             self._judge_optimizer.zero_grad(set_to_none=True)
-            fabric.backward(judged)
+            fabric.backward(found["discriminator"])
             self._judge_optimizer.step()
-            found["discriminator"] = judged
         for averaged, live in ((self.averaged.generator, self.generator), (self.averaged.memory, self.memory)):
             average(averaged, live, keep=self.ema, step=number)
         return found
@@ -221,7 +228,8 @@ class _GeneratorStep(nn.Module):
         # Not a submodule: it is frozen, and must not be wrapped or saved twice.
         object.__setattr__(self, "_stage", stage)
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def forward(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """Losses, drawn and true boxes, and which of them were drawn from lip recalls."""
         stage: GeneratorStage = self._stage  # type: ignore[assignment]
         config, weights, reader = stage.config, stage.weights, stage._reader
         reach, frames = config.frames // 2, stage.draw_frames
@@ -307,7 +315,7 @@ class _GeneratorStep(nn.Module):
         if stage.joint:
             total = total + of_memory["memory"]
             found["memory"] = of_memory["memory"]
-        return {**found, "total": total}, drawn, true
+        return {**found, "total": total}, drawn, true, by_lip_rows
 
 
 def _through_reader(reader: LipReader, drawn: Tensor, true: Tensor, from_audio: Tensor, heard_more: Tensor) -> tuple[Tensor, Tensor]:

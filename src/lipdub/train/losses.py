@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -106,8 +106,14 @@ def perceptual_loss(network: HasFeatures, drawn: Tensor, true: Tensor) -> Tensor
     reaches the drawn picture alone."""
     with torch.no_grad():
         wanted = network.features(true)
-    levels = [(one.float() - other.float()).abs().mean() / other.float().abs().mean().clamp(min=1e-6)
-              for one, other in zip(network.features(drawn), wanted, strict=True)]  # fmt: skip
+    return matching_loss(network.features(drawn), wanted)
+
+
+def matching_loss(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """L1 between features of drawn and true pictures, each level relative to how large its true features are. Of the discriminator's
+    features: feature matching (Salimans et al., NeurIPS 2016; pix2pixHD, Wang et al., CVPR 2018). The true ones are not pulled."""
+    levels = [(one.float() - other.detach().float()).abs().mean() / other.detach().float().abs().mean().clamp(min=1e-6)
+              for one, other in zip(found, wanted, strict=True)]  # fmt: skip
     return torch.stack(levels).mean()
 
 

@@ -432,28 +432,37 @@ class FaceGenerator(nn.Module):
         return self.decoder(lip_feature, self.encoder(target, reference))
 
 
+class Judged(NamedTuple):
+    """What the discriminator says of pictures."""
+
+    scores: Tensor
+    """(B, 1, h', w'), one per patch."""
+    features: list[Tensor]
+    """Of each level, coarser and coarser."""
+
+
 class Discriminator(nn.Module):
     """Real or drawn, patch by patch, of the lower half (spectral norm keeps it from running away)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         base = 32 if config.preset == "paper" else 20
-        widths = (base, 2 * base, 4 * base, 6 * base)
-        layers: list[nn.Module] = []
-        inputs = 3
-        for width in widths:
-            layers += [
-                nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, width, 4, 2, 1)),
-                nn.LeakyReLU(0.2, inplace=True),
-            ]
+        inputs, levels = 3, []
+        for width in (base, 2 * base, 4 * base, 6 * base):
+            conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, width, 4, 2, 1))
+            levels.append(nn.Sequential(conv, nn.LeakyReLU(0.2, inplace=True)))
             inputs = width
-        layers.append(nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, 1, 3, 1, 1)))
-        self.body = nn.Sequential(*layers)
+        self.levels = nn.ModuleList(levels)
+        self.head = nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, 1, 3, 1, 1))
         self._skip_rows = max(0, config.masked_from - config.drawn[0])
 
-    def forward(self, drawn: Tensor) -> Tensor:
-        """The drawn box (B, 3, h, w) to one score per patch (B, 1, h', w')."""
-        return self.body(drawn[:, :, self._skip_rows :])
+    def forward(self, drawn: Tensor) -> Judged:
+        """Of the drawn box (B, 3, h, w)."""
+        x, features = drawn[:, :, self._skip_rows :], []
+        for level in self.levels:
+            x = level(x)
+            features.append(x)
+        return Judged(self.head(x), features)
 
 
 def noise_windows(config: NetworkConfig, count: int, random: np.random.Generator) -> NDArray[np.float32]:
