@@ -343,9 +343,31 @@ def test_json_lines_mean_what_the_table_means(folder):
 
 
 def test_a_json_line_may_hold_every_option_as_the_number_or_truth_that_it_is(folder):
-    typed = {option.name: option.low if option.kind is int else True for option in dub_options() if option.kind is not str}
+    typed = {option.name: True if option.kind is bool else option.low for option in dub_options() if option.kind is not str}
     (row,) = read_manifest(json_lines(folder, ROW | typed))
     assert {name: getattr(row.options, name) for name in typed} == typed
+
+
+def test_options_that_name_files_start_from_the_manifests_folder(folder):
+    head = "video,speech,output,driver,mix,ranges"
+    (row,) = read_manifest(manifest(folder, "talk.mp4,speech.wav,o.mp4,clean.wav,music.mp3:-12,cues.srt", head=head))
+    assert row.options.driver == str(folder / "clean.wav")
+    assert row.options.mix == f"{folder / 'music.mp3'}:-12"
+    assert row.options.ranges == str(folder / "cues.srt")
+    (row,) = read_manifest(manifest(folder, 'talk.mp4,speech.wav,o.mp4,,,"0:05-0:12,1:00-"', head=head))
+    assert (row.options.driver, row.options.mix, row.options.ranges) == (None, None, "0:05-0:12,1:00-")
+
+
+@pytest.mark.parametrize(("name", "cell"), [("ranges", "5"), ("strength", "2"), ("strength", "x"), ("offset-ms", "0.5"), ("mix", "a:-99")])
+def test_a_cell_that_means_nothing_is_a_problem_of_its_line(folder, name, cell):
+    (problem,) = problems_of(manifest(folder, f"talk.mp4,speech.wav,o.mp4,{cell}", head=f"video,speech,output,{name}"))
+    assert problem.startswith("line 2: ")
+
+
+@pytest.mark.parametrize(("cell", "strength"), [("0.5", 0.5), ('"1,25"', 1.25), ("1", 1.0)])
+def test_numbers_with_decimals_as_spreadsheets_write_them(folder, cell, strength):
+    (row,) = read_manifest(manifest(folder, f"talk.mp4,speech.wav,o.mp4,{cell}", head="video,speech,output,strength"))
+    assert row.options.strength == strength
 
 
 def test_json_lines_are_counted_and_empty_ones_passed_over(folder):

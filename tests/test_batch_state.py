@@ -107,6 +107,23 @@ def test_changed_options_and_models_are_done_again(folder, tmp_path):
     assert (step.action, step.why) == ("redo", "its model changed")
 
 
+@pytest.mark.parametrize(("option", "value"), [("mix", "music.wav:-6"), ("driver", "music.wav"), ("ranges", "cues.srt")])
+def test_files_that_options_name_count_by_their_content(folder, option, value):
+    for name in ("music.wav", "cues.srt"):
+        (folder / name).write_bytes(b"one")
+    chosen = DubOptions(**{option: str(folder / value)})
+    path = manifest(folder, *scripted_rows(folder, "good"))
+    go(path)
+    _, (step,) = planned(path, defaults=chosen)
+    assert (step.action, step.why) == ("redo", f"{option} None -> {value}")
+    go(path, defaults=chosen)
+    assert planned(path, defaults=chosen)[1][0].action == "keep"
+    (folder / value.removesuffix(":-6")).write_bytes(b"another")
+    assert planned(path, defaults=chosen)[1][0].why == f"its {option} changed"
+    (folder / value.removesuffix(":-6")).unlink()
+    assert planned(path, defaults=chosen)[1][0].action == "redo"
+
+
 def test_another_version_of_lipdub_does_it_again_but_not_for_a_correction(folder, monkeypatch):
     path = manifest(folder, *scripted_rows(folder, "good"))
     go(path)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "lipdub"
 
 LEVELS = (
-    {"errors", "options"},
+    {"errors", "options", "times"},
     {"records", "stages"},
     {"timeline", "row_file", "atomic", "tables", "native_log"},
     {"media", "phonetics"},
@@ -37,7 +37,7 @@ LEVELS = (
 LEVEL = {part: level for level, parts in enumerate(LEVELS) for part in parts} | {"train": 9}
 """`train` may use what lies below `pipeline`; who may import `train` is a rule of its own."""
 
-SIDEWAYS = {("__main__", "cli")}
+SIDEWAYS = {("__main__", "cli"), ("options", "times")}
 """The only imports between two parts on one level."""
 
 HEAVY = {"numpy", "cv2", "mediapipe", "librosa", "onnxruntime", "torch", "av"}

@@ -302,8 +302,8 @@ def tracks(monkeypatch: pytest.MonkeyPatch) -> list[LipTrack]:
     """All that are made from here on, with four cores and small blocks."""
     made: list[LipTrack] = []
 
-    def noted(spec: BundleSpec) -> LipTrack:
-        made.append(LipTrack(spec))
+    def noted(spec: BundleSpec, strength: float = 1.0) -> LipTrack:
+        made.append(LipTrack(spec, strength))
         return made[-1]
 
     monkeypatch.setattr(lip_track, "LipTrack", noted)

@@ -235,6 +235,78 @@ def test_nothing_outside_the_mask_changes(house: Path, tmp_path: Path, clip: NDA
     assert np.abs(after[:, ~outside].astype(int) - clip[:, ~outside]).max() > 60
 
 
+def test_ranges_leave_all_other_frames_as_they_are(house: Path, tmp_path: Path, clip: NDArray[np.uint8]) -> None:
+    (tmp_path / "cues.srt").write_text("1\n00:00:00,320 --> 00:00:00,680\nHi\n")
+    for ranges in ("0.32-0.68", str(tmp_path / "cues.srt")):
+        report = dubbed(house, tmp_path / "out.mp4", crf=0, ranges=ranges, strict=True, force=True)
+        after = frames_of(tmp_path / "out.mp4")
+        changed = (after != clip).any(axis=(1, 2, 3))
+        assert np.flatnonzero(changed).tolist() == list(range(8, 17))
+        change = mouths(after) - mouths(clip)
+        assert (np.diff(change[7:12]) > 3).all()  # it comes over four frames
+        assert (report.dubbed, report.passed_through, report.silent_frames) == (9, 16, 0)
+        assert [(span.first, span.end, span.why) for span in report.spans] == [
+            (0, 8, "outside of the ranges"), (17, 25, "outside of the ranges"),
+        ]  # fmt: skip
+
+
+def test_ranges_beyond_the_video_dub_nothing_and_it_is_said(house: Path, tmp_path: Path) -> None:
+    report = dubbed(house, tmp_path / "out.mp4", ranges="1:00-")
+    assert report.nothing_dubbed
+    assert "outside of the ranges" in report.warnings[-1].text
+
+
+def test_the_strength_scales_what_the_sound_does_to_the_mouth(house: Path, tmp_path: Path) -> None:
+    change = {}
+    for strength in (0.0, 0.5, 1.0, 1.5):
+        dubbed(house, tmp_path / "out.mp4", strength=strength, force=True)
+        change[strength] = mouths(frames_of(tmp_path / "out.mp4"))
+    dubbed(house, tmp_path / "out.mp4", speech="silent.wav", silence="close", force=True)
+    rest = mouths(frames_of(tmp_path / "out.mp4"))
+    np.testing.assert_allclose(change[0.0], rest, atol=2)
+    full = change[1.0] - rest
+    assert (full > 25).all()
+    half = change[0.5] - rest
+    assert (half > 0.25 * full).all()
+    assert (half < 0.9 * full).all()
+    assert (change[1.5][:2] > change[1.0][:2] + 5).all()  # later it is as white as can be
+
+
+@pytest.mark.parametrize(("offset_ms", "sounding"), [(320, slice(10, 20)), (-280, slice(1, 5))])
+def test_an_offset_moves_lips_and_sound(house: Path, tmp_path: Path, clip: NDArray[np.uint8], offset_ms: int, sounding: slice) -> None:
+    report = dubbed(house, tmp_path / "out.mp4", speech="half.wav", offset_ms=offset_ms, fit="video")
+    change = mouths(frames_of(tmp_path / "out.mp4")) - mouths(clip)
+    assert (change[sounding] > 25).all()
+    assert np.abs(np.delete(change, slice(max(0, sounding.start - 3), sounding.stop + 4))).max() < 12
+    (sound,) = ([*media.read_audio(tmp_path / "out.mp4", RATE)],)
+    loudness = np.abs(np.concatenate(sound)[: RATE * 24 // 25]).reshape(24, -1).mean(axis=1)
+    begins, ends = max(0.0, offset_ms / 1000) * 25, (0.52 + offset_ms / 1000) * 25
+    assert (loudness[int(begins) + 1 : int(ends)] > 0.3).all()
+    assert np.delete(loudness, slice(max(0, int(begins) - 1), int(ends) + 2)).max() < 0.05
+    assert report.speech_s == pytest.approx(1 + offset_ms / 1000)
+
+
+def test_an_offset_that_leaves_nothing_of_the_speech_is_one_line(house: Path, tmp_path: Path) -> None:
+    with pytest.raises(NoAudioStream, match="--offset-ms -1000 leaves nothing"):
+        dubbed(house, tmp_path / "out.mp4", offset_ms=-1000)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_driver_moves_the_lips_and_the_speech_is_heard(house: Path, tmp_path: Path, clip: NDArray[np.uint8]) -> None:
+    dubbed(house, tmp_path / "out.mp4", speech="silent.wav", driver=str(house / "half.wav"))
+    change = mouths(frames_of(tmp_path / "out.mp4")) - mouths(clip)
+    assert (change[1:11] > 25).all()
+    assert np.abs(change[16:]).max() < 12
+    assert np.abs(np.concatenate([*media.read_audio(tmp_path / "out.mp4", RATE)])).max() < 0.01
+
+
+def test_a_mix_is_heard_and_moves_no_lips(house: Path, tmp_path: Path, clip: NDArray[np.uint8]) -> None:
+    dubbed(house, tmp_path / "out.mp4", speech="silent.wav", mix=f"{house / 'second.wav'}:-6")
+    assert np.abs(mouths(frames_of(tmp_path / "out.mp4")) - mouths(clip)).max() < 12
+    assert np.abs(np.concatenate([*media.read_audio(tmp_path / "out.mp4", RATE)])).mean() > 0.15
+    assert [file.name for file in tmp_path.iterdir()] == ["out.mp4"]
+
+
 def test_what_the_mouth_does_in_pauses(house: Path, tmp_path: Path, clip: NDArray[np.uint8]) -> None:
     """The resting mouth of this bundle is white, so that closing differs from what silence recalls by itself."""
     after, reports = {}, {}

@@ -30,6 +30,7 @@ CHIN_REACH = 0.13
 RANGE = (0.1, 0.9)
 """Quantiles of opening and width between which a person's own range and the recalled one are compared."""
 MOST_GAIN, LEAST_GAIN = 1.6, 0.6
+LEAST_STRENGTH = 0.01
 FEWEST_PAGES = 6
 """With fewer pages than this the mouth is painted."""
 COVERED_SHARE, MOST_SHORT = 0.9, 0.016
@@ -261,14 +262,15 @@ class _Wishes:
         return smoothed[at].reshape(len(source), 40, 2).astype(np.float32)
 
     def _recalled_range(self) -> NDArray[np.float32]:
-        """How far the recalled lips open and widen in speech, float32 (2,)."""
+        """How far the recalled lips open and widen in speech as heard, float32 (2,)."""
         found = []
         for first in range(0, len(self._lips), BLOCK_FRAMES):
             lips = self._lips.frames(first, min(len(self._lips), first + BLOCK_FRAMES))
             if lips.points is not None:
                 found.append(_openings_and_widths(lips.points)[lips.silence < PAUSE])
         spoken = np.concatenate([np.zeros((0, 2), np.float32), *found])
-        return _range(spoken) if len(spoken) else np.ones(2, np.float32)
+        # A strength is not to be made up for.
+        return _range(spoken) / max(self._lips.strength, LEAST_STRENGTH) if len(spoken) else np.ones(2, np.float32)
 
 
 def _openings_and_widths(lips: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,19 +3,56 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
+
+from lipdub.times import is_cue_file, parsed_ranges
 
 Device = Literal["auto", "cpu", "cuda"]
 Fit = Literal["longest", "video", "speech"]
 Silence = Literal["close", "keep", "off"]
 Draw = Literal["auto", "warp", "paint"]
+Group = Literal["Time", "Sound", "Look", "Output"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 
+_MOST_DB = 60.0
 
-def _option(default: Any, help_text: str, *, low: int | None = None, high: int | None = None) -> Any:
-    """A field of `DubOptions`. help_text: for the command line. low, high: the least and the largest number that is allowed."""
-    return field(default=default, metadata={"help": help_text, "low": low, "high": high})
+
+def _option(
+    default: Any, help_text: str, *, group: Group, low: float | None = None, high: float | None = None,
+    is_path: Callable[[str], bool] | None = None, check: Callable[[str], object] | None = None,
+) -> Any:  # fmt: skip
+    """A field of `DubOptions`; see `DubOption`. help_text: for the command line."""
+    told = {"help": help_text, "group": group, "low": low, "high": high, "is_path": is_path, "check": check}
+    return field(default=default, metadata=told)
+
+
+def _check_ranges(text: str) -> None:
+    if not is_cue_file(text):
+        parsed_ranges(text)
+
+
+def _always(value: str) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What is laid under the speech: a file with sound, and by how many dB its level is changed."""
+
+    path: str
+    gain_db: float = 0.0
+
+    @classmethod
+    def of(cls, text: str) -> Mix:
+        """``FILE`` or ``FILE:-12``. Raises ``ValueError``: more than 60 dB either way."""
+        found = re.fullmatch(r"(.+):([+-]?\d{1,3}(?:\.\d{1,3})?)", text)
+        if found is None:
+            return cls(text)
+        if abs(gain_db := float(found[2])) > _MOST_DB:
+            raise ValueError(f"mix changes the level by {_MOST_DB:g} dB at most, got {found[2]}")
+        return cls(found[1], gain_db)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,28 +63,57 @@ class DubOptions:
     Raises ``ValueError`` for a value that is not one of the choices, or out of range.
     """
 
-    model: str = _option("base", "Model bundle: a name (base) or a folder.")
-    device: Device = _option("auto", "cuda fails, rather than falls back, where CUDA does not really load.")
+    model: str = _option("base", "Model bundle: a name (base) or a folder.", group="Output", is_path=_always)
+    device: Device = _option("auto", "cuda fails, rather than falls back, where CUDA does not really load.", group="Output")
     fit: Fit = _option(
         "longest",
         "longest: nothing of picture and speech is lost (a longer speech plays the picture back and forth, a longer picture goes on "
         "with a resting mouth). video, speech: cut to the one named.",
+        group="Time",
     )
     silence: Silence = _option(
-        "close", "Pauses of the speech: close the mouth, keep the source's own picture, or off (draw what the model hears)."
+        "close",
+        "Pauses of the speech: close the mouth, keep the source's own picture, or off (draw what the model hears).",
+        group="Look",
     )
     draw: Draw = _option(
         "auto",
         "warp: from the person's own mouths in the video, paint: by the network, auto: painted where the video shows too few mouths.",
+        group="Look",
     )
-    keep_original_audio: bool = _option(False, "Keep the video's own sound tracks, too; players begin with the new one.")
-    crf: int = _option(12, "Quality of the encoding: lower is better and larger; 0 loses nothing.", low=0, high=51)
+    keep_original_audio: bool = _option(False, "Keep the video's own sound tracks, too; players begin with the new one.", group="Sound")
+    crf: int = _option(12, "Quality of the encoding: lower is better and larger; 0 loses nothing.", group="Output", low=0, high=51)
     # At crf 12 x264's veryfast keeps the picture as well as medium at 14 does, to a decibel, with a quarter more bytes in 0.4 of the time.
-    preset: Preset = _option("veryfast", "Speed of the encoding against size.")
-    threads: int | None = _option(None, "Processor threads of the networks; all cores by default.", low=1, high=1024)
-    strict: bool = _option(False, "Fail if any frame cannot be dubbed, instead of passing it through.")
-    force: bool = _option(False, "Replace the output if it exists.")
-    full_size: bool = _option(False, "Keep the size of a photo above 4 megapixels, which is scaled to fit 1920 x 1920 px otherwise.")
+    preset: Preset = _option("veryfast", "Speed of the encoding against size.", group="Output")
+    threads: int | None = _option(None, "Processor threads of the networks; all cores by default.", group="Output", low=1, high=1024)
+    strict: bool = _option(False, "Fail if any frame cannot be dubbed, instead of passing it through.", group="Output")
+    force: bool = _option(False, "Replace the output if it exists.", group="Output")
+    full_size: bool = _option(
+        False, "Keep the size of a photo above 4 megapixels, which is scaled to fit 1920 x 1920 px otherwise.", group="Output"
+    )
+    strength: float = _option(
+        1.0, "How far the lips move: 0 keeps them shut, 1 moves them as heard, 1.5 half as far again.", group="Look", low=0.0, high=1.5
+    )
+    ranges: str | None = _option(
+        None,
+        "Redraw these times of the video alone, such as 0:05-0:12,1:00- or the cues of an .srt or .vtt file; the rest stays as it is.",
+        group="Time",
+        is_path=is_cue_file,
+        check=_check_ranges,
+    )
+    offset_ms: int = _option(
+        0, "Begin the speech so much later, lips and sound; below 0 earlier.", group="Sound", low=-600_000, high=600_000
+    )
+    driver: str | None = _option(
+        None, "Move the lips by this sound, such as the clean voice; SPEECH is what is heard.", group="Sound", is_path=_always
+    )
+    mix: str | None = _option(
+        None,
+        "Music or effects to lay under the speech: a file, or FILE:-12 to change its level by so many dB.",
+        group="Sound",
+        is_path=_always,
+        check=Mix.of,
+    )
 
     def __post_init__(self) -> None:
         for option in dub_options():
@@ -56,27 +122,38 @@ class DubOptions:
 
 @dataclass(frozen=True, slots=True)
 class DubOption:
-    """One field of `DubOptions`. kind: str, int or bool. optional: None is a value, too. choices: all that there are, empty for any."""
+    """One field of `DubOptions`. kind: str, int, float or bool. group: heading in ``--help``. optional: None is a value, too. choices: all
+    that there are, empty for any. low, high: the least and the largest number. is_path: tells whether a text names a file or a folder;
+    None: none does. check_text: raises ``ValueError`` for a text that means nothing."""
 
     name: str
     kind: type
     default: Any
     help: str
+    group: Group
     optional: bool = False
     choices: tuple[str, ...] = ()
-    low: int | None = None
-    high: int | None = None
+    low: float | None = None
+    high: float | None = None
+    is_path: Callable[[str], bool] | None = None
+    check_text: Callable[[str], object] | None = None
 
     def check(self, value: object) -> None:
         """Raise ``ValueError`` unless `value` may stand in the field."""
         if value is None and self.optional:
             return
-        if type(value) is not self.kind:
+        if type(value) is not self.kind and not (self.kind is float and type(value) is int):
             raise ValueError(f"{self.name} must be of type {self.kind.__name__}, got {value!r}")
         if self.choices and value not in self.choices:
             raise ValueError(f"{self.name} must be one of {', '.join(self.choices)}, got '{value}'")
-        if self.low is not None and self.high is not None and not self.low <= int(str(value)) <= self.high:
-            raise ValueError(f"{self.name} must be a whole number from {self.low} to {self.high}, got '{value}'")
+        if self.low is not None and self.high is not None and not self.low <= float(str(value)) <= self.high:
+            raise ValueError(f"{self.name} must be {self._number} from {self.low:g} to {self.high:g}, got '{value}'")
+        if self.check_text is not None:
+            self.check_text(str(value))
+
+    def names_path(self, value: object) -> bool:
+        """Whether this value of the option is the path of a file or a folder."""
+        return self.is_path is not None and isinstance(value, str) and self.is_path(value)
 
     def parse(self, text: str) -> Any:
         """The value that a cell of a manifest stands for. Raises ``ValueError``: it stands for none."""
@@ -86,11 +163,19 @@ class DubOption:
                 raise ValueError(f"{self.name} must be true or false (or yes, no, 1, 0), got '{text}'")
         elif self.kind is int:
             # A spreadsheet may show decimals, with a point or a comma.
-            if not (whole := re.fullmatch(r"([0-9]{1,6})(?:[.,]0+)?", text)):
-                raise ValueError(f"{self.name} must be a whole number from {self.low} to {self.high}, got '{text}'")
+            if not (whole := re.fullmatch(r"(-?[0-9]{1,6})(?:[.,]0+)?", text)):
+                raise ValueError(f"{self.name} must be {self._number} from {self.low} to {self.high}, got '{text}'")
             value = int(whole[1])
+        elif self.kind is float:
+            if not re.fullmatch(r"-?[0-9]{1,6}(?:[.,][0-9]{1,6})?", text):
+                raise ValueError(f"{self.name} must be {self._number} from {self.low} to {self.high}, got '{text}'")
+            value = float(text.replace(",", "."))
         self.check(value)
         return value
+
+    @property
+    def _number(self) -> str:
+        return "a whole number" if self.kind is int else "a number"
 
 
 _TRUE = frozenset(
@@ -113,7 +198,10 @@ def _described(of: Field[Any], hint: Any) -> DubOption:
     choices = get_args(hint) if get_args(hint) and all(isinstance(choice, str) for choice in get_args(hint)) else ()
     optional = type(None) in get_args(hint)
     kind = str if choices else next((part for part in get_args(hint) if part is not type(None)), hint)
-    return DubOption(of.name, kind, of.default, of.metadata["help"], optional, choices, of.metadata["low"], of.metadata["high"])
+    told = of.metadata
+    return DubOption(
+        of.name, kind, of.default, told["help"], told["group"], optional, choices, told["low"], told["high"], told["is_path"], told["check"]
+    )
 
 
 _OPTIONS = tuple(_described(of, get_type_hints(DubOptions)[of.name]) for of in fields(DubOptions))

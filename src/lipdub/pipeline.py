@@ -6,27 +6,30 @@ import math
 import time
 from contextlib import ExitStack, closing
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lipdub import __version__, media
 from lipdub.choose import choose
-from lipdub.errors import NoFaceFound
+from lipdub.errors import NoAudioStream, NoFaceFound
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.follow import follow
-from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack
+from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack, runs
 from lipdub.model import Model, open_model
-from lipdub.options import DubOptions, Silence
+from lipdub.options import DubOptions, Mix, Silence
 from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning, Span
 from lipdub.render import Scene, render
 from lipdub.speech.lip_track import LipTrack, listen, pauses_in
 from lipdub.speech.pauses import Pauses
 from lipdub.stages import Clock, OnProgress, counted
-from lipdub.timeline import Timeline, pictures_end_s, plan
+from lipdub.timeline import Timeline, amounts, pictures_end_s, plan
+from lipdub.times import Range, is_cue_file, parsed_ranges
 
+_OUTSIDE, _OUTSIDE_WHY = 255, "outside of the ranges"
+"""Status of frames that are not to be redrawn."""
 QUIET_GAIN = 4.0
 """Speech that has to be raised by more to be heard, 12 dB, may not be what was meant."""
 
@@ -66,7 +69,9 @@ def dub(
         warnings[warning] = None
 
     tell = on_progress or (lambda stage, done, total: None)
-    media.check_output(out, inputs=[video, speech], force=options.force)
+    heard, offset_s = Path(options.driver or speech), Fraction(options.offset_ms, 1000)
+    mix = None if options.mix is None else Mix.of(options.mix)
+    media.check_output(out, inputs=[video, speech, heard, *([] if mix is None else [Path(mix.path)])], force=options.force)
     with clock("open"):
         info = media.probe(video)
         if info.is_transparent:
@@ -74,6 +79,11 @@ def dub(
         # A track that was made before is of the photo as it was.
         pictures, info = (video, info) if options.full_size or track is not None else media.fitted_photo(video, info, warn)
         sound = media.probe_sound(speech, warn)
+        if heard != speech:
+            media.probe_sound(heard, warn)
+        if (speech_s := sound.end_s + offset_s) <= 0:
+            raise NoAudioStream(f"--offset-ms {options.offset_ms} leaves nothing of '{speech}', which lasts {float(sound.end_s):.1f} s")
+        ranges = _ranges(options.ranges)
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None
     if track is None:
@@ -82,18 +92,28 @@ def dub(
     with ExitStack() as stack:
         stack.callback(track.references.close)
         tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
-        _require_faces(track, video, options.strict)
-        shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=sound.end_s, fit=options.fit, is_still=info.is_still)
+        _require_faces(track, video)
+        shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
+        amount = None if ranges is None else amounts(shown.times_s, ranges)
+        status = track.status[shown.source] if amount is None else np.where(amount > 0, track.status[shown.source], _OUTSIDE)
+        spans = _spans(status, shown)
+        if options.strict:
+            _require_all(spans, video)
         with clock("open"):  # before a frame is drawn: what cannot be written is said now
-            sound_plan = media.plan_sound(speech, out, duration_s=shown.duration_s, info=sound, warn=warn)
+            arranged = media.arranged(speech, sound, out, offset_s=offset_s, mix=mix, until_s=shown.duration_s)
+            audible, sound = stack.enter_context(arranged)
+            sound_plan = media.plan_sound(audible, out, duration_s=shown.duration_s, info=sound, warn=warn)
             kept = media.plan_kept(video, out, duration_s=shown.duration_s, keep_audio=options.keep_original_audio, warn=warn)
         with clock("recall"):
             told = counted(tell, "listening", len(shown))
-            pauses = pauses_in(speech)
+            pauses = pauses_in(heard)
             if pauses.gain > QUIET_GAIN:
                 text = f"the speech is quiet: it is heard {20 * math.log10(pauses.gain):.0f} dB louder, and goes into the output as it is"
                 warn(DubWarning("quiet-speech", text))
-            lips = listen(speech, model.memory, shown.times_s, pauses=pauses, rest_in_pauses=options.silence == "close", on_frames=told)
+            lips = listen(
+                heard, model.memory, shown.times_s - float(offset_s), pauses=pauses, rest_in_pauses=options.silence == "close",
+                strength=options.strength, on_frames=told,
+            )  # fmt: skip
         stack.enter_context(closing(lips))
         silent_video = stack.enter_context(media.unfinished(out))
         with clock("choose"):
@@ -101,43 +121,54 @@ def dub(
         stack.enter_context(closing(choices))
         scene = Scene(
             pictures, info, track, shown, lips, choices, model.spec, model.generator,
-            keep_pauses=options.silence == "keep", kept=kept, warn=warn,
+            keep_pauses=options.silence == "keep", kept=kept, amount=amount, warn=warn,
         )  # fmt: skip
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=counted(tell, "redrawing", len(shown)))
         with clock("mux"):
-            media.mux(silent_video, speech, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, kept=kept, warn=warn)
+            media.mux(silent_video, audible, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, kept=kept, warn=warn)
     video_s = Fraction(0) if info.is_still else pictures_end_s(track.pts, track.time_base, video_s=info.duration_s)
     if not any(warning.kind == "clock-jump" for warning in warnings) and (cut := media.cut_off(info, video_s)) is not None:
         warn(cut)
-    spans = _spans(track, shown)
     passed = sum(span.end - span.first for span in spans)
-    warnings |= dict.fromkeys(_nothing_dubbed(track, shown, lips, pauses, spans, options.silence))
+    warnings |= dict.fromkeys(_nothing_dubbed(status, lips, pauses, spans, options.silence))
     return DubReport(
         video=str(video), speech=str(speech), output=str(out), model=model.spec.name, provider=model.generator.provider, options=options,
-        frames=len(shown), dubbed=len(shown) - passed, passed_through=passed, spans=spans, silent_frames=lips.pauses,
-        video_s=float(video_s), speech_s=float(sound.end_s), output_s=float(shown.duration_s),
+        frames=len(shown), dubbed=len(shown) - passed, passed_through=passed, spans=spans,
+        silent_frames=int((lips.in_pause & (status == DUBBED)).sum()),
+        video_s=float(video_s), speech_s=float(speech_s), output_s=float(shown.duration_s),
         wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cached,
         warnings=tuple(warnings), pages=len(track.pages), painted=choices.painted,
     )  # fmt: skip
 
 
-def _require_faces(track: FaceTrack, video: Path, strict: bool) -> None:
-    """No face at all is an error; a face that cannot be dubbed is passed through, unless `strict`."""
+def _ranges(asked: str | None) -> tuple[Range, ...] | None:
+    """What ``--ranges`` means, None for all of the video. Raises UnreadableMedia."""
+    if asked is None:
+        return None
+    return media.ranges_in(Path(asked)) if is_cue_file(asked) else parsed_ranges(asked)
+
+
+def _require_faces(track: FaceTrack, video: Path) -> None:
+    """No face at all is an error; a face that cannot be dubbed is passed through."""
     if (track.status == NO_FACE).all():
         raise NoFaceFound(f"no face in '{video}'; lipdub needs a face that is at least about 40 pixels high and looks at the camera")
-    spans = track.spans()
-    if strict and spans:
+
+
+def _require_all(spans: tuple[Span, ...], video: Path) -> None:
+    """With --strict no frame may be passed through that was to be dubbed."""
+    failed = [span for span in spans if span.why != _OUTSIDE_WHY]
+    if failed:
         raise NoFaceFound(
-            f"'{video}' has {sum(s.end - s.first for s in spans)} frames that cannot be dubbed, the first at {spans[0].start_s:.2f} s "
-            f"({spans[0].why}); leave --strict away to pass them through"
+            f"'{video}' has {sum(s.end - s.first for s in failed)} frames that cannot be dubbed, the first at {failed[0].start_s:.2f} s "
+            f"({failed[0].why}); leave --strict away to pass them through"
         )
 
 
 def _nothing_dubbed(
-    track: FaceTrack, shown: Timeline, lips: LipTrack, pauses: Pauses, spans: tuple[Span, ...], silence: Silence
+    status: NDArray[np.uint8], lips: LipTrack, pauses: Pauses, spans: tuple[Span, ...], silence: Silence
 ) -> list[DubWarning]:
-    """The warning that the output does not speak, where that is so."""
-    dubbed = track.status[shown.source] == DUBBED
+    """The warning that the output does not speak, where that is so. status: of the output's frames."""
+    dubbed = status == DUBBED
     if not dubbed.any():
         why = " and ".join(sorted({span.why for span in spans}))
         return [DubWarning(NOTHING_DUBBED, f"nothing was dubbed, for no frame can be ({why}); the output shows the source untouched")]
@@ -155,10 +186,12 @@ def _nothing_dubbed(
     return []
 
 
-def _spans(track: FaceTrack, shown: Timeline) -> tuple[Span, ...]:
-    """Stretches of the output that were passed through, in output frames and times."""
-    status, times_s = track.status[shown.source], [*shown.times_s.tolist(), float(shown.duration_s)]
-    edges = [0, *(np.flatnonzero(np.diff(status)) + 1).tolist(), len(status)]
+def _spans(status: NDArray[np.uint8], shown: Timeline) -> tuple[Span, ...]:
+    """Stretches of the output that were passed through, in output frames and times. status: of its frames."""
+    times_s = [*shown.times_s.tolist(), float(shown.duration_s)]
+    why = {**WHY, _OUTSIDE: _OUTSIDE_WHY}
     return tuple(
-        Span(first, end, times_s[first], times_s[end], WHY[int(status[first])]) for first, end in pairwise(edges) if status[first] != DUBBED
+        Span(first, end, times_s[first], times_s[end], why[int(status[first])])
+        for first, end in runs(status.astype(np.int64))
+        if status[first] != DUBBED
     )

@@ -31,7 +31,8 @@ GATHERED_BYTES = 256 * 2**20
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Scene:
     """All that is known before a pixel is drawn. track: of `video`. lips, choices: one row for each frame of `shown`. keep_pauses: the
-    source's own picture shows through where the speech pauses. kept: tags and chapters of the output."""
+    source's own picture shows through where the speech pauses. kept: tags and chapters of the output. amount: float32 (K,), how far each
+    frame of the output is to be redrawn, None for wholly."""
 
     video: Path
     info: VideoInfo
@@ -43,6 +44,7 @@ class Scene:
     generator: Generator
     keep_pauses: bool = False
     kept: media.Kept = media.NOTHING_KEPT
+    amount: NDArray[np.float32] | None = None
     warn: Warn = lambda _: None
     """Told what had to be mended in the pictures."""
 
@@ -131,6 +133,8 @@ def _cropped(scene: Scene, frames: YuvChunk, sources: NDArray[np.int64], referen
     track = scene.track
     lips = scene.lips.frames(frames.index, frames.index + len(frames))
     strength = track.strength[sources]
+    if scene.amount is not None:
+        strength = strength * scene.amount[frames.index : frames.index + len(frames)]
     if scene.keep_pauses:
         strength = strength * (1 - lips.silence)
     redrawn = (track.status[sources] == DUBBED) & (strength > 0)

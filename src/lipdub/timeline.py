@@ -6,7 +6,7 @@ forwards again (ping-pong): no jump, and every frame keeps the distance to its n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.options import Fit
+from lipdub.times import Range
 
 STILL_HZ = 25
 """Frame rate at which a photo is shown."""
+EDGE_FRAMES = 4
+"""Over so many frames the new mouth comes and goes where a range begins and ends."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -99,6 +102,22 @@ def plan(
         time_base,
         wanted_end,
     )
+
+
+def amounts(times_s: NDArray[np.float64], ranges: Sequence[Range]) -> NDArray[np.float32]:
+    """How far each frame is to be redrawn, from 0 (outside of the ranges) to 1, float32 (K,), for frames at `times_s` (K,), rising. Within
+    a range it rises over ``EDGE_FRAMES``, and falls likewise, but not where the pictures begin or end."""
+    inside = np.zeros(len(times_s), bool)
+    for one in ranges:
+        inside |= (times_s >= one.start_s) & (times_s < one.end_s)
+    edges = np.flatnonzero(np.diff(inside.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    found = np.zeros(len(times_s), np.float32)
+    for first, end in edges.tolist():
+        along = np.arange(end - first)
+        rise = along + 1 if first > 0 else np.full(end - first, EDGE_FRAMES + 1)
+        fall = along[::-1] + 1 if end < len(times_s) else EDGE_FRAMES + 1
+        found[first:end] = np.minimum(1.0, np.minimum(rise, fall) / (EDGE_FRAMES + 1))
+    return found
 
 
 def pictures_end_s(pts: NDArray[np.int64], time_base: Fraction, *, video_s: Fraction | None) -> Fraction:

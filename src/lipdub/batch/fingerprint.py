@@ -14,6 +14,7 @@ from lipdub import __version__
 from lipdub.batch.rows import Location, Row
 from lipdub.batch.storage import Identity, is_url
 from lipdub.bundles import bundle
+from lipdub.options import Mix, dub_options
 
 Facts = dict[str, Any]
 """What a fingerprint was made of; JSON."""
@@ -24,12 +25,25 @@ _NOT_IN_THE_OUTPUT: Final = ("force", "threads", "model")
 def facts_of(row: Row, folder: Path, inputs: Mapping[Location, Identity | None]) -> Facts:
     """What `row` is made of. folder: the manifest's. inputs: what stands at its video and its speech; their content is not read."""
     options = {name: value for name, value in asdict(row.options).items() if name not in _NOT_IN_THE_OUTPUT}
+    for option in dub_options():
+        if option.name in options and option.names_path(options[option.name]):
+            options[option.name] = _named(options[option.name], folder)
     facts: Facts = {"output": portable(row.output, folder), "options": options, "model": _model(row.options.model)}
     for name, place in (("video", row.video), ("speech", row.speech)):
         found = inputs[place]
         facts[name] = [portable(place, folder), *((found.size, found.stamp) if found is not None else ())]
     facts["lipdub"] = ".".join(__version__.split(".")[:2])
     return facts
+
+
+def _named(value: str, folder: Path) -> list[str | int]:
+    """What an option names: the file, called from the manifest's folder, with its size and when it was written."""
+    file = Path(Mix.of(value).path)
+    try:
+        found = file.stat()
+    except OSError:  # what is missing is said when the row is dubbed
+        return [portable(Path(value), folder)]
+    return [portable(Path(value), folder), found.st_size, found.st_mtime_ns]
 
 
 def key_of(facts: Facts) -> str:
@@ -57,10 +71,18 @@ def difference(old: Facts, new: Facts) -> str:
     """What has changed from `old` to `new`, in a few words."""
     words = [f"its {name} changed" for name in ("video", "speech", "model") if old.get(name) != new.get(name)]
     before, after = old.get("options") or {}, new.get("options") or {}
-    words += [f"{name} {before.get(name)} -> {after[name]}" for name in after if before.get(name) != after[name]]
+    for name in after:
+        if (was := before.get(name)) != (now := after[name]):
+            same_file = isinstance(was, list) and isinstance(now, list) and was[0] == now[0]
+            words.append(f"its {name} changed" if same_file else f"{name} {_called(was)} -> {_called(now)}")
     if old.get("lipdub") != new.get("lipdub"):
         words.append(f"lipdub {old.get('lipdub')} -> {new.get('lipdub')}")
     return ", ".join(words) or "nothing changed"
+
+
+def _called(value: object) -> object:
+    """An option as it is shown: of a file its name alone."""
+    return value[0] if isinstance(value, list) else value
 
 
 def _model(model: str) -> str:

@@ -34,7 +34,7 @@ from lipdub.tables import TableError, read_table, text_of
 
 JSON_SUFFIXES: Final = (".jsonl", ".ndjson", ".json")
 _KNOWN: Final = (*REQUIRED, *(option.name for option in dub_options()), "report")
-"""Columns that there are. A model and a report are paths from the manifest's folder."""
+"""Columns that there are. A model, a report, and options that name files, are paths from the manifest's folder."""
 _KINDS: Final = {option.name: option.kind for option in dub_options()}
 """What an option's column holds: text, whole numbers, or true and false."""
 Owned = Callable[[Location, Identity], bool]
@@ -54,7 +54,7 @@ def check_manifest(path: Path, defaults: DubOptions | None = None, *, owned: Own
     """The rows of the manifest at `path`, after checking all of them; no frame is decoded for that.
 
     The columns are video, speech, output, and any of ``DubOptions`` and report. An empty cell, or null, takes its value from `defaults`.
-    Relative paths, a model's too, start from the manifest's folder; URLs are taken as they are. Empty lines are passed over.
+    Relative paths, also those of options, start from the manifest's folder; URLs are taken as they are. Empty lines are passed over.
 
     An output or report that exists is an error, but for rows with `force` and for files that are `owned`.
     keep_existing: outputs that exist are no error; the plan passes over their rows.
@@ -235,8 +235,8 @@ def _check_cells(draft: _Draft, folder: Path, defaults: DubOptions, problems: _P
         if cell := given.get(option.name, ""):
             with problems.on(line):
                 chosen[option.name] = option.parse(cell)
-    if "model" in chosen and chosen["model"] not in bundle.available():
-        chosen["model"] = str(folder / os.path.expanduser(chosen["model"]))
+                if option.names_path(chosen[option.name]) and not (option.name == "model" and cell in bundle.available()):
+                    chosen[option.name] = str(folder / os.path.expanduser(cell))
     draft.options = replace(defaults, **chosen)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from functools import wraps
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional, get_args
 
 import typer
 
-from lipdub.options import DubOption, DubOptions, dub_options
+from lipdub.options import DubOption, DubOptions, Group, dub_options
 
 
 def with_record(command: Callable[..., None], record: type, parameters: Iterable[inspect.Parameter]) -> Callable[..., None]:
@@ -20,7 +20,10 @@ def with_record(command: Callable[..., None], record: type, parameters: Iterable
 
     @wraps(command)
     def run(**values: Any) -> None:
-        made = record(**{one.name: values.pop(one.name) for one in fields})
+        try:
+            made = record(**{one.name: values.pop(one.name) for one in fields})
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
         command(**{name: made}, **values)
 
     merged = [new for one in own.values() for new in (fields if one.name == name else [one.replace(kind=inspect.Parameter.KEYWORD_ONLY)])]
@@ -39,9 +42,16 @@ def with_dub_options(command: Callable[..., None], *, panel: str | None = None, 
         kind: Any = Literal[option.choices] if option.choices else option.kind
         given = typer.Option(
             *([f"--{option.name.replace('_', '-')}"] if option.kind is bool else []),  # a flag has no --no-... twin
-            help=(helps or {}).get(option.name, option.help), min=option.low, max=option.high, rich_help_panel=panel,
+            help=(helps or {}).get(option.name, option.help), min=_limit(option, option.low), max=_limit(option, option.high),
+            rich_help_panel=panel or option.group,
         )  # fmt: skip
         hint: Any = Annotated[Optional[kind] if option.optional else kind, given]  # noqa: UP045 -- made at run time
         return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hint)
 
-    return with_record(command, DubOptions, map(parameter, dub_options()))
+    in_groups = sorted(dub_options(), key=lambda option: get_args(Group).index(option.group))
+    return with_record(command, DubOptions, map(parameter, in_groups))
+
+
+def _limit(option: DubOption, limit: float | None) -> float | None:
+    """As Typer takes it: whole for whole numbers."""
+    return int(limit) if limit is not None and option.kind is int else limit

@@ -7,10 +7,12 @@ Colour is exact where it can be: planes are copied as they are. Pictures that mu
 the matrix and range of their own stream. The output carries the source's colour tags.
 """
 
+from lipdub.media.arranging import arranged
 from lipdub.media.clock import cut_off
 from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
 from lipdub.media.copies import let_go_of_copies, readable
+from lipdub.media.cues import ranges_in
 from lipdub.media.kept import NOTHING_KEPT, Kept, plan_kept
 from lipdub.media.muxing import mux
 from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix, unfinished
@@ -27,6 +29,7 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "Kept",
     "Writer",
+    "arranged",
     "audio_duration_s",
     "check_file",
     "check_folder",
@@ -45,6 +48,7 @@ __all__ = [
     "play",
     "probe",
     "probe_sound",
+    "ranges_in",
     "read_audio",
     "read_frames",
     "read_planes",

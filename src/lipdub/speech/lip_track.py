@@ -49,12 +49,20 @@ class Lips:
         points = None if self.points is None else self.points * (1 - self.silence)[:, None, None]
         return Lips(feature, self.silence, points, self.address)
 
+    def moved(self, strength: float, rest_feature: NDArray[np.float32]) -> Lips:
+        """The same, moved `strength` times as far from the resting mouth, whose feature is (C,)."""
+        points = None if self.points is None else strength * self.points
+        return Lips(rest_feature + strength * (self.feature - rest_feature), self.silence, points, self.address)
+
 
 class LipTrack:
     """Lip motion at each frame of an output, in order; N frames. Lies in an unnamed temporary file, so that memory does not grow with
-    the speech. For one thread at a time."""
+    the speech. For one thread at a time.
 
-    def __init__(self, spec: BundleSpec) -> None:
+    strength: how far the lips were moved, times what was heard."""
+
+    def __init__(self, spec: BundleSpec, strength: float = 1.0) -> None:
+        self.strength = strength
         self._columns = np.cumsum([spec.lip_channels, 1, 2 * POINTS if spec.points else 0]).tolist()
         self.has_points = spec.points
         """Whether the bundle tells where the lips lie."""
@@ -133,21 +141,23 @@ def listen(
     *,
     pauses: Pauses | None = None,
     rest_in_pauses: bool,
+    strength: float = 1.0,
     on_frames: Callable[[int], None] | None = None,
 ) -> LipTrack:
     """The lip motion that `speech` asks for at the times `times_s` (N,), float64, rising; the caller closes it.
 
-    pauses: as for `lips_at`. rest_in_pauses: the resting mouth takes over where the speech pauses. on_frames: told how many frames each
-    step took.
+    pauses: as for `lips_at`. rest_in_pauses: the resting mouth takes over where the speech pauses. strength: how far the lips move, times
+    what is heard. on_frames: told how many frames each step took.
 
     Raises UnreadableMedia, NoAudioStream, BundleInvalid.
     """
-    track = LipTrack(memory.spec)
+    track = LipTrack(memory.spec, strength)
     rest = np.asarray(memory.spec.rest_feature, np.float32)
     try:
         with closing(lips_at(speech, memory, times_s, pauses)) as pieces:
             for lips in pieces:
-                track.add(lips.at_rest_in_pauses(rest) if rest_in_pauses else lips)
+                lips = lips.at_rest_in_pauses(rest) if rest_in_pauses else lips
+                track.add(lips if strength == 1 else lips.moved(strength, rest))
                 if on_frames is not None:
                     on_frames(len(lips))
     except BaseException:

@@ -1,0 +1,64 @@
+"""What is heard in the output, where that is not the speech as it is: begun later or earlier, and with music under it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+import ffmpeg
+
+from lipdub.atomic import part_file
+from lipdub.media.facts import may_be_hidden
+from lipdub.media.files import url_of
+from lipdub.media.program import run_ffmpeg
+from lipdub.media.sound import SoundInfo, decode_sound, probe_sound
+from lipdub.media.sound_plan import from_zero
+from lipdub.options import Mix
+
+_PEAK: Final = 0.97
+"""Louder moments of a mix are turned down to this."""
+
+
+@contextmanager
+def arranged(
+    speech: Path, info: SoundInfo, out: Path, *, offset_s: Fraction, mix: Mix | None, until_s: Fraction
+) -> Iterator[tuple[Path, SoundInfo]]:
+    """The sound of an output and what it is, up to `until_s`: `speech` itself, or a file beside `out` that is removed at the end.
+
+    info: of the speech. offset_s: the speech begins so much later. mix: what is laid under it, from time zero on.
+
+    Raises UnreadableMedia, NoAudioStream, EncodingFailed, WriteFailed.
+    """
+    if mix is None and not offset_s:
+        yield speech, info
+        return
+    with ExitStack() as stack:
+
+        def heard(path: Path, of: SoundInfo) -> Any:
+            if of.changes_s:  # a program trusts its beginning
+                whole = stack.enter_context(part_file(out.with_suffix(".mka"), hidden=may_be_hidden()))
+                decode_sound(path, whole, sample_rate_hz=of.sample_rate_hz, layout=of.layout, until_s=until_s)
+                path, of = whole, replace(of, index=0, origin_s=Fraction(0))
+            return from_zero(ffmpeg.input(url_of(path), itsoffset=f"{float(-of.origin_s):.6f}")[str(of.index)])
+
+        sound, rate_hz, layout = heard(speech, info), info.sample_rate_hz, info.layout
+        if moved := round(offset_s * rate_hz):
+            later, earlier = {"delays": f"{moved}S", "all": 1}, {"start_sample": -moved}
+            sound = sound.filter("adelay", **later) if moved > 0 else sound.filter("atrim", **earlier).filter("asetpts", "PTS-STARTPTS")
+        if mix is not None:
+            below = probe_sound(Path(mix.path))
+            rate_hz = max(rate_hz, below.sample_rate_hz)
+            layout = layout if info.channels >= below.channels else below.layout
+            alike = {"sample_rates": rate_hz, "channel_layouts": layout}
+            under = heard(Path(mix.path), below).filter("volume", f"{mix.gain_db}dB").filter("aformat", **alike)
+            both = [sound.filter("aformat", **alike), under]
+            sound = ffmpeg.filter(both, "amix", inputs=2, normalize=0).filter("alimiter", limit=_PEAK, level=0, latency=1)
+        sound = sound.filter("atrim", end_sample=int(until_s * rate_hz))
+        part = stack.enter_context(part_file(out.with_suffix(".mka"), hidden=may_be_hidden()))
+        command = ffmpeg.output(sound, url_of(part), format="matroska", **{"c:a": "flac", "sample_fmt": "s32"})
+        run_ffmpeg(command.global_args("-copyts"), out)
+        yield part, replace(probe_sound(part), language=info.language)
