@@ -168,7 +168,7 @@ class _Bank:
     @classmethod
     def of(cls, track: FaceTrack, person: int, usable: NDArray[np.bool_]) -> _Bank:
         pages = track.pages.of(person)
-        return cls(pages, track.times_s[track.pages.frame[pages]], UnitSelection(track.pages.take(pages), usable[pages]))
+        return cls(pages, track.page_times_s[pages], UnitSelection(track.pages.take(pages), usable[pages]))
 
 
 def _costs(bank: _Bank, wanted: _Wishes, choices: Choices, frames: tuple[int, int], exclude_s: float) -> Iterator[NDArray[np.float32]]:

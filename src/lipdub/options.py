@@ -91,6 +91,9 @@ class DubOptions:
     full_size: bool = _option(
         False, "Keep the size of a photo above 4 megapixels, which is scaled to fit 1920 x 1920 px otherwise.", group="Output"
     )
+    references: str | None = _option(
+        None, "More footage of the same person, a video or a folder of them, whose mouths may be drawn, too.", group="Look", is_path=_always
+    )
     strength: float = _option(
         1.0, "How far the lips move: 0 keeps them shut, 1 moves them as heard, 1.5 half as far again.", group="Look", low=0.0, high=1.5
     )

@@ -17,10 +17,11 @@ from lipdub.errors import NoAudioStream, NoFaceFound
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.follow import follow
+from lipdub.faces.more_footage import with_footage
 from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack, runs
 from lipdub.model import Model, open_model
 from lipdub.options import DubOptions, Mix, Silence
-from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning, Span
+from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning, Span, VideoInfo
 from lipdub.render import Scene, render
 from lipdub.speech.lip_track import LipTrack, listen, pauses_in
 from lipdub.speech.pauses import Pauses
@@ -86,13 +87,20 @@ def dub(
         ranges = _ranges(options.ranges)
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None
+
+    def followed(place: Path, of: VideoInfo) -> tuple[FaceTrack, bool]:
+        told = counted(tell, "finding faces", of.frames_guessed)
+        return follow(place, of, size=model.spec.crop.size, detectors=detectors, cache=cache, clock=clock, on_frames=told)
+
     if track is None:
-        size, told = model.spec.crop.size, counted(tell, "finding faces", info.frames_guessed)
-        track, cached = follow(pictures, info, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told)
+        track, cached = followed(pictures, info)
     with ExitStack() as stack:
         stack.callback(track.references.close)
         tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
         _require_faces(track, video)
+        if options.references is not None:
+            track = with_footage(track, Path(options.references), followed)
+            stack.callback(track.references.close)
         shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
         amount = None if ranges is None else amounts(shown.times_s, ranges)
         status = track.status[shown.source] if amount is None else np.where(amount > 0, track.status[shown.source], _OUTSIDE)

@@ -76,7 +76,7 @@ def show(report: DubReport) -> None:
 def _mouths(report: DubReport) -> str:
     if not report.painted:
         return f"drawn from {report.pages} of the person's own (lipdub references shows them)"
-    why = "" if report.options.draw == "paint" else ": the video shows too few mouths that are open as wanted"
+    why = "" if report.options.draw == "paint" else ": too few mouths are known that are open as wanted (--references adds footage)"
     return f"painted in {report.painted} of {report.frames} frames{why}"
 
 

@@ -32,7 +32,8 @@ class FaceTrack:
     strength: float32 (N,) in [0, 1], how far a frame is redrawn.
     person: int32 (N,), whose face it is, -1 where not dubbed: whose pages may be drawn from.
     reference: int32 (N,), the page of a closed mouth of about this pose, -1 where not dubbed.
-    pages: what is known of the person's own mouths; the picture of each is in `references` under its number.
+    pages: what is known of the person's own mouths, those of other videos with frames beyond N; the picture of each is in `references`
+    under its number.
     """
 
     pts: NDArray[np.int64]
@@ -72,6 +73,11 @@ class FaceTrack:
     def step_s(self) -> float:
         """From one frame to the next, usually, in seconds."""
         return float(np.median(np.diff(self.pts))) * float(self.time_base) if len(self) > 1 else 0.04
+
+    @property
+    def page_times_s(self) -> NDArray[np.float64]:
+        """When the video shows each page, in seconds, float64 (P,); infinite for pages of other videos."""
+        return np.append(self.times_s, np.inf)[np.minimum(self.pages.frame, len(self))]
 
     def spans(self) -> tuple[Span, ...]:
         """Stretches of frames that are passed through, in order."""

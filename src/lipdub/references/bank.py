@@ -238,10 +238,7 @@ class BankFiller:
         pages, numbers = pages.take(np.flatnonzero(~spoilt)), numbers[~spoilt]
         covered = covered | ((who >= 0) & ~np.isin(who, pages.person))  # whose pages all had to go cannot be drawn
         store = ReferenceStore(self._store.size)
-        for number in numbers.tolist():
-            at, jpeg = store.add(self._store.pixels(number)), self._store.jpeg(number)
-            if jpeg:
-                store.attach(at, jpeg)
+        store.copy(self._store, numbers)
         self._store.close()
         return pages, store, np.where(covered, -1, who).astype(np.int32), covered
 

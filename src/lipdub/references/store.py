@@ -87,6 +87,13 @@ class ReferenceStore:
         _decoded(jpeg)
         self._write_detail(number, jpeg)
 
+    def copy(self, source: ReferenceStore, numbers: NDArray[np.int64]) -> None:
+        """Store the references of these numbers of another store as well, in their order."""
+        for number in numbers.tolist():
+            at, jpeg = self.add(source.pixels(number)), source.jpeg(number)
+            if jpeg:
+                self.attach(at, jpeg)
+
     def get(self, number: int) -> Reference:
         """The reference of that number; its detail is decoded each time (a millisecond or two)."""
         jpeg = self.jpeg(number)
