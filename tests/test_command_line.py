@@ -109,7 +109,7 @@ def test_completion_offers_commands_and_options() -> None:
 
 def test_json_is_one_option_wherever_it_is() -> None:
     options = [parameter for command in COMMANDS.values() for parameter in command.params if "--json" in parameter.opts]
-    assert len(options) == 3
+    assert len(options) == 4
     assert len({(option.help, option.metavar) for option in options}) == 1
 
 

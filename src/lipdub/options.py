@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
-from lipdub.times import is_cue_file, parsed_ranges
+from lipdub.times import is_cue_file, parsed_ranges, seconds_of
 
 Device = Literal["auto", "cpu", "cuda"]
 Fit = Literal["longest", "video", "speech"]
@@ -26,6 +26,24 @@ def _option(
     """A field of `DubOptions`; see `DubOption`. help_text: for the command line."""
     told = {"help": help_text, "group": group, "low": low, "high": high, "is_path": is_path, "check": check}
     return field(default=default, metadata=told)
+
+
+@dataclass(frozen=True, slots=True)
+class FaceChoice:
+    """Which face of a video is meant: a number as ``lipdub faces`` gives them, from 1, or a place in the picture at a time."""
+
+    number: int | None = None
+    place_px: tuple[int, int] = (0, 0)
+    at_s: float = 0.0
+
+    @classmethod
+    def of(cls, text: str) -> FaceChoice:
+        """``2``, or ``640,360@12.5``. Raises ``ValueError``: neither."""
+        if found := re.fullmatch(r"(\d{1,5}),(\d{1,5})@(.+)", text.strip()):
+            return cls(None, (int(found[1]), int(found[2])), seconds_of(found[3]))
+        if re.fullmatch(r"[1-9]\d{0,3}", text.strip()):
+            return cls(int(text))
+        raise ValueError(f"face is a number from lipdub faces, or a place and a time such as 640,360@12.5, got '{text}'")
 
 
 def _check_ranges(text: str) -> None:
@@ -93,6 +111,13 @@ class DubOptions:
     )
     references: str | None = _option(
         None, "More footage of the same person, a video or a folder of them, whose mouths may be drawn, too.", group="Look", is_path=_always
+    )
+    face: str | None = _option(
+        None,
+        "Who is dubbed: a number that lipdub faces shows, or a place in px and a time, 640,360@12.5. By default the largest face "
+        "of each shot.",
+        group="Look",
+        check=FaceChoice.of,
     )
     strength: float = _option(
         1.0, "How far the lips move: 0 keeps them shut, 1 moves them as heard, 1.5 half as far again.", group="Look", low=0.0, high=1.5

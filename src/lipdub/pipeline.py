@@ -20,7 +20,7 @@ from lipdub.faces.follow import follow
 from lipdub.faces.more_footage import with_footage
 from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack, runs
 from lipdub.model import Model, open_model
-from lipdub.options import DubOptions, Mix, Silence
+from lipdub.options import DubOptions, FaceChoice, Mix, Silence
 from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning, Span, VideoInfo
 from lipdub.render import Scene, render
 from lipdub.speech.lip_track import LipTrack, listen, pauses_in
@@ -88,12 +88,12 @@ def dub(
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None
 
-    def followed(place: Path, of: VideoInfo) -> tuple[FaceTrack, bool]:
-        told = counted(tell, "finding faces", of.frames_guessed)
-        return follow(place, of, size=model.spec.crop.size, detectors=detectors, cache=cache, clock=clock, on_frames=told)
+    def followed(place: Path, of: VideoInfo, choice: FaceChoice | None = None) -> tuple[FaceTrack, bool]:
+        told, size = counted(tell, "finding faces", of.frames_guessed), model.spec.crop.size
+        return follow(place, of, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told, choice=choice)
 
     if track is None:
-        track, cached = followed(pictures, info)
+        track, cached = followed(pictures, info, None if options.face is None else FaceChoice.of(options.face))
     with ExitStack() as stack:
         stack.callback(track.references.close)
         tell("finding faces", len(track), len(track))  # what the file says of its length is a guess

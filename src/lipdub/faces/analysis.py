@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Generator as TypeGenerator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
@@ -22,10 +22,12 @@ from lipdub.faces import crop
 from lipdub.faces.covers import CELL_NUMBERS, cells_of, covered
 from lipdub.faces.detector import FaceDetector
 from lipdub.faces.landmarks import LIPS, opening_of, pose_of
+from lipdub.faces.people import Sightings
 from lipdub.faces.shots import ShotCounter
 from lipdub.faces.smoothing import LIP_COLUMNS, OUTLINE_COLUMNS, POINT_COLUMNS, smooth_points, smooth_similarity
-from lipdub.faces.track import COVERED, DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, FaceTrack, runs, stretches
+from lipdub.faces.track import COVERED, DUBBED, NO_FACE, OTHERS, TOO_SMALL, TURNED_AWAY, FaceTrack, runs, stretches
 from lipdub.media.planes import YuvChunk
+from lipdub.options import FaceChoice
 from lipdub.records import Face
 from lipdub.references.bank import THUMB_PX, BankFiller, Seen
 from lipdub.references.selection import references_of
@@ -57,17 +59,43 @@ def analyse(
     size: int,
     on_frames: Callable[[int], None] | None = None,
     more: Sequence[FaceDetector] = (),
+    choice: FaceChoice | None = None,
 ) -> FaceTrack:
     """Follow all faces through `chunks`, choose one person and smooth: the ``FaceTrack`` of every frame.
 
     size: side of the reference crops in px. on_frames: told how many frames each step took. more: further detectors; the video is then
     watched in stretches side by side, each of which begins with a search of its own, so that the landmarks differ by a fraction of a px.
+    choice: who is followed; None for who is most prominent in each shot.
+
+    Raises NoFaceFound: nobody is meant by the choice.
     """
+    with _all_seen(chunks, detector, size=size, on_frames=on_frames, more=more) as seen:
+        return _assemble(seen, choice)
+
+
+def sightings(
+    chunks: Iterable[YuvChunk],
+    detector: FaceDetector,
+    *,
+    on_frames: Callable[[int], None] | None = None,
+    more: Sequence[FaceDetector] = (),
+) -> Sightings:
+    """All faces of `chunks` and whose they are. on_frames, more: as for `analyse`."""
+    with _all_seen(chunks, detector, size=THUMB_PX, on_frames=on_frames, more=more) as seen:
+        seen.bank.close()
+        return seen.sightings()
+
+
+@contextmanager
+def _all_seen(
+    chunks: Iterable[YuvChunk], detector: FaceDetector, *, size: int, on_frames: Callable[[int], None] | None, more: Sequence[FaceDetector]
+) -> Iterator[_Seen]:
     store, points, cells = ReferenceStore(size), RowFile(POINT_COLUMNS), RowFile(CELL_NUMBERS)
     try:
         # However it ends, no thread looks through a detector any more when this returns.
         with closing(_watched(chunks, [detector, *more])) as stretches:
-            return _analyse(stretches, store, points, cells, on_frames)
+            seen = _analyse(stretches, store, points, cells, on_frames)
+        yield seen
     except BaseException:
         store.close()
         raise
@@ -143,7 +171,7 @@ def _watch(stretch: _Stretch, detector: FaceDetector, shot: int) -> None:
 
 def _analyse(
     stretches: Iterable[_Stretch], store: ReferenceStore, points: RowFile, cells: RowFile, on_frames: Callable[[int], None] | None
-) -> FaceTrack:
+) -> _Seen:
     rows, pts, shots = _Rows(_COLUMNS), _Rows(1, np.int64), _Rows(1, np.int32)
     follower, bank = _Follower(), BankFiller(store)
     time_base, shorter_side, shot = Fraction(1, 25), 1, 0
@@ -173,7 +201,7 @@ def _analyse(
                 bank.show(number, seen, partial(_look, chunk, offset, similarity, store.size))
         if on_frames is not None:
             on_frames(len(stretch.shots))
-    return _assemble(rows.array(), points, cells, pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, bank)
+    return _Seen(rows.array(), points, cells, pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, bank)
 
 
 def _look(chunk: YuvChunk, offset: int, similarity: NDArray[np.float64], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
@@ -236,16 +264,37 @@ def _describe(frame: int, track: int, face: Face) -> tuple[NDArray[np.float64], 
     return row, shape
 
 
-def _assemble(
-    rows: NDArray[np.float64],
-    points: RowFile,
-    cells: RowFile,
-    pts: NDArray[np.int64],
-    shots: NDArray[np.int32],
-    time_base: Fraction,
-    shorter_side: int,
-    bank: BankFiller,
-) -> FaceTrack:
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class _Seen:
+    """All faces of a video. rows: float64 (M, _COLUMNS). points, cells: by the place that a row names. pts, shots: of the frames."""
+
+    rows: NDArray[np.float64]
+    points: RowFile
+    cells: RowFile
+    pts: NDArray[np.int64]
+    shots: NDArray[np.int32]
+    time_base: Fraction
+    shorter_side: int
+    bank: BankFiller
+
+    def people(self) -> NDArray[np.int64]:
+        """Whose face each row is, int64 (M,)."""
+        numbers, where = np.unique(self.rows[:, 1].astype(np.int64), return_inverse=True)
+        return np.array([self.bank.person_of(number) for number in numbers.tolist()], np.int64)[where]
+
+    def sightings(self) -> Sightings:
+        """The rows as others see them."""
+        rows = self.rows
+        times_s = self.pts * float(self.time_base)
+        return Sightings(rows[:, 0].astype(np.int64), self.people(), rows[:, _SIMILARITY], rows[:, _HEIGHT], rows[:, _OPENING], times_s)
+
+
+def _assemble(seen: _Seen, choice: FaceChoice | None) -> FaceTrack:
+    rows, points, cells, pts, shots, time_base, bank = (
+        seen.rows, seen.points, seen.cells, seen.pts, seen.shots, seen.time_base, seen.bank
+    )  # fmt: skip
+    meant = None if choice is None else seen.sightings().chosen(choice)
+    whose = seen.people()
     count = len(pts)
     step_s = float(np.median(np.diff(pts))) * float(time_base) if count > 1 else 0.04
     values = np.zeros((count, _COLUMNS))
@@ -254,10 +303,13 @@ def _assemble(
     place = np.full(count, -1, np.int64)
     outline = np.zeros((count, len(crop.OUTLINE), 2), np.float16)
     lips = np.zeros((count, len(LIPS), 2), np.float16)
-    smallest = float(np.clip(SMALLEST_SHARE * shorter_side, SMALLEST_PX, SMALL_ENOUGH_PX))
+    smallest = float(np.clip(SMALLEST_SHARE * seen.shorter_side, SMALLEST_PX, SMALL_ENOUGH_PX))
     for first, end in runs(np.asarray(shots, np.int64)):
         low, high = np.searchsorted(rows[:, 0], [first, end])
         here = rows[low:high]
+        if meant is not None:
+            status[here[:, 0].astype(np.int64)] = OTHERS
+            here = here[whose[low:high] == meant]
         if len(here) == 0:
             continue
         followed = _most_prominent(here)

@@ -17,6 +17,7 @@ import pkgutil
 import re
 import stat
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy as np
 
 from lipdub import media
 from lipdub.errors import UnreadableMedia
+from lipdub.options import FaceChoice
 
 _ROOMS: Final = ("lipdub.faces", "lipdub.references")
 _KEEPING: Final = ("lipdub.faces.analysis_key", "lipdub.faces.cache")
@@ -36,8 +38,9 @@ _CONSTANT: Final = re.compile("_*[A-Z][A-Z0-9_]*")
 _PIECE_BYTES: Final = 4 * 2**20
 
 
-def analysis_key(video: Path, *, size_px: int) -> str:
-    """40 hex digits that change with the content of `video` and with everything that changes its track with crops of `size_px`.
+def analysis_key(video: Path, *, size_px: int, choice: FaceChoice | None = None) -> str:
+    """40 hex digits that change with the content of `video` and with everything that changes its track with crops of `size_px`
+    that follows `choice`.
 
     The ending of the file's name counts as well: FFmpeg looks at it. The file is read once. Raises UnreadableMedia.
     """
@@ -49,6 +52,8 @@ def analysis_key(video: Path, *, size_px: int) -> str:
         "source": _SOURCE_DIGEST,
         "packages": [_version(package) for package in _PACKAGES],
     }
+    if choice is not None:
+        shaping["choice"] = asdict(choice)
     text = json.dumps(shaping, sort_keys=True, default=_plain)
     return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 

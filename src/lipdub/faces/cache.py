@@ -32,6 +32,7 @@ from lipdub.errors import LipdubError
 from lipdub.faces.analysis_key import analysis_key
 from lipdub.faces.track import FaceTrack
 from lipdub.faces.track_file import TrackDamaged, read_track, write_track
+from lipdub.options import FaceChoice
 
 FOLDER_VARIABLE: Final = "LIPDUB_CACHE"
 LIMIT_VARIABLE: Final = "LIPDUB_CACHE_LIMIT"
@@ -162,8 +163,10 @@ class AnalysisCache:
             (self.folder / "digests").rmdir()
 
 
-def cached_track(video: Path, analyse: Callable[[], FaceTrack], *, size_px: int, cache: AnalysisCache | None) -> tuple[FaceTrack, bool]:
-    """The track of `video` with reference crops of `size_px`, the caller's to close, and whether `cache` had it.
+def cached_track(
+    video: Path, analyse: Callable[[], FaceTrack], *, size_px: int, cache: AnalysisCache | None, choice: FaceChoice | None = None
+) -> tuple[FaceTrack, bool]:
+    """The track of `video` with reference crops of `size_px` that follows `choice`, the caller's to close, and whether `cache` had it.
 
     Where it had none, `analyse` makes it and it is kept, unless the video has changed meanwhile. Raises UnreadableMedia, and whatever
     `analyse` raises.
@@ -171,7 +174,7 @@ def cached_track(video: Path, analyse: Callable[[], FaceTrack], *, size_px: int,
     if cache is None:
         return analyse(), False
     before = _stamp(video)
-    key = analysis_key(video, size_px=size_px)
+    key = analysis_key(video, size_px=size_px, choice=choice)
     track = cache.find(key)
     if track is not None:
         return track, True

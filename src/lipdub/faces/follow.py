@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from lipdub import media
-from lipdub.faces.analysis import analyse
+from lipdub.faces.analysis import analyse, sightings
 from lipdub.faces.cache import AnalysisCache, cached_track
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
+from lipdub.faces.people import Person, people_in
 from lipdub.faces.track import DUBBED, FaceTrack
+from lipdub.options import FaceChoice
 from lipdub.records import VideoInfo
 from lipdub.stages import Clock, Stages, cores
 
@@ -29,6 +31,7 @@ def follow(
     clock: Clock | None = None,
     on_frames: Callable[[int], None] | None = None,
     threads: int | None = None,
+    choice: FaceChoice | None = None,
 ) -> tuple[FaceTrack, bool]:
     """The face in every frame of `video`, whose `info` was read before, and whether the cache knew it. The caller closes its references.
 
@@ -38,15 +41,16 @@ def follow(
     clock: has the time booked.
     on_frames: told how many frames each step took.
     threads: cores to use, None for all of this process; with fewer cores fewer detectors watch at once.
+    choice: who is followed; None for who is most prominent in each shot.
 
-    Raises UnreadableMedia, NoVideoStream.
+    Raises UnreadableMedia, NoVideoStream. NoFaceFound: nobody is meant by the choice.
     """
     clock = clock or Clock()
     # Stages inside count for themselves: what is left for the cache is reading the file and the kept track.
     with nullcontext() if cache is None else clock("cache"):
         at_once = _side_by_side(threads or cores())
-        analysed = partial(_analysed, video, info, size, detectors, clock, on_frames, at_once)
-        return cached_track(video, analysed, size_px=size, cache=cache)
+        analysed = partial(_analysed, video, info, size, detectors, clock, on_frames, at_once, choice)
+        return cached_track(video, analysed, size_px=size, choice=choice, cache=cache)
 
 
 def _analysed(
@@ -57,13 +61,24 @@ def _analysed(
     clock: Clock,
     on_frames: Callable[[int], None] | None,
     at_once: int,
+    choice: FaceChoice | None,
 ) -> FaceTrack:
     with clock("faces"), ExitStack() as stack:
         first, *more = [stack.enter_context(closing(detectors())) for _ in range(at_once)]
         stages = stack.enter_context(Stages())
         frames = stages.ahead(clock.timed("decode", media.read_planes(video)))
-        track = analyse(clock.timed("wait", frames), first, size=size, on_frames=on_frames, more=more)
+        track = analyse(clock.timed("wait", frames), first, size=size, on_frames=on_frames, more=more, choice=choice)
     return held_still(track) if info.is_still else track
+
+
+def people_of(
+    video: Path, *, detectors: DetectorFactory = MediapipeDetector, on_frames: Callable[[int], None] | None = None
+) -> list[Person]:
+    """Who is in `video`. Raises UnreadableMedia, NoVideoStream."""
+    with ExitStack() as stack:
+        first, *more = [stack.enter_context(closing(detectors())) for _ in range(_side_by_side(cores()))]
+        frames = stack.enter_context(Stages()).ahead(iter(media.read_planes(video)))
+        return people_in(sightings(frames, first, on_frames=on_frames, more=more))
 
 
 def held_still(track: FaceTrack) -> FaceTrack:

@@ -13,8 +13,14 @@ from lipdub.records import Span
 from lipdub.references.pages import Pages
 from lipdub.references.store import ReferenceStore
 
-DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, COVERED = range(5)
-WHY = {NO_FACE: "no face", TOO_SMALL: "face too small", TURNED_AWAY: "face turned away", COVERED: "mouth covered, or pictures mixed"}
+DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, COVERED, OTHERS = range(6)
+WHY = {
+    NO_FACE: "no face",
+    TOO_SMALL: "face too small",
+    TURNED_AWAY: "face turned away",
+    COVERED: "mouth covered, or pictures mixed",
+    OTHERS: "other faces",
+}
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -183,6 +183,10 @@ class BankFiller:
         """The person whom a track (of one shot) shows. Raises KeyError: a track that was never shown."""
         return self._person_of[track]
 
+    def close(self) -> None:
+        """Give the pictures back."""
+        self._store.close()
+
     def show(self, track: int, seen: Seen, look: Look) -> None:
         """One face more. look: is asked for its picture only where it becomes a page."""
         number = self._person_of.get(track)
