@@ -60,6 +60,8 @@ CASES = {
     "evaluate": Case("dubbed.mp4 --source talk.mp4 --speech speech.wav -q"),
     "sheet": Case("talk.mp4 -o sheet.png"),
     "references": Case("talk.mp4 -o bank.png"),
+    "faces": Case("talk.mp4 -o faces.png -q"),
+    "preview": Case("talk.mp4 speech.wav 0.5 -o moment.png -q"),
     "memory": Case("base -o look --seconds 1"),
     "cache": Case(""),
     "cache clear": Case(""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from fractions import Fraction
 from pathlib import Path
@@ -46,6 +47,8 @@ def dub(
     detectors: DetectorFactory = MediapipeDetector,
     cache: AnalysisCache | None = None,
     exclude_own_s: float = 0.0,
+    span: Range | None = None,
+    on_scene: Callable[[Scene], None] | None = None,
     on_progress: OnProgress | None = None,
 ) -> DubReport:
     """Redraw the mouth in `video` so that it speaks `speech`; write `out`. Everything else stays as it was.
@@ -56,7 +59,8 @@ def dub(
     model: opened before, in the place of the one that `options` name. track: an analysis of `video` made before, which saves the first
     pass; its references are of the model's crop size, and they are closed at the end. detectors: makes what finds faces. cache: where
     analyses are kept; one that is there saves the first pass as well. exclude_own_s: no mouth is drawn from a frame as near as this to the
-    one that is redrawn: for measuring.
+    one that is redrawn: for measuring. span: write these times of the output alone, which then begins there. on_scene: told all that is
+    known before a pixel is drawn.
 
     Raises:
         OutputRefused, UnreadableMedia, NoVideoStream, NoAudioStream, BundleNotFound, BundleInvalid, ProviderUnavailable,
@@ -103,6 +107,10 @@ def dub(
             stack.callback(track.references.close)
         shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
         amount = None if ranges is None else amounts(shown.times_s, ranges)
+        if span is not None:
+            first, end = shown.within(span)
+            offset_s -= int(shown.pts[first]) * shown.time_base
+            shown, amount = shown.part(first, end), None if amount is None else amount[first:end]
         status = track.status[shown.source] if amount is None else np.where(amount > 0, track.status[shown.source], _OUTSIDE)
         spans = _spans(status, shown)
         if options.strict:
@@ -131,6 +139,8 @@ def dub(
             pictures, info, track, shown, lips, choices, model.spec, model.generator,
             keep_pauses=options.silence == "keep", kept=kept, amount=amount, warn=warn,
         )  # fmt: skip
+        if on_scene is not None:
+            on_scene(scene)
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=counted(tell, "redrawing", len(shown)))
         with clock("mux"):
             media.mux(silent_video, audible, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, kept=kept, warn=warn)

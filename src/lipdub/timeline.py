@@ -57,6 +57,16 @@ class Timeline:
         """From time zero to the end of the last frame, in seconds."""
         return self.end * self.time_base
 
+    def within(self, span: Range) -> tuple[int, int]:
+        """The frames [first, end) that are shown in `span`, at least one: also the one that its start falls into."""
+        first = max(0, int(np.searchsorted(self.times_s, span.start_s, "right")) - 1)
+        return first, max(first + 1, int(np.searchsorted(self.times_s, span.end_s)))
+
+    def part(self, first: int, end: int) -> Timeline:
+        """The frames [first, end) alone; the first of them is shown at time zero."""
+        begin, stop = int(self.pts[first]), int(self.pts[end]) if end < len(self) else self.end
+        return Timeline(self.source[first:end], self.pts[first:end] - begin, self.time_base, stop - begin)
+
     def runs(self) -> Iterator[tuple[int, int]]:
         """Half-open stretches of output frames whose source runs one way only: forward, backward, forward, ..."""
         direction = np.sign(np.diff(self.source))

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from lipdub import __version__
-from lipdub.cli import adapt, batch, bench, cache, doctor, evaluate, export, faces, memory, prepare, references, sheet, sync, train
+from lipdub.cli import adapt, batch, bench, cache, doctor, evaluate, export, faces, memory, prepare, preview, references, sheet, sync, train
 from lipdub.cli.commands import Command, Group
 from lipdub.cli.console import interrupted, say
 from lipdub.cli.record_options import with_dub_options
@@ -32,6 +32,7 @@ app.command("sync", cls=Command, epilog=sync.EXAMPLES)(with_dub_options(sync.syn
 app.command("batch", cls=Command, epilog=batch.EXAMPLES)(with_dub_options(batch.batch, panel=batch.PANEL, helps=batch.HELPS))
 app.command("evaluate", cls=Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("sheet", cls=Command, epilog=sheet.EXAMPLES)(sheet.sheet)
+app.command("preview", cls=Command, epilog=preview.EXAMPLES)(with_dub_options(preview.preview))
 app.command("faces", cls=Command, epilog=faces.EXAMPLES)(faces.faces)
 app.command("references", cls=Command, epilog=references.EXAMPLES)(references.references)
 app.command("memory", cls=Command, epilog=memory.EXAMPLES)(memory.memory)

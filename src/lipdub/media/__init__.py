@@ -13,6 +13,7 @@ from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
 from lipdub.media.copies import let_go_of_copies, readable
 from lipdub.media.cues import ranges_in
+from lipdub.media.excerpt import excerpt, key_frame_s, sound_excerpt
 from lipdub.media.kept import NOTHING_KEPT, Kept, plan_kept
 from lipdub.media.muxing import mux
 from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix, unfinished
@@ -38,9 +39,11 @@ __all__ = [
     "check_suffix",
     "cut_off",
     "encode_picture",
+    "excerpt",
     "first_samples",
     "fitted_photo",
     "has_sound",
+    "key_frame_s",
     "let_go_of_copies",
     "mux",
     "plan_kept",
@@ -54,6 +57,7 @@ __all__ = [
     "read_planes",
     "read_span",
     "readable",
+    "sound_excerpt",
     "to_planes",
     "unfinished",
     "write_wav",

@@ -1,0 +1,191 @@
+"""A moment of a dub, to judge settings by before a long run: only the stretch around it is looked at, however long the film is."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub import media
+from lipdub.atomic import write_whole
+from lipdub.checkup.sheet import write_on
+from lipdub.errors import OutputRefused
+from lipdub.faces import crop
+from lipdub.faces.detector import DetectorFactory, MediapipeDetector
+from lipdub.media.planes import RgbPicture
+from lipdub.options import DubOptions, Mix
+from lipdub.paste.mask import mask_of
+from lipdub.pipeline import dub
+from lipdub.records import DubReport, DubWarning
+from lipdub.render import Scene
+from lipdub.stages import OnProgress
+from lipdub.times import Range
+
+AROUND_S = 5.0
+"""So much before and after what is shown is looked at, too: mouths to draw from, and where the head moves."""
+SHOWN_S = 0.6
+"""Of a single moment so much before and after it is dubbed."""
+PICTURE_PX, CELL_PX, GAP_PX, BACKGROUND = 486, 240, 6, 32
+MASK_COLOUR, POINT_COLOUR, WANTED_COLOUR = (80, 160, 255), (255, 210, 60), (110, 255, 110)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """What is cut out: the video, or the photo as it is, the speech and the options that dub it, and what of it is shown."""
+
+    video: Path
+    speech: Path
+    options: DubOptions
+    span: Range
+
+
+def preview(
+    video: Path,
+    speech: Path,
+    out: Path,
+    moment: Range | float,
+    options: DubOptions,
+    *,
+    detectors: DetectorFactory = MediapipeDetector,
+    on_progress: OnProgress | None = None,
+) -> DubReport:
+    """Write `out`: of a time in seconds a picture (source, result, what was found and what the mouth was drawn from), of a range a video.
+
+    Mouths are those of the seconds around it, so a dub of the whole film, which knows more of them, may look better.
+
+    Raises as `lipdub.dub`; OutputRefused, too: a picture of a range, or a video of a moment.
+    """
+    wants_picture = not isinstance(moment, Range)
+    (media.check_picture if wants_picture else media.check_output)(out, inputs=[video, speech], force=options.force)
+    span = moment if isinstance(moment, Range) else Range(max(0.0, moment - SHOWN_S), moment + SHOWN_S)
+    with tempfile.TemporaryDirectory() as folder:
+        cut = _stretch(video, speech, Path(folder), span, options)
+        dubbed = Path(folder) / "dubbed.mp4" if wants_picture else out
+        found: list[_Explained] = []
+        at_s = 0.0 if isinstance(moment, Range) else moment - span.start_s
+
+        def keep(scene: Scene) -> None:
+            if wants_picture:
+                found.append(_explained(scene, at_s))
+
+        report = dub(cut.video, cut.speech, dubbed, cut.options, detectors=detectors, span=cut.span, on_scene=keep, on_progress=on_progress)
+        if wants_picture:
+            sheet = _laid_out(found[0], _frame(dubbed, at_s), report.warnings)
+            write_whole(out, media.encode_picture(sheet, out.suffix))
+    return replace(report, video=str(video), speech=str(speech), output=str(out), options=options)
+
+
+def _stretch(video: Path, speech: Path, folder: Path, span: Range, options: DubOptions) -> _Stretch:
+    """What has to be looked at to dub `span`."""
+    info, offset_s = media.probe(video), Fraction(options.offset_ms, 1000)
+    start_s = Fraction(0)
+    if not info.is_still:
+        if info.duration_s is not None and span.start_s >= info.duration_s:
+            raise OutputRefused(f"'{video}' ends at {float(info.duration_s):.1f} s; give an earlier time than {span.start_s:g} s")
+        start_s = media.key_frame_s(video, max(0.0, span.start_s - AROUND_S))
+        video = media.excerpt(video, folder, seconds=span.end_s + AROUND_S - float(start_s), start_s=start_s)
+    # The speech begins at `offset_s` of the film; from there on it is cut at a whole millisecond of the excerpt.
+    heard_from_s = max(Fraction(0), Fraction(round(1000 * (start_s - offset_s)), 1000))
+    lasts_s = span.end_s + AROUND_S - float(start_s)
+
+    def taken(sound: str | Path, name: str, from_s: Fraction) -> str:
+        media.sound_excerpt(Path(sound), folder / name, start_s=from_s, seconds=lasts_s)
+        return str(folder / name)
+
+    mix = None if options.mix is None else Mix.of(options.mix)
+    here = replace(
+        options, fit="longest", force=True, ranges=None, offset_ms=round(1000 * (heard_from_s + offset_s - start_s)),
+        driver=None if options.driver is None else taken(options.driver, "driver.wav", heard_from_s),
+        mix=None if mix is None else f"{taken(mix.path, 'mix.wav', start_s)}:{mix.gain_db:.3f}",
+    )  # fmt: skip
+    shown = Range(max(0.0, span.start_s - float(start_s)), span.end_s - float(start_s))
+    return _Stretch(video, Path(taken(speech, "speech.wav", heard_from_s)), here, shown)
+
+
+def _frame(video: Path, at_s: float) -> NDArray[np.uint8]:
+    """The frame that is shown at `at_s`, uint8 (H, W, 3); the last one where there is none later."""
+    found: NDArray[np.uint8] | None = None
+    with closing(media.read_frames(video)) as chunks:
+        for chunk in chunks:
+            for pixels, time_s in zip(chunk.pixels, chunk.times_s.tolist(), strict=True):
+                if found is not None and time_s > at_s + 1e-6:
+                    return found
+                found = pixels
+    assert found is not None
+    return found
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class _Explained:
+    """A source frame, and its face close by in `cells`: with the mask and the lips that were found, the page that the mouth is drawn from
+    with its lips, and where they are to lie. similarity: frame-to-unit (4,); None where the frame is passed through."""
+
+    frame: NDArray[np.uint8]
+    cells: list[NDArray[np.uint8]]
+    similarity: NDArray[np.float64] | None
+
+
+def _explained(scene: Scene, at_s: float) -> _Explained:
+    """What is known of the frame that is shown at `at_s` of the output before it is drawn."""
+    row, _ = scene.shown.within(Range(at_s, at_s + 1e-3))
+    source, track = int(scene.shown.source[row]), scene.track
+    with ExitStack() as stack:
+        frames = stack.enter_context(closing(media.play(scene.video, track.pts, scene.shown.part(row, row + 1))))
+        chunk, _ = next(iter(frames))
+    picture = chunk.picture(0)
+    whole = picture.rgb(0, 0, picture.width, picture.height)
+    if track.person[source] < 0:
+        return _Explained(whole, [], None)
+    face = crop.take_one(picture, track.similarity[source], CELL_PX, sharp=True)
+    chosen = scene.choices.frames(row, row + 1)
+    page = int(chosen.page[0]) if chosen.page[0] >= 0 else int(track.reference[source])
+    reference = scene.track.references.get(page)
+    drawn_from = np.asarray(cv2.resize(reference.pixels if reference.detail is None else reference.detail, (CELL_PX, CELL_PX)), np.uint8)
+    mask = mask_of(track.outline[source].astype(np.float32) * scene.spec.crop.size, scene.spec.crop)
+    mask = np.asarray(cv2.resize(mask, (CELL_PX, CELL_PX)), np.float32)[..., None]
+    masked = np.asarray((1 - 0.4 * mask) * face + 0.4 * mask * np.array(MASK_COLOUR), np.uint8)
+    wanted = face.copy()
+    _dots(masked, track.lips[source].astype(np.float32), POINT_COLOUR)
+    _dots(drawn_from, track.pages.lips[page], POINT_COLOUR)
+    painted = chosen.page[0] < 0
+    if not painted:
+        _dots(wanted, chosen.points[0, :40], WANTED_COLOUR)
+    write_on(masked, "mask, lips found", (6, 18))
+    write_on(drawn_from, f"{'painted from' if painted else 'drawn from'} page {page}", (6, 18))
+    write_on(wanted, "painted by the network" if painted else "lips wanted", (6, 18))
+    return _Explained(whole, [masked, drawn_from, wanted], track.similarity[source])
+
+
+def _dots(picture: NDArray[np.uint8], points: NDArray[np.float32], colour: tuple[int, int, int]) -> None:
+    for x, y in np.round(points * CELL_PX).astype(int).tolist():
+        cv2.circle(picture, (x, y), 1, colour, -1, cv2.LINE_AA)
+
+
+def _laid_out(source: _Explained, after: NDArray[np.uint8], warnings: tuple[DubWarning, ...]) -> NDArray[np.uint8]:
+    """One picture: before beside after, the face below, then what has to be known of it."""
+    before, cells = source.frame, [*source.cells]
+    if source.similarity is not None:
+        cells.append(crop.take_one(RgbPicture(after), source.similarity, CELL_PX, sharp=True))
+        write_on(cells[-1], "dubbed", (6, 18))
+    height = round(PICTURE_PX * before.shape[0] / before.shape[1])
+    shown = [np.asarray(cv2.resize(one, (PICTURE_PX, height), interpolation=cv2.INTER_AREA), np.uint8) for one in (before, after)]
+    for picture, name in zip(shown, ("source", "dubbed"), strict=True):
+        write_on(picture, name, (6, 18))
+    lines = [warning.line for warning in warnings]
+    below = (CELL_PX + GAP_PX) * bool(cells)
+    sheet = np.full((height + 2 * GAP_PX + below + 22 * len(lines), 2 * PICTURE_PX + 3 * GAP_PX, 3), BACKGROUND, np.uint8)
+    for column, picture in enumerate(shown):
+        x = GAP_PX + column * (PICTURE_PX + GAP_PX)
+        sheet[GAP_PX : GAP_PX + height, x : x + PICTURE_PX] = picture
+    for column, cell in enumerate(cells):
+        x = GAP_PX + column * (CELL_PX + GAP_PX)
+        sheet[height + 2 * GAP_PX : height + 2 * GAP_PX + CELL_PX, x : x + CELL_PX] = cell
+    for row, line in enumerate(lines):
+        write_on(sheet, line[:140], (GAP_PX, height + 2 * GAP_PX + below + 16 + 22 * row))
+    return sheet
