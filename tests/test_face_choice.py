@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,16 @@ def test_people_are_numbered_by_how_large_they_are_and_for_how_long() -> None:
     assert people[0].height_px == pytest.approx(NEAR_PX, rel=0.15)
     assert people[0].first_s == 0
     assert people[0].moving > 0.5
+
+
+@given(st.integers(0, 99))
+@settings(max_examples=5, deadline=None)
+def test_numbers_do_not_hang_on_how_far_mouths_are_open(seed: int) -> None:
+    """A dub of one person must not change who is number 2 for the next."""
+    script, pictures = film(FILM)
+    seen = sightings(chunks_of(len(script), lambda frame: pictures[frame // SHOT_FRAMES]), ScriptedDetector(script))
+    taller = seen.height_px * np.random.default_rng(seed).uniform(0.8, 1.3, len(seen.height_px))
+    assert replace(seen, height_px=taller).by_prominence() == seen.by_prominence()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ LEVELS = (
     {"bundles"},
     {"faces", "speech"},
     {"paste", "generators"},
-    {"choose", "model", "reports"},
+    {"choose", "model", "outcome", "reports"},
     {"render"},
     {"pipeline", "memory_view"},
     {"batch", "evaluate", "checkup"},

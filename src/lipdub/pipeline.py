@@ -9,29 +9,24 @@ from contextlib import ExitStack, closing
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lipdub import __version__, media
 from lipdub.choose import choose
-from lipdub.errors import NoAudioStream, NoFaceFound
+from lipdub.errors import NoAudioStream
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.follow import follow
 from lipdub.faces.more_footage import with_footage
-from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack, runs
+from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.model import Model, open_model
-from lipdub.options import DubOptions, FaceChoice, Mix, Silence
-from lipdub.records import NOTHING_DUBBED, DubReport, DubWarning, Span, VideoInfo
+from lipdub.options import DubOptions, FaceChoice, Mix
+from lipdub.outcome import nothing_dubbed, passed_through, require_all, require_faces, status_of
+from lipdub.records import DubReport, DubWarning, VideoInfo
 from lipdub.render import Scene, render
-from lipdub.speech.lip_track import LipTrack, listen, pauses_in
-from lipdub.speech.pauses import Pauses
+from lipdub.speech.lip_track import listen, pauses_in
 from lipdub.stages import Clock, OnProgress, counted
-from lipdub.timeline import Timeline, amounts, pictures_end_s, plan
+from lipdub.timeline import amounts, pictures_end_s, plan
 from lipdub.times import Range, is_cue_file, parsed_ranges
 
-_OUTSIDE, _OUTSIDE_WHY = 255, "outside of the ranges"
-"""Status of frames that are not to be redrawn."""
 QUIET_GAIN = 4.0
 """Speech that has to be raised by more to be heard, 12 dB, may not be what was meant."""
 
@@ -101,7 +96,7 @@ def dub(
     with ExitStack() as stack:
         stack.callback(track.references.close)
         tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
-        _require_faces(track, video)
+        require_faces(track, video)
         if options.references is not None:
             track = with_footage(track, Path(options.references), followed)
             stack.callback(track.references.close)
@@ -111,10 +106,10 @@ def dub(
             first, end = shown.within(span)
             offset_s -= int(shown.pts[first]) * shown.time_base
             shown, amount = shown.part(first, end), None if amount is None else amount[first:end]
-        status = track.status[shown.source] if amount is None else np.where(amount > 0, track.status[shown.source], _OUTSIDE)
-        spans = _spans(status, shown)
+        status = status_of(track, shown, amount)
+        spans = passed_through(status, shown)
         if options.strict:
-            _require_all(spans, video)
+            require_all(spans, video)
         with clock("open"):  # before a frame is drawn: what cannot be written is said now
             arranged = media.arranged(speech, sound, out, offset_s=offset_s, mix=mix, until_s=shown.duration_s)
             audible, sound = stack.enter_context(arranged)
@@ -148,7 +143,7 @@ def dub(
     if not any(warning.kind == "clock-jump" for warning in warnings) and (cut := media.cut_off(info, video_s)) is not None:
         warn(cut)
     passed = sum(span.end - span.first for span in spans)
-    warnings |= dict.fromkeys(_nothing_dubbed(status, lips, pauses, spans, options.silence))
+    warnings |= dict.fromkeys(nothing_dubbed(status, lips, pauses, spans, options.silence))
     return DubReport(
         video=str(video), speech=str(speech), output=str(out), model=model.spec.name, provider=model.generator.provider, options=options,
         frames=len(shown), dubbed=len(shown) - passed, passed_through=passed, spans=spans,
@@ -164,52 +159,3 @@ def _ranges(asked: str | None) -> tuple[Range, ...] | None:
     if asked is None:
         return None
     return media.ranges_in(Path(asked)) if is_cue_file(asked) else parsed_ranges(asked)
-
-
-def _require_faces(track: FaceTrack, video: Path) -> None:
-    """No face at all is an error; a face that cannot be dubbed is passed through."""
-    if (track.status == NO_FACE).all():
-        raise NoFaceFound(f"no face in '{video}'; lipdub needs a face that is at least about 40 pixels high and looks at the camera")
-
-
-def _require_all(spans: tuple[Span, ...], video: Path) -> None:
-    """With --strict no frame may be passed through that was to be dubbed."""
-    failed = [span for span in spans if span.why != _OUTSIDE_WHY]
-    if failed:
-        raise NoFaceFound(
-            f"'{video}' has {sum(s.end - s.first for s in failed)} frames that cannot be dubbed, the first at {failed[0].start_s:.2f} s "
-            f"({failed[0].why}); leave --strict away to pass them through"
-        )
-
-
-def _nothing_dubbed(
-    status: NDArray[np.uint8], lips: LipTrack, pauses: Pauses, spans: tuple[Span, ...], silence: Silence
-) -> list[DubWarning]:
-    """The warning that the output does not speak, where that is so. status: of the output's frames."""
-    dubbed = status == DUBBED
-    if not dubbed.any():
-        why = " and ".join(sorted({span.why for span in spans}))
-        return [DubWarning(NOTHING_DUBBED, f"nothing was dubbed, for no frame can be ({why}); the output shows the source untouched")]
-    if not lips.in_pause[dubbed].all():
-        return []
-    if silence == "keep":
-        text = "nothing was dubbed, for the speech pauses in all that could be; the output shows the source untouched"
-        return [DubWarning(NOTHING_DUBBED, text)]
-    if silence == "close" and pauses.sounds and lips.in_pause.all():
-        text = "nothing was dubbed, for the sound is taken for one long pause; listen to it, or draw what is heard by --silence off"
-        return [DubWarning(NOTHING_DUBBED, text)]
-    if not lips.in_pause.all():
-        text = "nothing was dubbed, for the speech sounds only where no face can be; the mouth rests in all that was redrawn"
-        return [DubWarning(NOTHING_DUBBED, text)]
-    return []
-
-
-def _spans(status: NDArray[np.uint8], shown: Timeline) -> tuple[Span, ...]:
-    """Stretches of the output that were passed through, in output frames and times. status: of its frames."""
-    times_s = [*shown.times_s.tolist(), float(shown.duration_s)]
-    why = {**WHY, _OUTSIDE: _OUTSIDE_WHY}
-    return tuple(
-        Span(first, end, times_s[first], times_s[end], why[int(status[first])])
-        for first, end in runs(status.astype(np.int64))
-        if status[first] != DUBBED
-    )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.errors import NoFaceFound
-from lipdub.faces.crop import to_unit
+from lipdub.faces.crop import to_unit, unit_px
 from lipdub.options import FaceChoice
 
 MOVING_OPENING = 0.012
@@ -52,7 +52,9 @@ class Sightings:
         """People who are seen for ``SHORTEST_S`` or more, the largest and longest on screen first; all, where none is seen so long."""
         people = np.unique(self.person).tolist()
         long = [one for one in people if self.seconds(one) >= SHORTEST_S]
-        return sorted(long or people, key=lambda one: -float((self.height_px[self.person == one] ** 2).sum()))
+        # By the upper face: a dub must not change who is number 2.
+        side_px = unit_px(self.similarity)
+        return sorted(long or people, key=lambda one: -float((side_px[self.person == one] ** 2).sum()))
 
     def seconds(self, person: int) -> float:
         """For how long a person is seen."""

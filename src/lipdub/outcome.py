@@ -1,0 +1,74 @@
+"""What becomes of the frames of an output: which are redrawn, which are passed through and why, and whether it speaks at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdub.errors import NoFaceFound
+from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack, runs
+from lipdub.options import Silence
+from lipdub.records import NOTHING_DUBBED, DubWarning, Span
+from lipdub.speech.lip_track import LipTrack
+from lipdub.speech.pauses import Pauses
+from lipdub.timeline import Timeline
+
+OUTSIDE, OUTSIDE_WHY = 255, "outside of the ranges"
+"""Status of frames that are not to be redrawn."""
+
+
+def status_of(track: FaceTrack, shown: Timeline, amount: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+    """The status of each frame of the output, uint8 (K,). amount: how far each is to be redrawn, None for wholly."""
+    status = track.status[shown.source]
+    return status if amount is None else np.where(amount > 0, status, np.uint8(OUTSIDE))
+
+
+def require_faces(track: FaceTrack, video: Path) -> None:
+    """No face at all is an error; a face that cannot be dubbed is passed through."""
+    if (track.status == NO_FACE).all():
+        raise NoFaceFound(f"no face in '{video}'; lipdub needs a face that is at least about 40 pixels high and looks at the camera")
+
+
+def require_all(spans: tuple[Span, ...], video: Path) -> None:
+    """With --strict no frame may be passed through that was to be dubbed."""
+    failed = [span for span in spans if span.why != OUTSIDE_WHY]
+    if failed:
+        raise NoFaceFound(
+            f"'{video}' has {sum(s.end - s.first for s in failed)} frames that cannot be dubbed, the first at {failed[0].start_s:.2f} s "
+            f"({failed[0].why}); leave --strict away to pass them through"
+        )
+
+
+def nothing_dubbed(
+    status: NDArray[np.uint8], lips: LipTrack, pauses: Pauses, spans: tuple[Span, ...], silence: Silence
+) -> list[DubWarning]:
+    """The warning that the output does not speak, where that is so. status: of the output's frames."""
+    dubbed = status == DUBBED
+    if not dubbed.any():
+        why = " and ".join(sorted({span.why for span in spans}))
+        return [DubWarning(NOTHING_DUBBED, f"nothing was dubbed, for no frame can be ({why}); the output shows the source untouched")]
+    if not lips.in_pause[dubbed].all():
+        return []
+    if silence == "keep":
+        text = "nothing was dubbed, for the speech pauses in all that could be; the output shows the source untouched"
+        return [DubWarning(NOTHING_DUBBED, text)]
+    if silence == "close" and pauses.sounds and lips.in_pause.all():
+        text = "nothing was dubbed, for the sound is taken for one long pause; listen to it, or draw what is heard by --silence off"
+        return [DubWarning(NOTHING_DUBBED, text)]
+    if not lips.in_pause.all():
+        text = "nothing was dubbed, for the speech sounds only where no face can be; the mouth rests in all that was redrawn"
+        return [DubWarning(NOTHING_DUBBED, text)]
+    return []
+
+
+def passed_through(status: NDArray[np.uint8], shown: Timeline) -> tuple[Span, ...]:
+    """Stretches of the output that were passed through, in output frames and times. status: of its frames."""
+    times_s = [*shown.times_s.tolist(), float(shown.duration_s)]
+    why = {**WHY, OUTSIDE: OUTSIDE_WHY}
+    return tuple(
+        Span(first, end, times_s[first], times_s[end], why[int(status[first])])
+        for first, end in runs(status.astype(np.int64))
+        if status[first] != DUBBED
+    )
