@@ -49,6 +49,17 @@ def test_an_offset_moves_every_sample(tmp_path: Path, offset_ms: int) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["speech.wav"]
 
 
+@pytest.mark.parametrize("tempo", [Fraction(9, 10), Fraction(23, 20)])
+def test_a_stretched_sound_keeps_its_pitch(tmp_path: Path, tempo: Fraction) -> None:
+    write_wav(tmp_path / "a.wav", sine(3.0, hz=400))
+    info = media.probe_sound(tmp_path / "a.wav")
+    with media.stretched(tmp_path / "a.wav", info, tmp_path / "out.mp4", tempo=tempo) as (path, now):
+        assert float(now.end_s) == pytest.approx(3 / tempo, abs=0.06)
+        middle = heard(path)[RATE : 2 * RATE]
+        assert int(np.abs(np.fft.rfft(middle)).argmax()) == pytest.approx(400, abs=4)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.wav"]
+
+
 def test_nothing_to_arrange_is_the_speech_as_it_is(tmp_path: Path) -> None:
     with arranged(tmp_path, click(5)) as (path, _):
         assert path == tmp_path / "speech.wav"

@@ -292,6 +292,22 @@ def test_an_offset_that_leaves_nothing_of_the_speech_is_one_line(house: Path, tm
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize(("seconds", "lasts", "fits"), [(1.1, 1.0, True), (0.92, 1.0, True), (1.62, 1.62 / 1.15, False), (0.5, 1.0, False)])
+def test_a_stretched_speech_lasts_as_long_as_the_picture(
+    house: Path, tmp_path: Path, clip: NDArray[np.uint8], seconds: float, lasts: float, fits: bool
+) -> None:
+    write_wav(tmp_path / "speech.wav", loud(seconds))
+    (tmp_path / "out").mkdir()
+    report = dubbed(house, tmp_path / "out" / "out.mp4", speech=str(tmp_path / "speech.wav"), fit="stretch")
+    assert report.output_s == pytest.approx(lasts, abs=0.045)
+    assert ("speech-stretched" not in {warning.kind for warning in report.warnings}) == fits
+    change = mouths(frames_of(tmp_path / "out" / "out.mp4"))[:25] - mouths(clip)
+    if fits:
+        assert (change[1:-1] > 25).all()
+        assert report.speech_s == pytest.approx(1.0, abs=0.04)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["out.mp4"]
+
+
 def test_a_driver_moves_the_lips_and_the_speech_is_heard(house: Path, tmp_path: Path, clip: NDArray[np.uint8]) -> None:
     dubbed(house, tmp_path / "out.mp4", speech="silent.wav", driver=str(house / "half.wav"))
     change = mouths(frames_of(tmp_path / "out.mp4")) - mouths(clip)

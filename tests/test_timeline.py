@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub.options import Fit
-from lipdub.timeline import STILL_HZ, Timeline, plan
+from lipdub.timeline import LEAST_STRETCH, MOST_STRETCH, STILL_HZ, Timeline, plan, tempo_for
+from lipdub.times import Range
 
-FITS: tuple[Fit, ...] = ("longest", "video", "speech")
+FITS: tuple[Fit, ...] = ("longest", "video", "speech", "stretch")
 TIME_BASES = [Fraction(1, 12800), Fraction(1, 25), Fraction(1, 1000), Fraction(1001, 30000), Fraction(1, 90000)]
 
 time_bases = st.sampled_from(TIME_BASES)
@@ -174,3 +175,29 @@ def test_a_wrong_timeline_is_refused() -> None:
         with pytest.raises(ValueError, match="pts"):
             Timeline(source, pts, Fraction(1, 25), end)
     assert "frames=1" in repr(Timeline(one, one, Fraction(1, 25), 1))
+
+
+@given(speech_s=speeches, room_s=st.fractions(-1, 20, max_denominator=1000))
+def test_a_speech_is_stretched_to_the_room_that_there_is_but_not_far(speech_s: Fraction, room_s: Fraction) -> None:
+    tempo = tempo_for(speech_s, room_s)
+    assert 1 / (1 + MOST_STRETCH) <= tempo <= 1 + MOST_STRETCH
+    if room_s > 0 and 1 / (1 + MOST_STRETCH) <= speech_s / room_s <= 1 + MOST_STRETCH:
+        assert abs(speech_s / tempo - room_s) <= LEAST_STRETCH * room_s * 2
+    assert (tempo >= 1) == (speech_s >= room_s) or tempo == 1
+
+
+@given(source=sources(), speech_s=speeches, first=st.integers(0, 80), count=st.integers(1, 80))
+def test_a_part_of_a_timeline_shows_the_same_frames_for_as_long(
+    source: tuple[NDArray[np.int64], Fraction, Fraction | None], speech_s: Fraction, first: int, count: int
+) -> None:
+    pts, time_base, video_s = source
+    whole = plan(pts, time_base, video_s=video_s, speech_s=speech_s, fit="longest", is_still=False)
+    first = min(first, len(whole) - 1)
+    end = min(first + count, len(whole))
+    part = whole.part(first, end)
+    assert part.pts[0] == 0
+    np.testing.assert_array_equal(part.source, whole.source[first:end])
+    np.testing.assert_array_equal(np.append(part.pts, part.end), np.append(whole.pts, whole.end)[first : end + 1] - whole.pts[first])
+    times = whole.times_s
+    found = whole.within(Range(max(0.0, float(times[first])), float(times[end - 1]) + 1e-9))
+    assert found == (first, end)

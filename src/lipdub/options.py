@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from lipdub.times import is_cue_file, parsed_ranges, seconds_of
 
 Device = Literal["auto", "cpu", "cuda"]
-Fit = Literal["longest", "video", "speech"]
+Fit = Literal["longest", "video", "speech", "stretch"]
 Silence = Literal["close", "keep", "off"]
 Draw = Literal["auto", "warp", "paint"]
 Group = Literal["Time", "Sound", "Look", "Output"]
@@ -86,7 +86,8 @@ class DubOptions:
     fit: Fit = _option(
         "longest",
         "longest: nothing of picture and speech is lost (a longer speech plays the picture back and forth, a longer picture goes on "
-        "with a resting mouth). video, speech: cut to the one named.",
+        "with a resting mouth). video, speech: cut to the one named. stretch: longest, but the speech is first spoken up to 15 % faster or "
+        "slower, at its own pitch, to last as long as the picture.",
         group="Time",
     )
     silence: Silence = _option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from lipdub.timeline import Timeline
 
 OUTSIDE, OUTSIDE_WHY = 255, "outside of the ranges"
 """Status of frames that are not to be redrawn."""
+MISSED_S = 0.1
+"""A stretched speech that misses the end of the picture by less fits."""
 
 
 def status_of(track: FaceTrack, shown: Timeline, amount: NDArray[np.float32] | None) -> NDArray[np.uint8]:
@@ -61,6 +64,17 @@ def nothing_dubbed(
         text = "nothing was dubbed, for the speech sounds only where no face can be; the mouth rests in all that was redrawn"
         return [DubWarning(NOTHING_DUBBED, text)]
     return []
+
+
+def stretch_missed(speech_s: Fraction, room_s: Fraction, tempo: Fraction) -> DubWarning | None:
+    """The warning that a speech does not last as long as the picture in spite of the tempo that it was given."""
+    left_s = speech_s / tempo - room_s
+    if abs(left_s) <= MISSED_S:
+        return None
+    how = f"{abs(float(tempo) - 1):.0%} {'faster' if tempo > 1 else 'slower'}"
+    left = f"{abs(float(left_s)):.1f} s {'longer' if left_s > 0 else 'shorter'}"
+    lengths = f"the speech lasts {float(speech_s):.1f} s for {float(room_s):.1f} s of picture"
+    return DubWarning("speech-stretched", f"{lengths}: spoken {how}, the most that is done, it is still {left}")
 
 
 def passed_through(status: NDArray[np.uint8], shown: Timeline) -> tuple[Span, ...]:

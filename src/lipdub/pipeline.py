@@ -19,12 +19,12 @@ from lipdub.faces.more_footage import with_footage
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.model import Model, open_model
 from lipdub.options import DubOptions, FaceChoice, Mix
-from lipdub.outcome import nothing_dubbed, passed_through, require_all, require_faces, status_of
+from lipdub.outcome import nothing_dubbed, passed_through, require_all, require_faces, status_of, stretch_missed
 from lipdub.records import DubReport, DubWarning, VideoInfo
 from lipdub.render import Scene, render
 from lipdub.speech.lip_track import listen, pauses_in
 from lipdub.stages import Clock, OnProgress, counted
-from lipdub.timeline import amounts, pictures_end_s, plan
+from lipdub.timeline import amounts, pictures_end_s, plan, tempo_for
 from lipdub.times import Range, is_cue_file, parsed_ranges
 
 QUIET_GAIN = 4.0
@@ -69,7 +69,7 @@ def dub(
         warnings[warning] = None
 
     tell = on_progress or (lambda stage, done, total: None)
-    heard, offset_s = Path(options.driver or speech), Fraction(options.offset_ms, 1000)
+    audible, heard, offset_s = speech, Path(options.driver or speech), Fraction(options.offset_ms, 1000)
     mix = None if options.mix is None else Mix.of(options.mix)
     media.check_output(out, inputs=[video, speech, heard, *([] if mix is None else [Path(mix.path)])], force=options.force)
     with clock("open"):
@@ -79,8 +79,7 @@ def dub(
         # A track that was made before is of the photo as it was.
         pictures, info = (video, info) if options.full_size or track is not None else media.fitted_photo(video, info, warn)
         sound = media.probe_sound(speech, warn)
-        if heard != speech:
-            media.probe_sound(heard, warn)
+        driving = sound if heard == speech else media.probe_sound(heard, warn)
         if (speech_s := sound.end_s + offset_s) <= 0:
             raise NoAudioStream(f"--offset-ms {options.offset_ms} leaves nothing of '{speech}', which lasts {float(sound.end_s):.1f} s")
         ranges = _ranges(options.ranges)
@@ -100,6 +99,15 @@ def dub(
         if options.references is not None:
             track = with_footage(track, Path(options.references), followed)
             stack.callback(track.references.close)
+        if options.fit == "stretch" and not info.is_still:
+            room_s = pictures_end_s(track.pts, track.time_base, video_s=info.duration_s) - offset_s
+            tempo = tempo_for(sound.end_s, room_s)
+            if (missed := stretch_missed(sound.end_s, room_s, tempo)) is not None:
+                warn(missed)
+            alike = heard == speech
+            audible, sound = stack.enter_context(media.stretched(speech, sound, out, tempo=tempo))
+            heard = audible if alike else stack.enter_context(media.stretched(heard, driving, out, tempo=tempo))[0]
+            speech_s = sound.end_s + offset_s
         shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
         amount = None if ranges is None else amounts(shown.times_s, ranges)
         if span is not None:
@@ -111,7 +119,7 @@ def dub(
         if options.strict:
             require_all(spans, video)
         with clock("open"):  # before a frame is drawn: what cannot be written is said now
-            arranged = media.arranged(speech, sound, out, offset_s=offset_s, mix=mix, until_s=shown.duration_s)
+            arranged = media.arranged(audible, sound, out, offset_s=offset_s, mix=mix, until_s=shown.duration_s)
             audible, sound = stack.enter_context(arranged)
             sound_plan = media.plan_sound(audible, out, duration_s=shown.duration_s, info=sound, warn=warn)
             kept = media.plan_kept(video, out, duration_s=shown.duration_s, keep_audio=options.keep_original_audio, warn=warn)

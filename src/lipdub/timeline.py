@@ -18,6 +18,8 @@ from lipdub.times import Range
 
 STILL_HZ = 25
 """Frame rate at which a photo is shown."""
+MOST_STRETCH, LEAST_STRETCH = Fraction(15, 100), Fraction(2, 1000)
+"""A speech that is stretched gets faster or slower by at most this share, and not at all for less than that."""
 EDGE_FRAMES = 4
 """Over so many frames the new mouth comes and goes where a range begins and ends."""
 
@@ -80,8 +82,8 @@ def plan(
     """The timeline of a dub.
 
     pts: int64 (N,), the source's ticks. video_s: when the source's last frame ends, None where that is unknown. speech_s: length
-    of the speech. `longest` shows all of the picture and as much as the speech needs; `video` just the picture; `speech` just as
-    much as the speech lasts. A photo is shown as long as the speech lasts, whatever `fit` says.
+    of the speech. `longest` and `stretch` show all of the picture and as much as the speech needs; `video` just the picture; `speech`
+    just as much as the speech lasts. A photo is shown as long as the speech lasts, whatever `fit` says.
     """
     if is_still or (len(pts) == 1 and fit != "video"):
         base = Fraction(1, STILL_HZ)
@@ -91,7 +93,7 @@ def plan(
     last_step = _last_step(pts, time_base, video_s)
     picture_end = int(pts[-1]) + last_step
     speech_end = -int(-speech_s // time_base)
-    wanted_end = {"longest": max(picture_end, speech_end), "video": picture_end, "speech": speech_end}[fit]
+    wanted_end = {"video": picture_end, "speech": speech_end}.get(fit, max(picture_end, speech_end))
     if wanted_end <= picture_end:
         count = max(1, int(np.searchsorted(pts, wanted_end)))
         ends = picture_end if count == len(pts) and fit != "speech" else _next(pts, count, picture_end)
@@ -128,6 +130,16 @@ def amounts(times_s: NDArray[np.float64], ranges: Sequence[Range]) -> NDArray[np
         fall = along[::-1] + 1 if end < len(times_s) else EDGE_FRAMES + 1
         found[first:end] = np.minimum(1.0, np.minimum(rise, fall) / (EDGE_FRAMES + 1))
     return found
+
+
+def tempo_for(speech_s: Fraction, room_s: Fraction) -> Fraction:
+    """How many times as fast a speech of `speech_s` is to be spoken to last `room_s`, within ``MOST_STRETCH``; 1 where that is hardly heard
+    or there is no room."""
+    if room_s <= 0:
+        return Fraction(1)
+    most = 1 + MOST_STRETCH
+    tempo = min(most, max(1 / most, speech_s / room_s))
+    return tempo if abs(tempo - 1) > LEAST_STRETCH else Fraction(1)
 
 
 def pictures_end_s(pts: NDArray[np.int64], time_base: Fraction, *, video_s: Fraction | None) -> Fraction:

@@ -68,7 +68,7 @@ def load_of(row: Row, *, analysed: bool) -> tuple[float, float]:
     info = media.probe(row.video)
     speech_s = float(media.audio_duration_s(row.speech))
     video_s = 0.0 if info.is_still else float(info.duration_s or speech_s)
-    output_s = {"longest": max(video_s, speech_s), "video": video_s or speech_s, "speech": speech_s}[row.options.fit]
+    output_s = {"video": video_s or speech_s, "speech": speech_s}.get(row.options.fit, max(video_s, speech_s))
     frames = output_s * info.frame_rate + (0 if analysed else max(1, video_s * info.frame_rate))
     return float(info.width * info.height * frames), output_s
 

@@ -1,4 +1,5 @@
-"""What is heard in the output, where that is not the speech as it is: begun later or earlier, and with music under it."""
+"""What is heard in the output, where that is not the speech as it is: faster or slower, begun later or earlier, and with music under
+it."""
 
 from __future__ import annotations
 
@@ -19,8 +20,26 @@ from lipdub.media.sound import SoundInfo, decode_sound, probe_sound
 from lipdub.media.sound_plan import from_zero
 from lipdub.options import Mix
 
+_KEPT_WHOLE: Final = {"format": "matroska", "c:a": "flac", "sample_fmt": "s32"}
 _PEAK: Final = 0.97
 """Louder moments of a mix are turned down to this."""
+
+
+@contextmanager
+def stretched(sound: Path, info: SoundInfo, out: Path, *, tempo: Fraction) -> Iterator[tuple[Path, SoundInfo]]:
+    """`sound` spoken `tempo` times as fast at its own pitch, from time zero on: a file beside `out` that is removed at the end, and what it
+    is; with a tempo of 1 the sound itself.
+
+    Raises EncodingFailed, WriteFailed.
+    """
+    if tempo == 1:
+        yield sound, info
+        return
+    with part_file(out.with_suffix(".mka"), hidden=may_be_hidden()) as part:
+        taken = from_zero(ffmpeg.input(url_of(sound), itsoffset=f"{float(-info.origin_s):.6f}")[str(info.index)])
+        command = ffmpeg.output(taken.filter("atempo", f"{float(tempo):.6f}"), url_of(part), **_KEPT_WHOLE)
+        run_ffmpeg(command.global_args("-copyts"), out)
+        yield part, replace(probe_sound(part), language=info.language)
 
 
 @contextmanager
@@ -59,6 +78,6 @@ def arranged(
             sound = ffmpeg.filter(both, "amix", inputs=2, normalize=0).filter("alimiter", limit=_PEAK, level=0, latency=1)
         sound = sound.filter("atrim", end_sample=int(until_s * rate_hz))
         part = stack.enter_context(part_file(out.with_suffix(".mka"), hidden=may_be_hidden()))
-        command = ffmpeg.output(sound, url_of(part), format="matroska", **{"c:a": "flac", "sample_fmt": "s32"})
+        command = ffmpeg.output(sound, url_of(part), **_KEPT_WHOLE)
         run_ffmpeg(command.global_args("-copyts"), out)
         yield part, replace(probe_sound(part), language=info.language)
