@@ -323,6 +323,26 @@ def test_a_mix_is_heard_and_moves_no_lips(house: Path, tmp_path: Path, clip: NDA
     assert [file.name for file in tmp_path.iterdir()] == ["out.mp4"]
 
 
+def test_every_frame_of_a_dub_has_it_also_those_that_are_passed_through(
+    house: Path,
+    tmp_path: Path,
+    clip: NDArray[np.uint8],
+) -> None:
+    dubbed(house, tmp_path / "plain.mp4", crf=0, ranges="0.4-0.8")
+    dubbed(house, tmp_path / "out.mp4", crf=0, ranges="0.4-0.8", label="Dubbed by AI")
+    plain, labelled = frames_of(tmp_path / "plain.mp4"), frames_of(tmp_path / "out.mp4")
+    changed = (plain != labelled).any(axis=3)
+    where = changed.any(axis=0)
+    assert (changed.sum(axis=(1, 2)) > 200).all()
+    assert not where[: 3 * len(where) // 4].any()
+
+
+def test_a_label_without_letters_for_it_is_one_line(house: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputRefused, match="letters without a shape"):
+        dubbed(house, tmp_path / "out.mp4", label="\U0001f600 \u65e5")
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_what_the_mouth_does_in_pauses(house: Path, tmp_path: Path, clip: NDArray[np.uint8]) -> None:
     """The resting mouth of this bundle is white, so that closing differs from what silence recalls by itself."""
     after, reports = {}, {}

@@ -17,6 +17,7 @@ Group = Literal["Time", "Sound", "Look", "Output"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 
 _MOST_DB = 60.0
+_MOST_LETTERS = 80
 
 
 def _option(
@@ -44,6 +45,11 @@ class FaceChoice:
         if re.fullmatch(r"[1-9]\d{0,3}", text.strip()):
             return cls(int(text))
         raise ValueError(f"face is a number from lipdub faces, or a place and a time such as 640,360@12.5, got '{text}'")
+
+
+def _check_label(text: str) -> None:
+    if not text.strip() or not text.isprintable() or len(text) > _MOST_LETTERS:
+        raise ValueError(f"label is one line of at most {_MOST_LETTERS} letters, got {text!r}")
 
 
 def _check_ranges(text: str) -> None:
@@ -122,6 +128,9 @@ class DubOptions:
     )
     strength: float = _option(
         1.0, "How far the lips move: 0 keeps them shut, 1 moves them as heard, 1.5 half as far again.", group="Look", low=0.0, high=1.5
+    )
+    label: str | None = _option(
+        None, "Write this on every frame, such as 'Dubbed by AI': some countries ask for a visible label.", group="Look", check=_check_label
     )
     ranges: str | None = _option(
         None,

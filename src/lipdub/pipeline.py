@@ -11,12 +11,13 @@ from pathlib import Path
 
 from lipdub import __version__, media
 from lipdub.choose import choose
-from lipdub.errors import NoAudioStream
+from lipdub.errors import NoAudioStream, OutputRefused
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.follow import follow
 from lipdub.faces.more_footage import with_footage
 from lipdub.faces.track import DUBBED, FaceTrack
+from lipdub.media.label import drawable
 from lipdub.model import Model, open_model
 from lipdub.options import DubOptions, FaceChoice, Mix
 from lipdub.outcome import nothing_dubbed, passed_through, require_all, require_faces, status_of, stretch_missed
@@ -72,6 +73,8 @@ def dub(
     audible, heard, offset_s = speech, Path(options.driver or speech), Fraction(options.offset_ms, 1000)
     mix = None if options.mix is None else Mix.of(options.mix)
     media.check_output(out, inputs=[video, speech, heard, *([] if mix is None else [Path(mix.path)])], force=options.force)
+    if options.label is not None and not drawable(options.label):
+        raise OutputRefused(f"the label '{options.label}' has letters without a shape here; write it in Latin ones")
     with clock("open"):
         info = media.probe(video)
         if info.is_transparent:
@@ -140,7 +143,8 @@ def dub(
         stack.enter_context(closing(choices))
         scene = Scene(
             pictures, info, track, shown, lips, choices, model.spec, model.generator,
-            keep_pauses=options.silence == "keep", kept=kept, amount=amount, warn=warn,
+            keep_pauses=options.silence == "keep", kept=kept, amount=amount, label=options.label,
+            warn=warn,
         )  # fmt: skip
         if on_scene is not None:
             on_scene(scene)

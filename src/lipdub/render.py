@@ -16,6 +16,7 @@ from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.generators import Generator
 from lipdub.generators.warp import Warp
+from lipdub.media.label import Label
 from lipdub.media.planes import YuvChunk
 from lipdub.paste.blend import paste
 from lipdub.paste.detail import FineReferences, LitReference
@@ -45,6 +46,8 @@ class Scene:
     keep_pauses: bool = False
     kept: media.Kept = media.NOTHING_KEPT
     amount: NDArray[np.float32] | None = None
+    label: str | None = None
+    """Written on every frame."""
     warn: Warn = lambda _: None
     """Told what had to be mended in the pictures."""
 
@@ -99,8 +102,11 @@ def render(scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_f
     with clock("encode"), media.Writer(out, scene.info, crf=crf, preset=preset, time_base=scene.shown.time_base, kept=scene.kept) as writer:
         writer.end_s = scene.shown.duration_s
         with clock("wait"), Stages() as stages:
+            label = None if scene.label is None else Label(scene.label, scene.info.height, scene.info.width)
             for piece in _redrawn(scene, stages, clock):
                 with clock("encode"):
+                    if label is not None:
+                        label.put_on(piece.frames)
                     writer.write(piece.frames)
                 on_frames(len(piece.frames))
     clock.seconds.pop("wait", None)
