@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from lipdub.references.bank import LIGHT_WEIGHT, POSE_PER_DEG
 from lipdub.references.pages import Pages
-from lipdub.references.shapes import shape_of
+from lipdub.references.shapes import inner_opening, shape_of
 
 SWITCH = 0.003
 """What any change of page costs, in mean distance of lip points (unit crop)."""
 UNLIKE = 0.8
 """And this share of what the two pages differ by."""
+SHORT = 0.4
+"""How much further open than a page the mouth is to be costs this share of it: shut lips that are drawn apart look swollen, while teeth
+that a lip moves over do not."""
 COARSE, COARSER = 0.03, 1.25
 """The logarithm of how much coarser than its frame a page is costs this, from this factor on: it would be drawn blurred."""
 BLOCK_FRAMES, AHEAD_FRAMES = 256, 32
@@ -30,7 +33,7 @@ class UnitSelection:
 
     def __init__(self, pages: Pages, usable: NDArray[np.bool_]) -> None:
         self._shape = shape_of(pages.lips)
-        self._pose = pages.pose
+        self._pose, self._opening = pages.pose, inner_opening(pages.lips)
         self._side = np.log(pages.side_px)
         self._never = np.where(usable, 0, np.inf).astype(np.float32)
         apart = np.abs(self._shape[:, None] - self._shape[None]).mean(axis=2)
@@ -48,6 +51,7 @@ class UnitSelection:
         found = np.empty((len(lips), len(self._shape)), np.float32)
         for row, (shape, turned) in enumerate(zip(shape_of(lips), pose, strict=True)):
             found[row] = np.abs(self._shape - shape).mean(axis=1) + POSE_PER_DEG * np.abs(self._pose - turned).sum(axis=1)
+        found += SHORT * np.maximum(0, inner_opening(lips)[:, None] - self._opening)
         coarser = np.log(side_px)[:, None] - self._side - np.log(COARSER)
         return np.asarray(found + COARSE * np.maximum(coarser, 0) + self._never, np.float32)
 
