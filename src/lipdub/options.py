@@ -22,10 +22,10 @@ _MOST_LETTERS = 80
 
 def _option(
     default: Any, help_text: str, *, group: Group, low: float | None = None, high: float | None = None,
-    is_path: Callable[[str], bool] | None = None, check: Callable[[str], object] | None = None,
+    path_of: Callable[[str], str | None] | None = None, check: Callable[[str], object] | None = None,
 ) -> Any:  # fmt: skip
     """A field of `DubOptions`; see `DubOption`. help_text: for the command line."""
-    told = {"help": help_text, "group": group, "low": low, "high": high, "is_path": is_path, "check": check}
+    told = {"help": help_text, "group": group, "low": low, "high": high, "path_of": path_of, "check": check}
     return field(default=default, metadata=told)
 
 
@@ -57,8 +57,8 @@ def _check_ranges(text: str) -> None:
         parsed_ranges(text)
 
 
-def _always(value: str) -> bool:
-    return True
+def _cue_file(text: str) -> str | None:
+    return text if is_cue_file(text) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class DubOptions:
     Raises ``ValueError`` for a value that is not one of the choices, or out of range.
     """
 
-    model: str = _option("base", "Model bundle: a name (base) or a folder.", group="Output", is_path=_always)
+    model: str = _option("base", "Model bundle: a name (base) or a folder.", group="Output", path_of=str)
     device: Device = _option("auto", "cuda fails, rather than falls back, where CUDA does not really load.", group="Output")
     fit: Fit = _option(
         "longest",
@@ -117,7 +117,7 @@ class DubOptions:
         False, "Keep the size of a photo above 4 megapixels, which is scaled to fit 1920 x 1920 px otherwise.", group="Output"
     )
     references: str | None = _option(
-        None, "More footage of the same person, a video or a folder of them, whose mouths may be drawn, too.", group="Look", is_path=_always
+        None, "More footage of the same person, a video or a folder of them, whose mouths may be drawn, too.", group="Look", path_of=str
     )
     face: str | None = _option(
         None,
@@ -136,20 +136,20 @@ class DubOptions:
         None,
         "Redraw these times of the video alone, such as 0:05-0:12,1:00- or the cues of an .srt or .vtt file; the rest stays as it is.",
         group="Time",
-        is_path=is_cue_file,
+        path_of=_cue_file,
         check=_check_ranges,
     )
     offset_ms: int = _option(
         0, "Begin the speech so much later, lips and sound; below 0 earlier.", group="Sound", low=-600_000, high=600_000
     )
     driver: str | None = _option(
-        None, "Move the lips by this sound, such as the clean voice; SPEECH is what is heard.", group="Sound", is_path=_always
+        None, "Move the lips by this sound, such as the clean voice; SPEECH is what is heard.", group="Sound", path_of=str
     )
     mix: str | None = _option(
         None,
         "Music or effects to lay under the speech: a file, or FILE:-12 to change its level by so many dB.",
         group="Sound",
-        is_path=_always,
+        path_of=lambda text: Mix.of(text).path,
         check=Mix.of,
     )
 
@@ -161,8 +161,8 @@ class DubOptions:
 @dataclass(frozen=True, slots=True)
 class DubOption:
     """One field of `DubOptions`. kind: str, int, float or bool. group: heading in ``--help``. optional: None is a value, too. choices: all
-    that there are, empty for any. low, high: the least and the largest number. is_path: tells whether a text names a file or a folder;
-    None: none does. check_text: raises ``ValueError`` for a text that means nothing."""
+    that there are, empty for any. low, high: the least and the largest number. path_of: the file or folder that a
+    text names, None for none. check_text: raises ``ValueError`` for a text that means nothing."""
 
     name: str
     kind: type
@@ -173,7 +173,7 @@ class DubOption:
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
-    is_path: Callable[[str], bool] | None = None
+    path_of: Callable[[str], str | None] | None = None
     check_text: Callable[[str], object] | None = None
 
     def check(self, value: object) -> None:
@@ -189,9 +189,9 @@ class DubOption:
         if self.check_text is not None:
             self.check_text(str(value))
 
-    def names_path(self, value: object) -> bool:
-        """Whether this value of the option is the path of a file or a folder."""
-        return self.is_path is not None and isinstance(value, str) and self.is_path(value)
+    def path(self, value: object) -> str | None:
+        """The path of the file or folder that this value of the option names, None for none."""
+        return self.path_of(value) if self.path_of is not None and isinstance(value, str) else None
 
     def parse(self, text: str) -> Any:
         """The value that a cell of a manifest stands for. Raises ``ValueError``: it stands for none."""
@@ -238,7 +238,7 @@ def _described(of: Field[Any], hint: Any) -> DubOption:
     kind = str if choices else next((part for part in get_args(hint) if part is not type(None)), hint)
     told = of.metadata
     return DubOption(
-        of.name, kind, of.default, told["help"], told["group"], optional, choices, told["low"], told["high"], told["is_path"], told["check"]
+        of.name, kind, of.default, told["help"], told["group"], optional, choices, told["low"], told["high"], told["path_of"], told["check"]
     )
 
 

@@ -14,7 +14,7 @@ from lipdub import __version__
 from lipdub.batch.rows import Location, Row
 from lipdub.batch.storage import Identity, is_url
 from lipdub.bundles import bundle
-from lipdub.options import Mix, dub_options
+from lipdub.options import dub_options
 
 Facts = dict[str, Any]
 """What a fingerprint was made of; JSON."""
@@ -26,8 +26,8 @@ def facts_of(row: Row, folder: Path, inputs: Mapping[Location, Identity | None])
     """What `row` is made of. folder: the manifest's. inputs: what stands at its video and its speech; their content is not read."""
     options = {name: value for name, value in asdict(row.options).items() if name not in _NOT_IN_THE_OUTPUT}
     for option in dub_options():
-        if option.name in options and option.names_path(options[option.name]):
-            options[option.name] = _named(options[option.name], folder)
+        if option.name in options and (path := option.path(options[option.name])) is not None:
+            options[option.name] = _named(options[option.name], Path(path), folder)
     facts: Facts = {"output": portable(row.output, folder), "options": options, "model": _model(row.options.model)}
     for name, place in (("video", row.video), ("speech", row.speech)):
         found = inputs[place]
@@ -36,9 +36,8 @@ def facts_of(row: Row, folder: Path, inputs: Mapping[Location, Identity | None])
     return facts
 
 
-def _named(value: str, folder: Path) -> list[str | int]:
-    """What an option names: the file, called from the manifest's folder, with its size and when it was written."""
-    file = Path(Mix.of(value).path)
+def _named(value: str, file: Path, folder: Path) -> list[str | int]:
+    """An option that names a file, called from the manifest's folder, with the file's size and when it was written."""
     try:
         found = file.stat()
     except OSError:  # what is missing is said when the row is dubbed

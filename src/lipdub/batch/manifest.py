@@ -235,7 +235,7 @@ def _check_cells(draft: _Draft, folder: Path, defaults: DubOptions, problems: _P
         if cell := given.get(option.name, ""):
             with problems.on(line):
                 chosen[option.name] = option.parse(cell)
-                if option.names_path(chosen[option.name]) and not (option.name == "model" and cell in bundle.available()):
+                if option.path(cell) is not None and not (option.name == "model" and cell in bundle.available()):
                     chosen[option.name] = str(folder / os.path.expanduser(cell))
     draft.options = replace(defaults, **chosen)
 

@@ -62,11 +62,11 @@ def bank_sheet(
     with closing(track.references):
         if len(track.pages) == 0:
             raise NoFaceFound(f"no face in '{video}' that a dub could draw from; it needs one that looks at the camera")
-        numbers, counts = np.unique(track.person[track.person >= 0], return_counts=True)
-        pages = track.pages.of(int(numbers[counts.argmax()]))
+        pages = track.pages.of(track.main_person)
         usable = pages[track.pages.usable()[pages]]
         write_whole(out, media.encode_picture(_map(track, usable), out.suffix.lower()))
-        return BankReport(len(numbers), len(pages), len(usable), len(track), int((track.person >= 0).sum()))
+        people = np.unique(track.person[track.person >= 0])
+        return BankReport(len(people), len(pages), len(usable), len(track), int((track.person >= 0).sum()))
 
 
 def _map(track: FaceTrack, pages: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -135,9 +135,8 @@ def _explained(scene: Scene, at_s: float) -> _Explained:
     """What is known of the frame that is shown at `at_s` of the output before it is drawn."""
     row, _ = scene.shown.within(Range(at_s, at_s + 1e-3))
     source, track = int(scene.shown.source[row]), scene.track
-    with ExitStack() as stack:
-        frames = stack.enter_context(closing(media.play(scene.video, track.pts, scene.shown.part(row, row + 1))))
-        chunk, _ = next(iter(frames))
+    with closing(media.play(scene.video, track.pts, scene.shown.part(row, row + 1))) as frames:
+        chunk, _ = next(frames)
     picture = chunk.picture(0)
     whole = picture.rgb(0, 0, picture.width, picture.height)
     if track.person[source] < 0:
@@ -145,7 +144,7 @@ def _explained(scene: Scene, at_s: float) -> _Explained:
     face = crop.take_one(picture, track.similarity[source], CELL_PX, sharp=True)
     chosen = scene.choices.frames(row, row + 1)
     page = int(chosen.page[0]) if chosen.page[0] >= 0 else int(track.reference[source])
-    reference = scene.track.references.get(page)
+    reference = track.references.get(page)
     drawn_from = np.asarray(cv2.resize(reference.pixels if reference.detail is None else reference.detail, (CELL_PX, CELL_PX)), np.uint8)
     mask = mask_of(track.outline[source].astype(np.float32) * scene.spec.crop.size, scene.spec.crop)
     mask = np.asarray(cv2.resize(mask, (CELL_PX, CELL_PX)), np.float32)[..., None]

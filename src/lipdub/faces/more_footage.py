@@ -37,27 +37,20 @@ def with_footage(track: FaceTrack, place: Path, followed: Followed) -> FaceTrack
 
     Raises UnreadableMedia, NoVideoStream. NoFaceFound: a video shows nobody who can be drawn from.
     """
-    person = _main_person(track)
     store, parts, first = ReferenceStore(track.references.size), [track.pages], len(track) + 1
     try:
         store.copy(track.references, np.arange(len(track.pages)))
         for video in videos_in(place):
             other, _ = followed(video, media.probe(video))
             with closing(other.references):
-                numbers = other.pages.of(_main_person(other))
+                numbers = other.pages.of(other.main_person)
                 if not len(numbers):
                     raise NoFaceFound(f"'{video}' shows no face that can be drawn from; leave it out of --references")
                 pages = other.pages.take(numbers)
-                parts.append(replace(pages, person=np.full(len(pages), person, np.int32), frame=pages.frame + first))
+                parts.append(replace(pages, person=np.full(len(pages), track.main_person, np.int32), frame=pages.frame + first))
                 store.copy(other.references, numbers)
                 first += len(other) + 1
         return replace(track, pages=Pages.joined(parts), references=store)
     except BaseException:
         store.close()
         raise
-
-
-def _main_person(track: FaceTrack) -> int:
-    """Who is on most frames; -1 where nobody is."""
-    seen = track.person[track.person >= 0]
-    return int(np.bincount(seen).argmax()) if len(seen) else -1

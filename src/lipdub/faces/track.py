@@ -81,6 +81,12 @@ class FaceTrack:
         return float(np.median(np.diff(self.pts))) * float(self.time_base) if len(self) > 1 else 0.04
 
     @property
+    def main_person(self) -> int:
+        """Who is on most frames; -1 where nobody is."""
+        seen = self.person[self.person >= 0]
+        return int(np.bincount(seen).argmax()) if len(seen) else -1
+
+    @property
     def page_times_s(self) -> NDArray[np.float64]:
         """When the video shows each page, in seconds, float64 (P,); infinite for pages of other videos."""
         return np.append(self.times_s, np.inf)[np.minimum(self.pages.frame, len(self))]
