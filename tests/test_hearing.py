@@ -37,7 +37,7 @@ from lipdub.train import checkpoints, export, features, networks, sound_variants
 from lipdub.train.bottleneck import Bottleneck, fit_bottleneck, lip_scale, speaker_weights
 from lipdub.train.data import Clip, load_clips, opening_from_lips
 from lipdub.train.features import PreparedFeatures, load_features, prepare_features
-from lipdub.train.hearing import LEAD, POINTS_HIDDEN, HearingSettings, hearing_config, train_hearing
+from lipdub.train.hearing import POINTS_HIDDEN, HearingSettings, hearing_config, train_hearing
 from lipdub.train.hearing_bundle import HearingJob, resting_windows, train_bundle
 from lipdub.train.labelled_speech import SpokenFeatures
 from lipdub.train.lip_side import LipSettings
@@ -700,7 +700,7 @@ def test_the_command_writes_a_bundle_that_hears_through_the_encoder(
     assert ran.code == 0, ran.err
     assert f"wrote {out}: " in " ".join(ran.out.split())
     spec, ear = bundle.load_spec(out), encoder.load_spec(house / "ear")
-    assert spec.encoder == EncoderUse("ear", ear.graphs[encoder.GRAPH], ear.channels, tuple(tap + LEAD for tap in TAPS))
+    assert spec.encoder == EncoderUse("ear", ear.graphs[encoder.GRAPH], ear.channels, TAPS)
     assert (spec.name, spec.mel, spec.voice_bands, spec.tap_distance_s, spec.slots) == ("heard", None, 0, 0.04, SLOTS)
     assert spec.network is not None
     assert spec.network.drawn_kappa == 12

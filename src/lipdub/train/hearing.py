@@ -28,10 +28,6 @@ from lipdub.train.networks import FeatureEncoder, LipMemory
 
 TAPS = (-3, 0, 3)
 """Positions around a moment: it and 60 ms before and after. One tap loses 0.02 of r; seven gain nothing."""
-LEAD = 2
-"""Positions by which a dub hears later than the memory was trained. Offsets are anchored on footage that is surely in sync (GRID); footage
-as people have it has its sound 40 ms later by that clock (the median of the other 16 speakers of our own), and so should lips that are
-drawn into such footage."""
 POINTS_HIDDEN = 128
 """Units of the network that addresses the slots by lip points."""
 

@@ -18,7 +18,7 @@ from lipdub.stages import OnProgress
 from lipdub.train.data import Clip, load_clips
 from lipdub.train.export import MODEL_CARD, Exported, check_folder, write_bundle
 from lipdub.train.features import find_encoder
-from lipdub.train.hearing import LEAD, HearingSettings, hearing_config, train_hearing
+from lipdub.train.hearing import HearingSettings, hearing_config, train_hearing
 from lipdub.train.labelled_speech import SpokenFeatures
 from lipdub.train.weights import load_bundle_networks
 
@@ -69,7 +69,6 @@ def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force:
     settings = HearingSettings(steps=job.steps, seed=job.seed)
     silence = resting_windows(speech_encoder, config.encoder.taps)
     memory = train_hearing(base, base_config, config, len(described.layers), clips, spoken, silence, settings, tell)
-    config = replace(config, encoder=replace(config.encoder, taps=tuple(tap + LEAD for tap in config.encoder.taps)))
     # The resting mouth is the old one: the generator that draws it is.
     new = replace(
         spec, mel=None, encoder=config.encoder, slots=config.slots, network=config, tap_distance_s=job.tap_distance_s, voice_bands=0,

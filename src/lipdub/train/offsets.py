@@ -38,6 +38,9 @@ MOTIONS = 3
 """Principal components of lip motion that are compared: opening, width and rounding, roughly."""
 LIKELY_S = 0.1
 """Offsets are about so large: a larger one needs more evidence."""
+AHEAD_S = 0.04
+"""Footage as people have it has its sound so much later than an anchor's, which is surely in sync (the median of the 16 speakers of our own
+that are not GRID's). Lips are drawn into such footage, so offsets count from there."""
 FRAMES_ALIKE = 5
 """So many neighbouring frames of a mouth say as much as one."""
 
@@ -68,8 +71,8 @@ def estimate(
 ) -> list[Offset]:
     """The offset of each clip, loaded without offsets but with features. on_clip: told of each clip in each of the ``ROUNDS``.
 
-    layers: hidden states that a position is made of. balance: see `speaker_weights`. anchor: a speaker whose clips are known to be in sync;
-    without one, offsets are right but for a constant that all clips share.
+    layers: hidden states that a position is made of. balance: see `speaker_weights`. anchor: a speaker whose clips are known to be in sync, so
+    that their median offset is -``AHEAD_S``; without one, offsets are right but for a constant that all clips share.
 
     Raises TrainingDataError: a clip without features, or no clip of the anchor.
     """
@@ -85,7 +88,7 @@ def estimate(
             on_clip()
         found_s = _likeliest(clips, rs, shifts_s)
     if anchor is not None:
-        shared_s = float(np.median([s for s, clip in zip(found_s, clips, strict=True) if clip.speaker == anchor]))
+        shared_s = float(np.median([s for s, clip in zip(found_s, clips, strict=True) if clip.speaker == anchor])) + AHEAD_S
         found_s = found_s - shared_s
         shifts_s = shifts_s - shared_s
     at = np.abs(shifts_s[None] - found_s[:, None]).argmin(axis=1)
@@ -107,8 +110,19 @@ def _likeliest(clips: Sequence[Clip], rs: NDArray[np.float64], shifts_s: NDArray
         groups[("speaker", clip.speaker) if len(clip) < SHORTEST_S * GRID_HZ else ("clip", clip.clip_id)].append(number)
     found = np.zeros(len(clips))
     for members in groups.values():
-        found[members] = shifts_s[int(np.argmax(likely[members].sum(axis=0) - np.abs(shifts_s) / LIKELY_S))]
+        found[members] = _peak(likely[members].sum(axis=0) - np.abs(shifts_s) / LIKELY_S, shifts_s)
     return found
+
+
+def _peak(likely: NDArray[np.float64], shifts_s: NDArray[np.float64]) -> float:
+    """Where the curve `likely` (K,) over evenly spaced shifts (K,) is highest: between them, where a parabola through the highest value and
+    its two neighbours is."""
+    at = int(np.argmax(likely))
+    if not 0 < at < len(likely) - 1:
+        return float(shifts_s[at])
+    before, here, after = likely[at - 1 : at + 2]
+    bend = before - 2 * here + after
+    return float(shifts_s[at] + (0.5 * (before - after) / bend if bend < 0 else 0.0) * (shifts_s[1] - shifts_s[0]))
 
 
 class _Heard:
