@@ -35,8 +35,9 @@ def arranged(
 ) -> Any:
     write_wav(folder / "speech.wav", speech)
     info = media.probe_sound(folder / "speech.wav")
-    under = None if mix is None else Mix.of(mix)
-    return media.arranged(folder / "speech.wav", info, folder / "out.mp4", offset_s=Fraction(offset_ms, 1000), mix=under, until_s=until_s)
+    under = [] if mix is None else [media.Laid(Path(Mix.of(mix).path), Mix.of(mix).gain_db)]
+    offset_s = Fraction(offset_ms, 1000)
+    return media.arranged(folder / "speech.wav", info, folder / "out.mp4", offset_s=offset_s, under=under, until_s=until_s)
 
 
 @pytest.mark.parametrize("offset_ms", [-250, -1, 1, 40, 333])
@@ -94,6 +95,17 @@ def test_a_mix_that_is_too_loud_is_turned_down_and_not_clipped(tmp_path: Path) -
     write_wav(tmp_path / "music.wav", sine(1.0, hz=300, level=0.9))
     with arranged(tmp_path, sine(1.0, hz=300, level=0.9), mix=str(tmp_path / "music.wav")) as (path, _):
         assert 0.9 < np.abs(heard(path)).max() < 0.99
+
+
+@pytest.mark.parametrize("offset_ms", [-100, 0, 250])
+def test_speeches_that_are_laid_together_each_begin_in_their_time(tmp_path: Path, offset_ms: int) -> None:
+    write_wav(tmp_path / "one.wav", click(4000))
+    write_wav(tmp_path / "other.wav", click(10000))
+    info, offset_s = media.probe_sound(tmp_path / "one.wav"), Fraction(offset_ms, 1000)
+    under = [media.Laid(tmp_path / "other.wav", offset_s=offset_s)]
+    with media.arranged(tmp_path / "one.wav", info, tmp_path / "out.mp4", offset_s=offset_s, under=under, until_s=Fraction(1)) as (path, _):
+        loud = np.flatnonzero(np.abs(heard(path)) > 0.4)
+    assert loud.tolist() == [4000 + offset_ms * RATE // 1000, 10000 + offset_ms * RATE // 1000]
 
 
 def test_a_mix_that_is_not_there_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

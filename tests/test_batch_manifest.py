@@ -53,7 +53,7 @@ def test_every_option_of_a_dub_is_one_of_sync_and_of_batch_and_a_column():
         return {parameter.name: parameter for parameter in get_command(app).commands[command].params}
 
     sync, batch = parameters("sync"), parameters("batch")
-    assert set(sync) - {"quiet", "no_cache", "help"} == {field.name for field in fields(Row)} - {"line", "options"} | names
+    assert set(sync) - {"quiet", "no_cache", "help", "speech_of"} == {field.name for field in fields(Row)} - {"line", "options"} | names
     of_the_batch = {"manifest", "quiet", "jobs", "ray", "retry", "restart", "skip_existing", "dry_run", "no_cache", "help"}
     assert set(batch) - {"help"} == (names | of_the_batch) - {"help"}
     for name, value in asdict(DubOptions()).items():

@@ -28,7 +28,7 @@ LEVELS = (
     {"bundles"},
     {"faces", "speech"},
     {"paste", "generators"},
-    {"choose", "model", "outcome", "reports"},
+    {"choose", "model", "outcome", "parts", "reports"},
     {"render"},
     {"pipeline", "memory_view"},
     {"batch", "evaluate", "checkup"},

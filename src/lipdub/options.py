@@ -13,8 +13,12 @@ Device = Literal["auto", "cpu", "cuda"]
 Fit = Literal["longest", "video", "speech", "stretch"]
 Silence = Literal["close", "keep", "off"]
 Draw = Literal["auto", "warp", "paint"]
-Group = Literal["Time", "Sound", "Look", "Output"]
+Group = Literal["Faces", "Time", "Sound", "Look", "Output"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
+
+Put = Callable[[str], str]
+Places = Callable[[str, Put], str]
+"""A value of an option that names files, with each name put through a function."""
 
 _MOST_DB = 60.0
 _MOST_LETTERS = 80
@@ -22,10 +26,10 @@ _MOST_LETTERS = 80
 
 def _option(
     default: Any, help_text: str, *, group: Group, low: float | None = None, high: float | None = None,
-    path_of: Callable[[str], str | None] | None = None, check: Callable[[str], object] | None = None,
+    places: Places | None = None, check: Callable[[str], object] | None = None,
 ) -> Any:  # fmt: skip
     """A field of `DubOptions`; see `DubOption`. help_text: for the command line."""
-    told = {"help": help_text, "group": group, "low": low, "high": high, "path_of": path_of, "check": check}
+    told = {"help": help_text, "group": group, "low": low, "high": high, "places": places, "check": check}
     return field(default=default, metadata=told)
 
 
@@ -57,8 +61,12 @@ def _check_ranges(text: str) -> None:
         parsed_ranges(text)
 
 
-def _cue_file(text: str) -> str | None:
-    return text if is_cue_file(text) else None
+def _whole(text: str, put: Put) -> str:
+    return put(text)
+
+
+def _cue_file(text: str, put: Put) -> str:
+    return put(text) if is_cue_file(text) else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,31 @@ class Mix:
         return cls(found[1], gain_db)
 
 
+def _mixed(text: str, put: Put) -> str:
+    path = Mix.of(text).path
+    return put(path) + text[len(path) :]
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Whose lips move by which speech. face: None for the most prominent one."""
+
+    face: FaceChoice | None
+    speech: str
+
+    @classmethod
+    def others(cls, text: str) -> tuple[Voice, ...]:
+        """``2=anna.wav``, or several with ``;`` between them. Raises ``ValueError``: anything else."""
+        found = [part.partition("=") for part in text.split(";")]
+        if not all(equals and speech.strip() for _, equals, speech in found):
+            raise ValueError(f"also is FACE=SPEECH, such as 2=anna.wav, with ; between several, got '{text}'")
+        return tuple(cls(FaceChoice.of(face), speech.strip()) for face, _, speech in found)
+
+
+def _also(text: str, put: Put) -> str:
+    return ";".join(f"{face}={put(speech.strip())}" for face, _, speech in (part.partition("=") for part in text.split(";")))
+
+
 @dataclass(frozen=True, slots=True)
 class DubOptions:
     """How a video is dubbed. A new field here is an option of ``lipdub sync`` and ``lipdub batch``, a column of a manifest, and a line of
@@ -87,7 +120,7 @@ class DubOptions:
     Raises ``ValueError`` for a value that is not one of the choices, or out of range.
     """
 
-    model: str = _option("base", "Model bundle: a name (base) or a folder.", group="Output", path_of=str)
+    model: str = _option("base", "Model bundle: a name (base) or a folder.", group="Output", places=_whole)
     device: Device = _option("auto", "cuda fails, rather than falls back, where CUDA does not really load.", group="Output")
     fit: Fit = _option(
         "longest",
@@ -117,14 +150,21 @@ class DubOptions:
         False, "Keep the size of a photo above 4 megapixels, which is scaled to fit 1920 x 1920 px otherwise.", group="Output"
     )
     references: str | None = _option(
-        None, "More footage of the same person, a video or a folder of them, whose mouths may be drawn, too.", group="Look", path_of=str
+        None, "More footage of the same person, a video or a folder of them, whose mouths may be drawn, too.", group="Look", places=_whole
     )
     face: str | None = _option(
         None,
         "Who is dubbed: a number that lipdub faces shows, or a place in px and a time, 640,360@12.5. By default the largest face "
         "of each shot.",
-        group="Look",
+        group="Faces",
         check=FaceChoice.of,
+    )
+    also: str | None = _option(
+        None,
+        "Others who are dubbed in the same pass, each by a speech of their own: FACE=SPEECH, such as 2=anna.wav; with ; between several.",
+        group="Faces",
+        places=_also,
+        check=Voice.others,
     )
     strength: float = _option(
         1.0, "How far the lips move: 0 keeps them shut, 1 moves them as heard, 1.5 half as far again.", group="Look", low=0.0, high=1.5
@@ -136,20 +176,20 @@ class DubOptions:
         None,
         "Redraw these times of the video alone, such as 0:05-0:12,1:00- or the cues of an .srt or .vtt file; the rest stays as it is.",
         group="Time",
-        path_of=_cue_file,
+        places=_cue_file,
         check=_check_ranges,
     )
     offset_ms: int = _option(
         0, "Begin the speech so much later, lips and sound; below 0 earlier.", group="Sound", low=-600_000, high=600_000
     )
     driver: str | None = _option(
-        None, "Move the lips by this sound, such as the clean voice; SPEECH is what is heard.", group="Sound", path_of=str
+        None, "Move the lips by this sound, such as the clean voice; SPEECH is what is heard.", group="Sound", places=_whole
     )
     mix: str | None = _option(
         None,
         "Music or effects to lay under the speech: a file, or FILE:-12 to change its level by so many dB.",
         group="Sound",
-        path_of=lambda text: Mix.of(text).path,
+        places=_mixed,
         check=Mix.of,
     )
 
@@ -161,8 +201,8 @@ class DubOptions:
 @dataclass(frozen=True, slots=True)
 class DubOption:
     """One field of `DubOptions`. kind: str, int, float or bool. group: heading in ``--help``. optional: None is a value, too. choices: all
-    that there are, empty for any. low, high: the least and the largest number. path_of: the file or folder that a
-    text names, None for none. check_text: raises ``ValueError`` for a text that means nothing."""
+    that there are, empty for any. low, high: the least and the largest number. places: finds the files that a text names. check_text:
+    raises ``ValueError`` for a text that means nothing."""
 
     name: str
     kind: type
@@ -173,7 +213,7 @@ class DubOption:
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
-    path_of: Callable[[str], str | None] | None = None
+    places: Places | None = None
     check_text: Callable[[str], object] | None = None
 
     def check(self, value: object) -> None:
@@ -189,9 +229,21 @@ class DubOption:
         if self.check_text is not None:
             self.check_text(str(value))
 
-    def path(self, value: object) -> str | None:
-        """The path of the file or folder that this value of the option names, None for none."""
-        return self.path_of(value) if self.path_of is not None and isinstance(value, str) else None
+    def paths(self, value: object) -> tuple[str, ...]:
+        """The files and folders that this value of the option names."""
+        found: list[str] = []
+
+        def seen(path: str) -> str:
+            found.append(path)
+            return path
+
+        if self.places is not None and isinstance(value, str):
+            self.places(value, seen)
+        return tuple(found)
+
+    def with_paths(self, value: str, put: Put) -> str:
+        """The value with each path in it put through a function."""
+        return value if self.places is None else self.places(value, put)
 
     def parse(self, text: str) -> Any:
         """The value that a cell of a manifest stands for. Raises ``ValueError``: it stands for none."""
@@ -238,7 +290,7 @@ def _described(of: Field[Any], hint: Any) -> DubOption:
     kind = str if choices else next((part for part in get_args(hint) if part is not type(None)), hint)
     told = of.metadata
     return DubOption(
-        of.name, kind, of.default, told["help"], told["group"], optional, choices, told["low"], told["high"], told["path_of"], told["check"]
+        of.name, kind, of.default, told["help"], told["group"], optional, choices, told["low"], told["high"], told["places"], told["check"]
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +28,12 @@ def status_of(track: FaceTrack, shown: Timeline, amount: NDArray[np.float32] | N
     """The status of each frame of the output, uint8 (K,). amount: how far each is to be redrawn, None for wholly."""
     status = track.status[shown.source]
     return status if amount is None else np.where(amount > 0, status, np.uint8(OUTSIDE))
+
+
+def together(each: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """The status of frames in which several people are dubbed, uint8 (K,): dubbed where one of them is, else that of the first."""
+    dubbed = np.logical_or.reduce([one == DUBBED for one in each])
+    return np.where(dubbed, np.uint8(DUBBED), each[0])
 
 
 def require_faces(track: FaceTrack, video: Path) -> None:
@@ -64,6 +72,23 @@ def nothing_dubbed(
         text = "nothing was dubbed, for the speech sounds only where no face can be; the mouth rests in all that was redrawn"
         return [DubWarning(NOTHING_DUBBED, text)]
     return []
+
+
+def silence_warnings(names: Sequence[str], each: Sequence[list[DubWarning]]) -> list[DubWarning]:
+    """Of what `nothing_dubbed` says of each person: that the output does not speak where none does, else who does not."""
+    if all(each):
+        return each[0]
+    return [
+        DubWarning("face-not-dubbed", f"{name} does not speak: {warning.text}")
+        for name, found in zip(names, each, strict=True)
+        for warning in found
+    ]
+
+
+def quiet_speech(pauses: Pauses) -> DubWarning:
+    """The warning that a speech had to be raised to be heard."""
+    text = f"the speech is quiet: it is heard {20 * math.log10(pauses.gain):.0f} dB louder, and goes into the output as it is"
+    return DubWarning("quiet-speech", text)
 
 
 def stretch_missed(speech_s: Fraction, room_s: Fraction, tempo: Fraction) -> DubWarning | None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+
 from lipdub import __version__, media
 from lipdub.choose import choose
-from lipdub.errors import NoAudioStream, OutputRefused
+from lipdub.errors import OutputRefused
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.follow import follow
@@ -19,10 +20,21 @@ from lipdub.faces.more_footage import with_footage
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.media.label import drawable
 from lipdub.model import Model, open_model
-from lipdub.options import DubOptions, FaceChoice, Mix
-from lipdub.outcome import nothing_dubbed, passed_through, require_all, require_faces, status_of, stretch_missed
+from lipdub.options import DubOptions, FaceChoice, Mix, dub_options
+from lipdub.outcome import (
+    nothing_dubbed,
+    passed_through,
+    quiet_speech,
+    require_all,
+    require_faces,
+    silence_warnings,
+    status_of,
+    stretch_missed,
+    together,
+)
+from lipdub.parts import parts_of, require_different, stretched
 from lipdub.records import DubReport, DubWarning, VideoInfo
-from lipdub.render import Scene, render
+from lipdub.render import Scene, Speaker, render
 from lipdub.speech.lip_track import listen, pauses_in
 from lipdub.stages import Clock, OnProgress, counted
 from lipdub.timeline import amounts, pictures_end_s, plan, tempo_for
@@ -70,9 +82,10 @@ def dub(
         warnings[warning] = None
 
     tell = on_progress or (lambda stage, done, total: None)
-    audible, heard, offset_s = speech, Path(options.driver or speech), Fraction(options.offset_ms, 1000)
-    mix = None if options.mix is None else Mix.of(options.mix)
-    media.check_output(out, inputs=[video, speech, heard, *([] if mix is None else [Path(mix.path)])], force=options.force)
+    named = [
+        Path(path) for option in dub_options() if option.group in ("Faces", "Sound") for path in option.paths(getattr(options, option.name))
+    ]
+    media.check_output(out, inputs=[video, speech, *named], force=options.force)
     if options.label is not None and not drawable(options.label):
         raise OutputRefused(f"the label '{options.label}' has letters without a shape here; write it in Latin ones")
     with clock("open"):
@@ -81,10 +94,7 @@ def dub(
             warn(DubWarning("transparency", "transparent parts of the picture are laid on white"))
         # A track that was made before is of the photo as it was.
         pictures, info = (video, info) if options.full_size or track is not None else media.fitted_photo(video, info, warn)
-        sound = media.probe_sound(speech, warn)
-        driving = sound if heard == speech else media.probe_sound(heard, warn)
-        if (speech_s := sound.end_s + offset_s) <= 0:
-            raise NoAudioStream(f"--offset-ms {options.offset_ms} leaves nothing of '{speech}', which lasts {float(sound.end_s):.1f} s")
+        parts, offset_s = parts_of(speech, options, warn), Fraction(options.offset_ms, 1000)
         ranges = _ranges(options.ranges)
         model = model or open_model(options.model, device=options.device, threads=options.threads)
     cached = track is not None
@@ -93,76 +103,85 @@ def dub(
         told, size = counted(tell, "finding faces", of.frames_guessed), model.spec.crop.size
         return follow(place, of, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told, choice=choice)
 
-    if track is None:
-        track, cached = followed(pictures, info, None if options.face is None else FaceChoice.of(options.face))
     with ExitStack() as stack:
-        stack.callback(track.references.close)
-        tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
-        require_faces(track, video)
-        if options.references is not None:
-            track = with_footage(track, Path(options.references), followed)
+        tracks: list[FaceTrack] = []
+        for part in parts:
+            if track is None or tracks:
+                track, cached = followed(pictures, info, part.face)
             stack.callback(track.references.close)
+            tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
+            require_faces(track, video)
+            tracks.append(track)
+        require_different(parts, tracks)
+        if options.references is not None:
+            tracks[0] = with_footage(tracks[0], Path(options.references), followed)
+            stack.callback(tracks[0].references.close)
+        first = tracks[0]
+        pictures_s = Fraction(0) if info.is_still else pictures_end_s(first.pts, first.time_base, video_s=info.duration_s)
         if options.fit == "stretch" and not info.is_still:
-            room_s = pictures_end_s(track.pts, track.time_base, video_s=info.duration_s) - offset_s
-            tempo = tempo_for(sound.end_s, room_s)
-            if (missed := stretch_missed(sound.end_s, room_s, tempo)) is not None:
+            longest_s, room_s = max(part.sound.end_s for part in parts), pictures_s - offset_s
+            tempo = tempo_for(longest_s, room_s)
+            if (missed := stretch_missed(longest_s, room_s, tempo)) is not None:
                 warn(missed)
-            alike = heard == speech
-            audible, sound = stack.enter_context(media.stretched(speech, sound, out, tempo=tempo))
-            heard = audible if alike else stack.enter_context(media.stretched(heard, driving, out, tempo=tempo))[0]
-            speech_s = sound.end_s + offset_s
-        shown = plan(track.pts, track.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
+            parts = stack.enter_context(stretched(parts, out, tempo=tempo))
+        speech_s = max(part.sound.end_s for part in parts) + offset_s
+        shown = plan(first.pts, first.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
         amount = None if ranges is None else amounts(shown.times_s, ranges)
         if span is not None:
-            first, end = shown.within(span)
-            offset_s -= int(shown.pts[first]) * shown.time_base
-            shown, amount = shown.part(first, end), None if amount is None else amount[first:end]
-        status = status_of(track, shown, amount)
+            begin, end = shown.within(span)
+            offset_s -= int(shown.pts[begin]) * shown.time_base
+            shown, amount = shown.part(begin, end), None if amount is None else amount[begin:end]
+        each = [status_of(one, shown, amount) for one in tracks]
+        status = together(each)
         spans = passed_through(status, shown)
         if options.strict:
             require_all(spans, video)
         with clock("open"):  # before a frame is drawn: what cannot be written is said now
-            arranged = media.arranged(audible, sound, out, offset_s=offset_s, mix=mix, until_s=shown.duration_s)
+            under = [media.Laid(part.audible, offset_s=offset_s) for part in parts[1:]]
+            if options.mix is not None:
+                mix = Mix.of(options.mix)
+                under.append(media.Laid(Path(mix.path), mix.gain_db))
+            arranged = media.arranged(parts[0].audible, parts[0].sound, out, offset_s=offset_s, under=under, until_s=shown.duration_s)
             audible, sound = stack.enter_context(arranged)
             sound_plan = media.plan_sound(audible, out, duration_s=shown.duration_s, info=sound, warn=warn)
             kept = media.plan_kept(video, out, duration_s=shown.duration_s, keep_audio=options.keep_original_audio, warn=warn)
-        with clock("recall"):
-            told = counted(tell, "listening", len(shown))
-            pauses = pauses_in(heard)
-            if pauses.gain > QUIET_GAIN:
-                text = f"the speech is quiet: it is heard {20 * math.log10(pauses.gain):.0f} dB louder, and goes into the output as it is"
-                warn(DubWarning("quiet-speech", text))
-            lips = listen(
-                heard, model.memory, shown.times_s - float(offset_s), pauses=pauses, rest_in_pauses=options.silence == "close",
-                strength=options.strength, on_frames=told,
-            )  # fmt: skip
-        stack.enter_context(closing(lips))
+        speakers, silent = [], []
+        for part, one, its_status in zip(parts, tracks, each, strict=True):
+            with clock("recall"):
+                pauses = pauses_in(part.heard)
+                if pauses.gain > QUIET_GAIN:
+                    warn(quiet_speech(pauses))
+                lips = listen(
+                    part.heard, model.memory, shown.times_s - float(offset_s), pauses=pauses, rest_in_pauses=options.silence == "close",
+                    strength=options.strength, on_frames=counted(tell, "listening", len(shown)),
+                )  # fmt: skip
+                stack.enter_context(closing(lips))
+            with clock("choose"):
+                choices = stack.enter_context(closing(choose(one, shown, lips, draw=options.draw, exclude_s=exclude_own_s)))
+            speakers.append(Speaker(one, lips, choices, amount))
+            silent.append(nothing_dubbed(its_status, lips, pauses, passed_through(its_status, shown), options.silence))
         silent_video = stack.enter_context(media.unfinished(out))
-        with clock("choose"):
-            choices = choose(track, shown, lips, draw=options.draw, exclude_s=exclude_own_s)
-        stack.enter_context(closing(choices))
         scene = Scene(
-            pictures, info, track, shown, lips, choices, model.spec, model.generator,
-            keep_pauses=options.silence == "keep", kept=kept, amount=amount, label=options.label,
-            warn=warn,
+            pictures, info, tuple(speakers), shown, model.spec, model.generator, keep_pauses=options.silence == "keep", kept=kept,
+            label=options.label, warn=warn,
         )  # fmt: skip
         if on_scene is not None:
             on_scene(scene)
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=counted(tell, "redrawing", len(shown)))
         with clock("mux"):
             media.mux(silent_video, audible, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, kept=kept, warn=warn)
-    video_s = Fraction(0) if info.is_still else pictures_end_s(track.pts, track.time_base, video_s=info.duration_s)
-    if not any(warning.kind == "clock-jump" for warning in warnings) and (cut := media.cut_off(info, video_s)) is not None:
+    if not any(warning.kind == "clock-jump" for warning in warnings) and (cut := media.cut_off(info, pictures_s)) is not None:
         warn(cut)
     passed = sum(span.end - span.first for span in spans)
-    warnings |= dict.fromkeys(nothing_dubbed(status, lips, pauses, spans, options.silence))
+    warnings |= dict.fromkeys(silence_warnings([part.name for part in parts], silent))
+    in_pause = np.logical_and.reduce([speaker.lips.in_pause for speaker in speakers])
     return DubReport(
         video=str(video), speech=str(speech), output=str(out), model=model.spec.name, provider=model.generator.provider, options=options,
         frames=len(shown), dubbed=len(shown) - passed, passed_through=passed, spans=spans,
-        silent_frames=int((lips.in_pause & (status == DUBBED)).sum()),
-        video_s=float(video_s), speech_s=float(speech_s), output_s=float(shown.duration_s),
+        silent_frames=int((in_pause & (status == DUBBED)).sum()),
+        video_s=float(pictures_s), speech_s=float(speech_s), output_s=float(shown.duration_s),
         wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cached,
-        warnings=tuple(warnings), pages=len(track.pages), painted=choices.painted,
+        warnings=tuple(warnings), pages=sum(len(one.pages) for one in tracks), painted=sum(speaker.choices.painted for speaker in speakers),
     )  # fmt: skip
 
 

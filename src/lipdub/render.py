@@ -30,30 +30,38 @@ GATHERED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Speaker:
+    """A person who is dubbed. lips, choices: one row for each of the K frames of the output. amount: float32 (K,), how far each of them is
+    to be redrawn, None for wholly."""
+
+    track: FaceTrack
+    lips: LipTrack
+    choices: Choices
+    amount: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Scene:
-    """All that is known before a pixel is drawn. track: of `video`. lips, choices: one row for each frame of `shown`. keep_pauses: the
-    source's own picture shows through where the speech pauses. kept: tags and chapters of the output. amount: float32 (K,), how far each
-    frame of the output is to be redrawn, None for wholly."""
+    """All that is known before a pixel is drawn. speakers: whose tracks are of `video`. keep_pauses: the source's own picture shows through
+    where the speech pauses. kept: tags and chapters of the output."""
 
     video: Path
     info: VideoInfo
-    track: FaceTrack
+    speakers: tuple[Speaker, ...]
     shown: Timeline
-    lips: LipTrack
-    choices: Choices
     spec: BundleSpec
     generator: Generator
     keep_pauses: bool = False
     kept: media.Kept = media.NOTHING_KEPT
-    amount: NDArray[np.float32] | None = None
     label: str | None = None
     """Written on every frame."""
     warn: Warn = lambda _: None
     """Told what had to be mended in the pictures."""
 
     def __post_init__(self) -> None:
-        if not len(self.lips) == len(self.choices) == len(self.shown):
-            raise ValueError(f"one row of lips and a choice for each frame, got {len(self.lips)}, {len(self.choices)}, {len(self.shown)}")
+        rows = {len(self.shown), *(len(part) for one in self.speakers for part in (one.lips, one.choices))}
+        if not self.speakers or len(rows) > 1:
+            raise ValueError(f"speakers have a row of lips and a choice for each frame, got {len(self.speakers)} speakers and {rows} rows")
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -114,11 +122,11 @@ def render(scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_f
 
 def _redrawn(scene: Scene, stages: Stages, clock: Clock) -> Iterator[_Piece]:
     """The frames of the output in order with new mouths in them."""
-    references = FineReferences(scene.track.references)
+    speakers = [(speaker, FineReferences(speaker.track.references)) for speaker in scene.speakers]
 
     def cropped(decoded: tuple[YuvChunk, NDArray[np.int64]]) -> _Piece:
         with clock("crop"):
-            return _cropped(scene, *decoded, references)
+            return _Piece(decoded[0], tuple(part for speaker, fine in speakers for part in _cropped(scene, speaker, *decoded, fine)))
 
     def pasted(drawn: tuple[_Piece, list[Drawn]]) -> _Piece:
         piece, mouths = drawn
@@ -127,24 +135,24 @@ def _redrawn(scene: Scene, stages: Stages, clock: Clock) -> Iterator[_Piece]:
                 paste(piece.frames, part.crops, of, part.strength, scene.spec.crop, part.references)
         return piece
 
-    decoded = stages.ahead(clock.timed("decode", media.play(scene.video, scene.track.pts, scene.shown, scene.warn)))
+    decoded = stages.ahead(clock.timed("decode", media.play(scene.video, scene.speakers[0].track.pts, scene.shown, scene.warn)))
     taken = stages.ahead(map(cropped, decoded))
     drawn = stages.ahead(_drawn(taken, scene, clock))
     # Two cores have enough to do; where there are many, one thread that pastes would hold up a GPU.
     return stages.ahead(spread(pasted, drawn, workers=max(1, cores() // 3)))
 
 
-def _cropped(scene: Scene, frames: YuvChunk, sources: NDArray[np.int64], references: FineReferences) -> _Piece:
-    """Crops of the frames that are redrawn, with what is drawn in them. sources: int64 (N,), which source frame each frame is."""
-    track = scene.track
-    lips = scene.lips.frames(frames.index, frames.index + len(frames))
+def _cropped(scene: Scene, speaker: Speaker, frames: YuvChunk, sources: NDArray[np.int64], references: FineReferences) -> tuple[_Part, ...]:
+    """Crops of the frames in which a speaker is redrawn, with what is drawn in them. sources: int64 (N,), the source frame of each."""
+    track = speaker.track
+    lips = speaker.lips.frames(frames.index, frames.index + len(frames))
     strength = track.strength[sources]
-    if scene.amount is not None:
-        strength = strength * scene.amount[frames.index : frames.index + len(frames)]
+    if speaker.amount is not None:
+        strength = strength * speaker.amount[frames.index : frames.index + len(frames)]
     if scene.keep_pauses:
         strength = strength * (1 - lips.silence)
     redrawn = (track.status[sources] == DUBBED) & (strength > 0)
-    chosen = scene.choices.frames(frames.index, frames.index + len(frames))
+    chosen = speaker.choices.frames(frames.index, frames.index + len(frames))
 
     def lit(pages: NDArray[np.int64], rows: NDArray[np.int64], taken: NDArray[np.uint8]) -> tuple[LitReference, ...]:
         """The pages as they look in the frames `rows`, whose crops are `taken`."""
@@ -169,7 +177,7 @@ def _cropped(scene: Scene, frames: YuvChunk, sources: NDArray[np.int64], referen
         )  # fmt: skip
 
     ways = [(np.flatnonzero(redrawn & ((chosen.page < 0) == painted)), painted) for painted in (False, True)]
-    return _Piece(frames, tuple(part(rows, painted) for rows, painted in ways if len(rows)))
+    return tuple(part(rows, painted) for rows, painted in ways if len(rows))
 
 
 def _drawn(pieces: Iterator[_Piece], scene: Scene, clock: Clock) -> Iterator[tuple[_Piece, list[Drawn]]]:

@@ -26,8 +26,9 @@ def facts_of(row: Row, folder: Path, inputs: Mapping[Location, Identity | None])
     """What `row` is made of. folder: the manifest's. inputs: what stands at its video and its speech; their content is not read."""
     options = {name: value for name, value in asdict(row.options).items() if name not in _NOT_IN_THE_OUTPUT}
     for option in dub_options():
-        if option.name in options and (path := option.path(options[option.name])) is not None:
-            options[option.name] = _named(options[option.name], Path(path), folder)
+        if option.name in options and (paths := option.paths(options[option.name])):
+            value = option.with_paths(options[option.name], lambda path: portable(Path(path), folder))
+            options[option.name] = [value, *(fact for path in paths for fact in _stamp(Path(path)))]
     facts: Facts = {"output": portable(row.output, folder), "options": options, "model": _model(row.options.model)}
     for name, place in (("video", row.video), ("speech", row.speech)):
         found = inputs[place]
@@ -36,13 +37,13 @@ def facts_of(row: Row, folder: Path, inputs: Mapping[Location, Identity | None])
     return facts
 
 
-def _named(value: str, file: Path, folder: Path) -> list[str | int]:
-    """An option that names a file, called from the manifest's folder, with the file's size and when it was written."""
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Size and time of writing of a file that an option names; nothing where it is missing, which is said when the row is dubbed."""
     try:
         found = file.stat()
-    except OSError:  # what is missing is said when the row is dubbed
-        return [portable(Path(value), folder)]
-    return [portable(Path(value), folder), found.st_size, found.st_mtime_ns]
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns
 
 
 def key_of(facts: Facts) -> str:

@@ -235,8 +235,8 @@ def _check_cells(draft: _Draft, folder: Path, defaults: DubOptions, problems: _P
         if cell := given.get(option.name, ""):
             with problems.on(line):
                 chosen[option.name] = option.parse(cell)
-                if option.path(cell) is not None and not (option.name == "model" and cell in bundle.available()):
-                    chosen[option.name] = str(folder / os.path.expanduser(cell))
+                if option.paths(cell) and not (option.name == "model" and cell in bundle.available()):
+                    chosen[option.name] = option.with_paths(cell, lambda path: str(folder / os.path.expanduser(path)))
     draft.options = replace(defaults, **chosen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from lipdub.errors import OutputRefused
 from lipdub.faces import crop
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.media.planes import RgbPicture
-from lipdub.options import DubOptions, Mix
+from lipdub.options import DubOptions, dub_options
 from lipdub.paste.mask import mask_of
 from lipdub.pipeline import dub
 from lipdub.records import DubReport, DubWarning
@@ -98,11 +99,14 @@ def _stretch(video: Path, speech: Path, folder: Path, span: Range, options: DubO
         media.sound_excerpt(Path(sound), folder / name, start_s=from_s, seconds=lasts_s)
         return str(folder / name)
 
-    mix = None if options.mix is None else Mix.of(options.mix)
+    def cut(name: str, from_s: Fraction) -> str | None:
+        option, value = next(one for one in dub_options() if one.name == name), getattr(options, name)
+        names = (f"{name}{number}.wav" for number in itertools.count())
+        return None if value is None else option.with_paths(value, lambda path: taken(path, next(names), from_s))
+
     here = replace(
         options, fit="longest", force=True, ranges=None, offset_ms=round(1000 * (heard_from_s + offset_s - start_s)),
-        driver=None if options.driver is None else taken(options.driver, "driver.wav", heard_from_s),
-        mix=None if mix is None else f"{taken(mix.path, 'mix.wav', start_s)}:{mix.gain_db:.3f}",
+        also=cut("also", heard_from_s), driver=cut("driver", heard_from_s), mix=cut("mix", start_s),
     )  # fmt: skip
     shown = Range(max(0.0, span.start_s - float(start_s)), span.end_s - float(start_s))
     return _Stretch(video, Path(taken(speech, "speech.wav", heard_from_s)), here, shown)
@@ -134,7 +138,8 @@ class _Explained:
 def _explained(scene: Scene, at_s: float) -> _Explained:
     """What is known of the frame that is shown at `at_s` of the output before it is drawn."""
     row, _ = scene.shown.within(Range(at_s, at_s + 1e-3))
-    source, track = int(scene.shown.source[row]), scene.track
+    source, speaker = int(scene.shown.source[row]), scene.speakers[0]
+    track = speaker.track
     with closing(media.play(scene.video, track.pts, scene.shown.part(row, row + 1))) as frames:
         chunk, _ = next(frames)
     picture = chunk.picture(0)
@@ -142,7 +147,7 @@ def _explained(scene: Scene, at_s: float) -> _Explained:
     if track.person[source] < 0:
         return _Explained(whole, [], None)
     face = crop.take_one(picture, track.similarity[source], CELL_PX, sharp=True)
-    chosen = scene.choices.frames(row, row + 1)
+    chosen = speaker.choices.frames(row, row + 1)
     page = int(chosen.page[0]) if chosen.page[0] >= 0 else int(track.reference[source])
     reference = track.references.get(page)
     drawn_from = np.asarray(cv2.resize(reference.pixels if reference.detail is None else reference.detail, (CELL_PX, CELL_PX)), np.uint8)

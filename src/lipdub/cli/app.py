@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("sync", cls=Command, epilog=sync.EXAMPLES)(with_dub_options(sync.sync))
+app.command("sync", cls=sync.SyncCommand, epilog=sync.EXAMPLES)(with_dub_options(sync.sync))
 app.command("batch", cls=Command, epilog=batch.EXAMPLES)(with_dub_options(batch.batch, panel=batch.PANEL, helps=batch.HELPS))
 app.command("evaluate", cls=Command, epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("sheet", cls=Command, epilog=sheet.EXAMPLES)(sheet.sheet)

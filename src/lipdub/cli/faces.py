@@ -18,8 +18,7 @@ EXAMPLES = paragraphs("""
   lipdub sync interview.mp4 guest.wav -o dubbed.mp4 --face 2
 
 [bold]Two people, a voice for each[/bold]
-  lipdub sync interview.mp4 host.wav -o step.mkv --face 1 --crf 0
-  lipdub sync step.mkv both.wav -o dubbed.mp4 --face 2 --driver guest.wav
+  lipdub sync interview.mp4 -o dubbed.mp4 --face 1 --speech host.wav --face 2 --speech guest.wav
 """)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lipdub.cli.commands import Command
 from lipdub.cli.console import NOTHING_DUBBED_CODE, new_table, paragraphs, progress, results, say, stoppable
 from lipdub.options import DubOptions
 
@@ -18,7 +20,35 @@ EXAMPLES = paragraphs("""
   lipdub sync talk.mp4 german.wav -o talk_de.mp4
   lipdub sync portrait.jpg speech.mp3 -o speaking.mp4
   lipdub sync film.mkv other_language.mkv -o dubbed.mkv --silence keep --report report.json
+  lipdub sync talk.mp4 -o talk_de.mp4 --face 1 --speech anna.wav --face 2 --speech ben.wav
 """)
+
+
+class SyncCommand(Command):
+    """``sync``, which takes pairs of ``--face`` and ``--speech`` for SPEECH, --face and --also."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As a command does, once the pairs are gone."""
+        return super().parse_args(ctx, _without_pairs(args))
+
+
+def _without_pairs(words: Sequence[str]) -> list[str]:
+    """``--face 1 --speech a.wav --face 2 --speech b.wav`` as ``a.wav --face 1 --also 2=b.wav``. Raises BadParameter."""
+    found: dict[str, list[str]] = {"--face": [], "--speech": []}
+    rest, left = [], iter(words)
+    for word in left:
+        name, equals, value = word.partition("=")
+        if name not in found:
+            rest.append(word)
+        elif (given := value if equals else next(left, None)) is not None:
+            found[name].append(given)
+    faces, speeches = found["--face"], found["--speech"]
+    if not speeches:
+        return list(words)
+    if len(faces) != len(speeches) and (faces or len(speeches) > 1):
+        raise typer.BadParameter("give a --face for each --speech, as in --face 1 --speech a.wav --face 2 --speech b.wav")
+    also = ";".join(f"{face}={speech}" for face, speech in zip(faces[1:], speeches[1:], strict=True))
+    return [*rest, speeches[0], *(["--face", faces[0]] if faces else []), *(["--also", also] if also else [])]
 
 
 def sync(
@@ -26,6 +56,10 @@ def sync(
     speech: Annotated[Path, typer.Argument(help="The new speech: any file with sound, a video, too.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Dubbed video to write: .mp4, .mov or .mkv.")],
     options: DubOptions,
+    speech_of: Annotated[
+        list[str] | None,
+        typer.Option("--speech", metavar="FILE", rich_help_panel="Faces", help="In place of SPEECH: the speech of the --face before it."),
+    ] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Look for the face anew, and keep nothing of it for the next language; see lipdub cache.")
     ] = False,
@@ -37,6 +71,7 @@ def sync(
     Exit codes: 0; 1 for an error; 2 for wrong usage; 3 where the output was written, but nothing was dubbed in it (no frame can be redrawn,
     or none while the speech sounds); 130 for Ctrl-C. Warnings are printed with --quiet, too.
     """
+    del speech_of  # SyncCommand has made SPEECH and --also of it
     with stoppable():
         from lipdub.faces.cache import default_cache
         from lipdub.pipeline import dub

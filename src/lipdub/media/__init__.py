@@ -7,7 +7,7 @@ Colour is exact where it can be: planes are copied as they are. Pictures that mu
 the matrix and range of their own stream. The output carries the source's colour tags.
 """
 
-from lipdub.media.arranging import arranged, stretched
+from lipdub.media.arranging import Laid, arranged, stretched
 from lipdub.media.clock import cut_off
 from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
@@ -29,6 +29,7 @@ __all__ = [
     "NOTHING_KEPT",
     "VIDEO_SUFFIXES",
     "Kept",
+    "Laid",
     "Writer",
     "arranged",
     "audio_duration_s",

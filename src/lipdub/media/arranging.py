@@ -3,9 +3,9 @@ it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,6 @@ from lipdub.media.files import url_of
 from lipdub.media.program import run_ffmpeg
 from lipdub.media.sound import SoundInfo, decode_sound, probe_sound
 from lipdub.media.sound_plan import from_zero
-from lipdub.options import Mix
 
 _KEPT_WHOLE: Final = {"format": "matroska", "c:a": "flac", "sample_fmt": "s32"}
 _PEAK: Final = 0.97
@@ -42,17 +41,26 @@ def stretched(sound: Path, info: SoundInfo, out: Path, *, tempo: Fraction) -> It
         yield part, replace(probe_sound(part), language=info.language)
 
 
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A sound that is laid under another: how much louder, and when it begins in the output, below 0 for what has begun before."""
+
+    path: Path
+    gain_db: float = 0.0
+    offset_s: Fraction = Fraction(0)
+
+
 @contextmanager
 def arranged(
-    speech: Path, info: SoundInfo, out: Path, *, offset_s: Fraction, mix: Mix | None, until_s: Fraction
+    speech: Path, info: SoundInfo, out: Path, *, offset_s: Fraction, until_s: Fraction, under: Sequence[Laid] = ()
 ) -> Iterator[tuple[Path, SoundInfo]]:
     """The sound of an output and what it is, up to `until_s`: `speech` itself, or a file beside `out` that is removed at the end.
 
-    info: of the speech. offset_s: the speech begins so much later. mix: what is laid under it, from time zero on.
+    info: of the speech. offset_s: the speech begins so much later. under: what is laid under it.
 
     Raises UnreadableMedia, NoAudioStream, EncodingFailed, WriteFailed.
     """
-    if mix is None and not offset_s:
+    if not under and not offset_s:
         yield speech, info
         return
     with ExitStack() as stack:
@@ -64,18 +72,22 @@ def arranged(
                 path, of = whole, replace(of, index=0, origin_s=Fraction(0))
             return from_zero(ffmpeg.input(url_of(path), itsoffset=f"{float(-of.origin_s):.6f}")[str(of.index)])
 
-        sound, rate_hz, layout = heard(speech, info), info.sample_rate_hz, info.layout
-        if moved := round(offset_s * rate_hz):
-            later, earlier = {"delays": f"{moved}S", "all": 1}, {"start_sample": -moved}
-            sound = sound.filter("adelay", **later) if moved > 0 else sound.filter("atrim", **earlier).filter("asetpts", "PTS-STARTPTS")
-        if mix is not None:
-            below = probe_sound(Path(mix.path))
-            rate_hz = max(rate_hz, below.sample_rate_hz)
-            layout = layout if info.channels >= below.channels else below.layout
-            alike = {"sample_rates": rate_hz, "channel_layouts": layout}
-            under = heard(Path(mix.path), below).filter("volume", f"{mix.gain_db}dB").filter("aformat", **alike)
-            both = [sound.filter("aformat", **alike), under]
-            sound = ffmpeg.filter(both, "amix", inputs=2, normalize=0).filter("alimiter", limit=_PEAK, level=0, latency=1)
+        layers = [(Laid(speech, 0.0, offset_s), info), *((laid, probe_sound(laid.path)) for laid in under)]
+        rate_hz = max(of.sample_rate_hz for _, of in layers)
+        layout = max((of for _, of in layers), key=lambda of: of.channels).layout
+        sounds = []
+        for laid, of in layers:
+            sound = heard(laid.path, of)
+            if moved := round(laid.offset_s * of.sample_rate_hz):
+                later, earlier = {"delays": f"{moved}S", "all": 1}, {"start_sample": -moved}
+                sound = sound.filter("adelay", **later) if moved > 0 else sound.filter("atrim", **earlier).filter("asetpts", "PTS-STARTPTS")
+            if laid.gain_db:
+                sound = sound.filter("volume", f"{laid.gain_db}dB")
+            sounds.append(sound.filter("aformat", sample_rates=rate_hz, channel_layouts=layout) if under else sound)
+        (sound, *more) = sounds
+        if more:
+            mixed = ffmpeg.filter(sounds, "amix", inputs=len(sounds), normalize=0)
+            sound = mixed.filter("alimiter", limit=_PEAK, level=0, latency=1)
         sound = sound.filter("atrim", end_sample=int(until_s * rate_hz))
         part = stack.enter_context(part_file(out.with_suffix(".mka"), hidden=may_be_hidden()))
         command = ffmpeg.output(sound, url_of(part), **_KEPT_WHOLE)
