@@ -199,7 +199,7 @@ def test_speech_may_be_a_video(house: Path, tmp_path: Path) -> None:
     assert mouths(frames_of(tmp_path / "out.mp4"))[5] > mouths(frames_of(house / "clip.mp4"))[5] + 20
 
 
-@pytest.mark.parametrize("suffix", [".mov", ".mkv"])
+@pytest.mark.parametrize("suffix", [".mov", ".mkv", ".webm"])
 def test_other_containers(house: Path, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / f"out{suffix}"
     assert dubbed(house, out).frames == 25

@@ -13,17 +13,21 @@ from drawn import draw_sound, draw_video, sine, write_wav
 from numpy.typing import NDArray
 
 from lipdub.errors import EncodingFailed
-from lipdub.media import facts, mux, plan_sound, probe_sound, read_audio, sound_plan
+from lipdub.media import Writer, facts, mux, plan_sound, probe, probe_sound, read_audio, read_planes, sound_plan
 from lipdub.media.sound_plan import SoundWay
 from lipdub.records import DubWarning
 
-SUFFIXES = (".mp4", ".mov", ".mkv")
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
 
 
 @pytest.fixture(scope="module")
 def silent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A silent video in H.264, and beside it the same in VP9."""
     path = tmp_path_factory.mktemp("silent") / "silent.mp4"
     draw_video(path, frames=50)
+    with Writer(path.with_suffix(".webm"), probe(path), crf=20, preset="ultrafast") as writer:
+        for chunk in read_planes(path):
+            writer.write(chunk)
     return path
 
 
@@ -35,7 +39,15 @@ def muxed(silent: Path, speech: Path, out: Path, duration_s: Fraction = Fraction
     """Mux as a dub does: the plan first. What there was to warn of."""
     warnings: list[DubWarning] = []
     plan = plan_sound(speech, out, duration_s=duration_s, warn=warnings.append)
-    mux(silent, speech, out, duration_s=duration_s, force=False, sound=plan, warn=warnings.append)
+    mux(
+        silent.with_suffix(".webm") if out.suffix == ".webm" else silent,
+        speech,
+        out,
+        duration_s=duration_s,
+        force=False,
+        sound=plan,
+        warn=warnings.append,
+    )
     return warnings
 
 
@@ -68,7 +80,7 @@ def test_wav_of_any_channels_goes_into_every_container(tmp_path: Path, silent: P
     kept = probe_sound(out).channels
     assert [warning.kind for warning in warnings] == (["sound-mixed-down"] if kept < channels else [])
     assert kept in (channels, 2)
-    assert channels > 8 or kept == channels
+    assert channels > 8 or kept == channels or (suffix, channels) == (".webm", 3)  # Opus knows no 2.1
     if kept <= 2:  # what many channels sound like together depends on where a player takes them to be
         same_sound(out, speech)
     assert 0.1 < np.std(heard(out)) < 0.4

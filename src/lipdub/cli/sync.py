@@ -54,7 +54,7 @@ def _without_pairs(words: Sequence[str]) -> list[str]:
 def sync(
     video: Annotated[Path, typer.Argument(help="Video of a person speaking, or a photo.")],
     speech: Annotated[Path, typer.Argument(help="The new speech: any file with sound, a video, too.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Dubbed video to write: .mp4, .mov or .mkv.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Dubbed video to write: .mp4, .mov, .mkv or .webm.")],
     options: DubOptions,
     speech_of: Annotated[
         list[str] | None,

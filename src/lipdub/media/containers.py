@@ -32,6 +32,7 @@ class Container:
     keeps_ticks: it counts in the pictures' own ticks, not in milliseconds; its edit list lets coded sound begin before time zero.
     subtitles: what subtitles of text become that it does not take as they are.
     attaches: it holds a cover as an attached file, not as pictures.
+    pictures: the encoder of the pictures.
     """
 
     muxer: str
@@ -41,6 +42,7 @@ class Container:
     keeps_ticks: bool
     subtitles: str
     attaches: bool
+    pictures: str = "libx264"
 
     def sound_codec(self, codec: str, *, as_it_is: bool, begins_at_zero: bool) -> str:
         """The codec for sound that comes in `codec`: "copy" where nothing need be done to it.
@@ -64,12 +66,22 @@ CONTAINERS: Final[Mapping[str, Container]] = MappingProxyType(
         ".mp4": Container("mp4", _LOSSY, "aac", keeps_pcm=False, keeps_ticks=True, subtitles="mov_text", attaches=False),
         ".mov": Container("mov", _LOSSY | PCM, "aac", keeps_pcm=True, keeps_ticks=True, subtitles="mov_text", attaches=False),
         ".mkv": Container("matroska", None, "flac", keeps_pcm=True, keeps_ticks=False, subtitles="subrip", attaches=True),
+        ".webm": Container(
+            "webm",
+            frozenset({"opus", "vorbis"}),
+            "libopus",
+            keeps_pcm=False,
+            keeps_ticks=False,
+            subtitles="webvtt",
+            attaches=False,
+            pictures="libvpx-vp9",
+        ),
     }
 )
 """By suffix."""
 
 WRITTEN: Final = " and ".join(", ".join(CONTAINERS).rsplit(", ", 1))
-"""The suffixes, for a sentence: ``.mp4, .mov and .mkv``."""
+"""The suffixes, for a sentence: ``.mp4, .mov, .mkv and .webm``."""
 
 
 def container_of(out: Path) -> Container:
