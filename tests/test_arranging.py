@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lipdub import media
 from lipdub.errors import UnreadableMedia
+from lipdub.media.arranging import loudness_of
 from lipdub.options import DubOptions, Mix
 
 RATE = 16000
@@ -125,3 +126,34 @@ def test_a_mix_as_it_is_written(text: str, mix: Mix) -> None:
 def test_a_level_beyond_reason_is_refused() -> None:
     with pytest.raises(ValueError, match="60 dB"):
         DubOptions(mix="a.wav:-90")
+
+
+@pytest.mark.parametrize("level", [0.02, 0.3])
+@pytest.mark.parametrize("wanted", [-16.0, -23.0])
+def test_the_output_is_as_loud_as_was_asked_for(tmp_path: Path, level: float, wanted: float) -> None:
+    write_wav(tmp_path / "speech.wav", sine(3.0, hz=997, level=level))
+    info, out = media.probe_sound(tmp_path / "speech.wav"), tmp_path / "out.mp4"
+    with media.arranged(tmp_path / "speech.wav", info, out, offset_s=Fraction(0), until_s=Fraction(3), lufs=wanted) as (path, now):
+        assert loudness_of(path, out) == pytest.approx(wanted, abs=0.3)
+        assert now.end_s == 3
+        assert np.abs(heard(path)).max() <= 0.98
+    assert [file.name for file in tmp_path.iterdir()] == ["speech.wav"]
+
+
+def test_silence_stays_silence(tmp_path: Path) -> None:
+    write_wav(tmp_path / "speech.wav", np.zeros(RATE, np.float32))
+    info = media.probe_sound(tmp_path / "speech.wav")
+    with media.arranged(tmp_path / "speech.wav", info, tmp_path / "o.mp4", offset_s=Fraction(0), until_s=Fraction(1), lufs=-16) as (
+        path,
+        _,
+    ):
+        assert np.abs(heard(path)).max() == 0
+
+
+def test_loudness_is_that_of_the_standard(tmp_path: Path) -> None:
+    """ITU-R BS.1770: a full sine of 997 Hz in one channel is -3.01 LUFS. In a folder with a name that filters would read."""
+    folder = tmp_path / "a:b,c'd[x]"
+    folder.mkdir()
+    write_wav(tmp_path / "a.wav", sine(3.0, rate=48000, hz=997, level=10 ** (-20 / 20)), 48000)
+    assert loudness_of(tmp_path / "a.wav", folder / "o.mp4") == pytest.approx(-23.01, abs=0.1)
+    assert not list(folder.iterdir())

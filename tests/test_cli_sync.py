@@ -237,7 +237,7 @@ BAD = {
     ),
     "output is the speech": Bad("it is the input 'talk.mp4'", lambda work: speech_video(work), speech="talk.mp4", out="talk.mp4"),
     "output exists": Bad("exists already; add --force", lambda work: (work / "out.mp4").write_bytes(b"precious")),
-    "output of another kind": Bad("lipdub writes .mp4, .mov and .mkv", out="out.gif"),
+    "output of another kind": Bad("lipdub writes .mp4, .mov, .mkv and .webm", out="out.gif"),
     "report in a missing folder": Bad("there is no folder 'gone'", options=("--report", "gone/report.json")),
     "report exists": Bad("exists already; add --force", lambda work: (work / "r.json").write_text("{}"), options=("--report", "r.json")),
     "report is the output": Bad("is the output", options=("--report", "./fake/../out.mp4")),

@@ -337,6 +337,44 @@ def test_every_frame_of_a_dub_has_it_also_those_that_are_passed_through(
     assert not where[: 3 * len(where) // 4].any()
 
 
+@pytest.mark.parametrize("side", [SIDE, SIDE - 1])
+def test_source_and_dub_side_by_side(house: Path, tmp_path: Path, side: int) -> None:
+    if side != SIDE:
+        pictures = [marked(scaled(pixels, (SIDE, SIDE)), k)[:side, :side] for k, pixels in enumerate(portrait_frames(FRAMES))]
+        draw_video(house / "odd.mp4", pictures=pictures, fps=25, pix_fmt="yuv444p")
+    video = "clip.mp4" if side == SIDE else "odd.mp4"
+    dubbed(house, tmp_path / "alone.mp4", video=video, crf=0)
+    dubbed(house, tmp_path / "both.mp4", video=video, crf=0, side_by_side=True)
+    both, alone = ([chunk.data for chunk in media.read_planes(tmp_path / name)] for name in ("both.mp4", "alone.mp4"))
+    source = [chunk.data for chunk in media.read_planes(house / video)]
+    luma = np.concatenate(both)[:, : 2 * SIDE * SIDE].reshape(-1, SIDE, 2 * SIDE)
+    np.testing.assert_array_equal(luma[:, :, SIDE:], np.concatenate(alone)[:, : SIDE * SIDE].reshape(-1, SIDE, SIDE))
+    np.testing.assert_array_equal(luma[:, :, :SIDE], np.concatenate(source)[:, : SIDE * SIDE].reshape(-1, SIDE, SIDE))
+    chroma = np.concatenate(both)[:, 2 * SIDE * SIDE :].reshape(-1, 2, SIDE // 2, SIDE)
+    wanted = np.concatenate(alone)[:, SIDE * SIDE :].reshape(-1, 2, SIDE // 2, SIDE // 2)
+    np.testing.assert_array_equal(chroma[..., SIDE // 2 :], wanted)
+    assert times_of(tmp_path / "both.mp4") == times_of(tmp_path / "alone.mp4")
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_only_while_somebody_speaks_the_mouth_is_redrawn(house: Path, tmp_path: Path, still: bool) -> None:
+    """The speech sounds for half a second of two; the source's mouth is still, or moves at the end."""
+    pictures = [marked(scaled(pixels, (SIDE, SIDE)), 0) for pixels in portrait_frames(1)] * 50
+    write_wav(house / "once.wav", np.concatenate([loud(0.5), quiet(1.5)]))
+    draw_video(house / "still.mp4", pictures=pictures, fps=25)
+    script = [[face_at(opening=0.02 + (0 if still or k < 44 else 0.1 * (k % 4 < 2)))] for k in range(50)]
+    report = dubbed(
+        house, tmp_path / "out.mp4", video="still.mp4", speech="once.wav", crf=0, only_when_speaking=True, silence="off",
+        detectors=lambda: ScriptedDetector(script),
+    )  # fmt: skip
+    before, after = frames_of(house / "still.mp4"), frames_of(tmp_path / "out.mp4")
+    changed = (before != after).any(axis=(1, 2, 3))
+    assert changed[:10].all()
+    assert not changed[25:29].any()
+    assert changed[46:].any() == (not still)
+    assert [span.why for span in report.spans] == ["nobody speaks"]
+
+
 def test_a_label_without_letters_for_it_is_one_line(house: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputRefused, match="letters without a shape"):
         dubbed(house, tmp_path / "out.mp4", label="\U0001f600 \u65e5")

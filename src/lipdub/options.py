@@ -149,6 +149,7 @@ class DubOptions:
     full_size: bool = _option(
         False, "Keep the size of a photo above 4 megapixels, which is scaled to fit 1920 x 1920 px otherwise.", group="Output"
     )
+    side_by_side: bool = _option(False, "Show the source on the left and the dub on the right of one video.", group="Output")
     references: str | None = _option(
         None, "More footage of the same person, a video or a folder of them, whose mouths may be drawn, too.", group="Look", places=_whole
     )
@@ -179,12 +180,19 @@ class DubOptions:
         places=_cue_file,
         check=_check_ranges,
     )
+    only_when_speaking: bool = _option(
+        False, "Redraw only while the lips of the source move or the speech sounds; all else stays as it is.", group="Time"
+    )
     offset_ms: int = _option(
         0, "Begin the speech so much later, lips and sound; below 0 earlier.", group="Sound", low=-600_000, high=600_000
     )
     driver: str | None = _option(
         None, "Move the lips by this sound, such as the clean voice; SPEECH is what is heard.", group="Sound", places=_whole
     )
+    loudness: float | None = _option(
+        None, "Bring the sound of the output to this loudness, LUFS by EBU R128: -16 for the web, -23 for television.", group="Sound",
+        low=-40.0, high=-5.0,
+    )  # fmt: skip
     mix: str | None = _option(
         None,
         "Music or effects to lay under the speech: a file, or FILE:-12 to change its level by so many dB.",

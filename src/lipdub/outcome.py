@@ -11,15 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.errors import NoFaceFound
+from lipdub.faces.people import moving
 from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack, runs
 from lipdub.options import Silence
-from lipdub.records import NOTHING_DUBBED, DubWarning, Span
+from lipdub.records import NOTHING_DUBBED, DubWarning, Span, VideoInfo
 from lipdub.speech.lip_track import LipTrack
 from lipdub.speech.pauses import Pauses
-from lipdub.timeline import Timeline
+from lipdub.timeline import Timeline, amounts
+from lipdub.times import Range
 
-OUTSIDE, OUTSIDE_WHY = 255, "outside of the ranges"
-"""Status of frames that are not to be redrawn."""
+OUTSIDE, AT_REST = 255, 254
+"""Status of frames that are not to be redrawn: by --ranges, and by --only-when-speaking."""
+NOT_ASKED = {OUTSIDE: "outside of the ranges", AT_REST: "nobody speaks"}
+BESIDE_S = 0.3
+"""A mouth is redrawn for so long before and after it or the speech moves."""
+HDR_TRANSFERS = (16, 18)
+"""PQ and HLG (ITU-T H.273, table 3)."""
 MISSED_S = 0.1
 """A stretched speech that misses the end of the picture by less fits."""
 
@@ -28,6 +35,18 @@ def status_of(track: FaceTrack, shown: Timeline, amount: NDArray[np.float32] | N
     """The status of each frame of the output, uint8 (K,). amount: how far each is to be redrawn, None for wholly."""
     status = track.status[shown.source]
     return status if amount is None else np.where(amount > 0, status, np.uint8(OUTSIDE))
+
+
+def speaking(track: FaceTrack, shown: Timeline, lips: LipTrack) -> NDArray[np.float32]:
+    """How far each frame of the output is to be redrawn where only those are in which the source's lips move or the speech sounds."""
+    active = ~lips.in_pause | moving(track.opening, track.step_s)[shown.source]
+    times_s, edges = shown.times_s, np.flatnonzero(np.diff(active.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+    return amounts(times_s, [Range(max(0.0, times_s[first] - BESIDE_S), times_s[end - 1] + BESIDE_S) for first, end in edges.tolist()])
+
+
+def at_rest(status: NDArray[np.uint8], spoken: NDArray[np.float32] | None) -> NDArray[np.uint8]:
+    """The status of frames (K,) where only those that `speaking` found are redrawn; as it is for None."""
+    return status if spoken is None else np.where((status == DUBBED) & (spoken == 0), np.uint8(AT_REST), status)
 
 
 def together(each: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -44,7 +63,7 @@ def require_faces(track: FaceTrack, video: Path) -> None:
 
 def require_all(spans: tuple[Span, ...], video: Path) -> None:
     """With --strict no frame may be passed through that was to be dubbed."""
-    failed = [span for span in spans if span.why != OUTSIDE_WHY]
+    failed = [span for span in spans if span.why not in NOT_ASKED.values()]
     if failed:
         raise NoFaceFound(
             f"'{video}' has {sum(s.end - s.first for s in failed)} frames that cannot be dubbed, the first at {failed[0].start_s:.2f} s "
@@ -85,6 +104,21 @@ def silence_warnings(names: Sequence[str], each: Sequence[list[DubWarning]]) -> 
     ]
 
 
+def what_is_lost(info: VideoInfo) -> list[DubWarning]:
+    """The warnings of what the output cannot hold of a video's pictures."""
+    found = []
+    if info.is_transparent:
+        found.append(DubWarning("transparency", "transparent parts of the picture are laid on white"))
+    if info.bits > 8 and not info.is_still:
+        hdr = ", high dynamic range" if info.color.transfer in HDR_TRANSFERS else ""
+        text = f"the pictures have {info.bits} bits a colour{hdr}: the output has 8, with the same colour tags; smooth gradients may band"
+        found.append(DubWarning("fewer-bits", text))
+    if info.is_interlaced:
+        text = "the pictures are interlaced: both fields stay woven in each picture; deinterlace the video before if it shows combs"
+        found.append(DubWarning("interlaced", text))
+    return found
+
+
 def quiet_speech(pauses: Pauses) -> DubWarning:
     """The warning that a speech had to be raised to be heard."""
     text = f"the speech is quiet: it is heard {20 * math.log10(pauses.gain):.0f} dB louder, and goes into the output as it is"
@@ -105,7 +139,7 @@ def stretch_missed(speech_s: Fraction, room_s: Fraction, tempo: Fraction) -> Dub
 def passed_through(status: NDArray[np.uint8], shown: Timeline) -> tuple[Span, ...]:
     """Stretches of the output that were passed through, in output frames and times. status: of its frames."""
     times_s = [*shown.times_s.tolist(), float(shown.duration_s)]
-    why = {**WHY, OUTSIDE: OUTSIDE_WHY}
+    why = {**WHY, **NOT_ASKED}
     return tuple(
         Span(first, end, times_s[first], times_s[end], why[int(status[first])])
         for first, end in runs(status.astype(np.int64))

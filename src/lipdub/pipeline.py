@@ -22,22 +22,25 @@ from lipdub.media.label import drawable
 from lipdub.model import Model, open_model
 from lipdub.options import DubOptions, FaceChoice, Mix, dub_options
 from lipdub.outcome import (
+    at_rest,
     nothing_dubbed,
     passed_through,
     quiet_speech,
     require_all,
     require_faces,
     silence_warnings,
+    speaking,
     status_of,
     stretch_missed,
     together,
+    what_is_lost,
 )
 from lipdub.parts import parts_of, require_different, stretched
 from lipdub.records import DubReport, DubWarning, VideoInfo
 from lipdub.render import Scene, Speaker, render
 from lipdub.speech.lip_track import listen, pauses_in
 from lipdub.stages import Clock, OnProgress, counted
-from lipdub.timeline import amounts, pictures_end_s, plan, tempo_for
+from lipdub.timeline import amounts, lesser, pictures_end_s, plan, tempo_for
 from lipdub.times import Range, is_cue_file, parsed_ranges
 
 QUIET_GAIN = 4.0
@@ -90,8 +93,8 @@ def dub(
         raise OutputRefused(f"the label '{options.label}' has letters without a shape here; write it in Latin ones")
     with clock("open"):
         info = media.probe(video)
-        if info.is_transparent:
-            warn(DubWarning("transparency", "transparent parts of the picture are laid on white"))
+        for loss in what_is_lost(info):
+            warn(loss)
         # A track that was made before is of the photo as it was.
         pictures, info = (video, info) if options.full_size or track is not None else media.fitted_photo(video, info, warn)
         parts, offset_s = parts_of(speech, options, warn), Fraction(options.offset_ms, 1000)
@@ -132,21 +135,21 @@ def dub(
             offset_s -= int(shown.pts[begin]) * shown.time_base
             shown, amount = shown.part(begin, end), None if amount is None else amount[begin:end]
         each = [status_of(one, shown, amount) for one in tracks]
-        status = together(each)
-        spans = passed_through(status, shown)
         if options.strict:
-            require_all(spans, video)
+            require_all(passed_through(together(each), shown), video)
         with clock("open"):  # before a frame is drawn: what cannot be written is said now
             under = [media.Laid(part.audible, offset_s=offset_s) for part in parts[1:]]
             if options.mix is not None:
                 mix = Mix.of(options.mix)
                 under.append(media.Laid(Path(mix.path), mix.gain_db))
-            arranged = media.arranged(parts[0].audible, parts[0].sound, out, offset_s=offset_s, under=under, until_s=shown.duration_s)
+            arranged = media.arranged(
+                parts[0].audible, parts[0].sound, out, offset_s=offset_s, under=under, until_s=shown.duration_s, lufs=options.loudness
+            )
             audible, sound = stack.enter_context(arranged)
             sound_plan = media.plan_sound(audible, out, duration_s=shown.duration_s, info=sound, warn=warn)
             kept = media.plan_kept(video, out, duration_s=shown.duration_s, keep_audio=options.keep_original_audio, warn=warn)
         speakers, silent = [], []
-        for part, one, its_status in zip(parts, tracks, each, strict=True):
+        for number, (part, one) in enumerate(zip(parts, tracks, strict=True)):
             with clock("recall"):
                 pauses = pauses_in(part.heard)
                 if pauses.gain > QUIET_GAIN:
@@ -156,14 +159,18 @@ def dub(
                     strength=options.strength, on_frames=counted(tell, "listening", len(shown)),
                 )  # fmt: skip
                 stack.enter_context(closing(lips))
+            spoken = speaking(one, shown, lips) if options.only_when_speaking else None
+            each[number] = at_rest(each[number], spoken)
             with clock("choose"):
                 choices = stack.enter_context(closing(choose(one, shown, lips, draw=options.draw, exclude_s=exclude_own_s)))
-            speakers.append(Speaker(one, lips, choices, amount))
-            silent.append(nothing_dubbed(its_status, lips, pauses, passed_through(its_status, shown), options.silence))
+            speakers.append(Speaker(one, lips, choices, lesser(amount, spoken)))
+            silent.append(nothing_dubbed(each[number], lips, pauses, passed_through(each[number], shown), options.silence))
+        status = together(each)
+        spans = passed_through(status, shown)
         silent_video = stack.enter_context(media.unfinished(out))
         scene = Scene(
             pictures, info, tuple(speakers), shown, model.spec, model.generator, keep_pauses=options.silence == "keep", kept=kept,
-            label=options.label, warn=warn,
+            label=options.label, side_by_side=options.side_by_side, warn=warn,
         )  # fmt: skip
         if on_scene is not None:
             on_scene(scene)

@@ -7,7 +7,7 @@ Conventions: pictures outside networks are uint8 RGB ``(N, H, W, 3)``; boxes are
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Final
@@ -45,7 +45,8 @@ class VideoInfo:
     hint only, never used for timing. duration_s: None where the container does not say. rotation: degrees
     counter-clockwise that were applied to the stored pictures (0, 90, 180, 270). sample_aspect_ratio: pixel width over
     height. is_still: a photo, shown for as long as the speech lasts. has_audio: the file also holds sound. is_transparent: parts of
-    the first picture are, and are laid on white.
+    the first picture are, and are laid on white. bits: of a colour in a pixel, as stored. is_interlaced: the first picture is woven of two
+    fields.
     """
 
     path: Path
@@ -60,12 +61,19 @@ class VideoInfo:
     is_still: bool = False
     has_audio: bool = False
     is_transparent: bool = False
+    bits: int = 8
+    is_interlaced: bool = False
 
     def __post_init__(self) -> None:
         _require(self.width > 0 and self.height > 0, f"a picture needs a size, got {self.width}x{self.height}")
         _require(self.time_base > 0, f"time_base must be positive, got {self.time_base}")
         _require(self.frame_rate > 0, f"frame_rate must be positive, got {self.frame_rate}")
         _require(self.rotation in (0, 90, 180, 270), f"rotation must be a quarter turn, got {self.rotation}")
+
+    @property
+    def doubled(self) -> VideoInfo:
+        """The same with two pictures side by side, each with its sides rounded up to even."""
+        return replace(self, width=2 * (self.width + self.width % 2), height=self.height + self.height % 2)
 
     @property
     def frames_guessed(self) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.generators import Generator
 from lipdub.generators.warp import Warp
 from lipdub.media.label import Label
-from lipdub.media.planes import YuvChunk
+from lipdub.media.planes import YuvChunk, beside
 from lipdub.paste.blend import paste
 from lipdub.paste.detail import FineReferences, LitReference
 from lipdub.records import Crops, Drawn, VideoInfo, Warn
@@ -55,6 +55,8 @@ class Scene:
     kept: media.Kept = media.NOTHING_KEPT
     label: str | None = None
     """Written on every frame."""
+    side_by_side: bool = False
+    """The source is shown on the left, the dub on the right."""
     warn: Warn = lambda _: None
     """Told what had to be mended in the pictures."""
 
@@ -93,10 +95,11 @@ class _Beside:
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class _Piece:
-    """Frames on their way through the stages, with what is to be drawn in them."""
+    """Frames on their way through the stages, with what is to be drawn in them. source: they as they were, where that is shown."""
 
     frames: YuvChunk
     parts: tuple[_Part, ...]
+    source: YuvChunk | None = None
 
 
 def render(scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_frames: Callable[[int], None]) -> None:
@@ -107,7 +110,8 @@ def render(scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_f
     Raises UnreadableMedia, NoVideoStream, EncodingFailed, BundleInvalid, ModelError.
     """
     # What is left to encode when the block ends counts as encoding, so the writer is entered under that clock.
-    with clock("encode"), media.Writer(out, scene.info, crf=crf, preset=preset, time_base=scene.shown.time_base, kept=scene.kept) as writer:
+    info = scene.info.doubled if scene.side_by_side else scene.info
+    with clock("encode"), media.Writer(out, info, crf=crf, preset=preset, time_base=scene.shown.time_base, kept=scene.kept) as writer:
         writer.end_s = scene.shown.duration_s
         with clock("wait"), Stages() as stages:
             label = None if scene.label is None else Label(scene.label, scene.info.height, scene.info.width)
@@ -115,7 +119,7 @@ def render(scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_f
                 with clock("encode"):
                     if label is not None:
                         label.put_on(piece.frames)
-                    writer.write(piece.frames)
+                    writer.write(piece.frames if piece.source is None else beside(piece.source, piece.frames))
                 on_frames(len(piece.frames))
     clock.seconds.pop("wait", None)
 
@@ -126,7 +130,9 @@ def _redrawn(scene: Scene, stages: Stages, clock: Clock) -> Iterator[_Piece]:
 
     def cropped(decoded: tuple[YuvChunk, NDArray[np.int64]]) -> _Piece:
         with clock("crop"):
-            return _Piece(decoded[0], tuple(part for speaker, fine in speakers for part in _cropped(scene, speaker, *decoded, fine)))
+            frames, sources = decoded
+            parts = tuple(part for speaker, fine in speakers for part in _cropped(scene, speaker, frames, sources, fine))
+            return _Piece(frames, parts, replace(frames, data=frames.data.copy()) if scene.side_by_side else None)
 
     def pasted(drawn: tuple[_Piece, list[Drawn]]) -> _Piece:
         piece, mouths = drawn

@@ -132,6 +132,13 @@ def amounts(times_s: NDArray[np.float64], ranges: Sequence[Range]) -> NDArray[np
     return found
 
 
+def lesser(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    """The lesser of two amounts, frame by frame; None is wholly."""
+    if one is None or other is None:
+        return other if one is None else one
+    return np.minimum(one, other)
+
+
 def tempo_for(speech_s: Fraction, room_s: Fraction) -> Fraction:
     """How many times as fast a speech of `speech_s` is to be spoken to last `room_s`, within ``MOST_STRETCH``; 1 where that is hardly heard
     or there is no room."""

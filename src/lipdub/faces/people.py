@@ -62,19 +62,22 @@ class Sightings:
 
     def moving_share(self, person: int) -> float:
         """The share of that time in which the lips move, 0 to 1."""
-        mine = self.person == person
-        opening, reach = self.opening[mine], max(1, round(0.25 / self._step_s))
-        if len(opening) < 2 * reach + 1:
-            return 0.0
-        window = np.ones(2 * reach + 1) / (2 * reach + 1)
-        padded = np.pad(opening, reach, mode="edge")
-        mean = np.convolve(padded, window, "valid")
-        spread = np.sqrt(np.maximum(np.convolve(padded**2, window, "valid") - mean**2, 0))
-        return float((spread > MOVING_OPENING).mean())
+        return float(moving(self.opening[self.person == person], self._step_s).mean())
 
     @property
     def _step_s(self) -> float:
         return float(np.median(np.diff(self.times_s))) if len(self.times_s) > 1 else 0.04
+
+
+def moving(opening: NDArray[np.floating], step_s: float) -> NDArray[np.bool_]:  # type: ignore[type-arg]
+    """Where lips of these openings (n,) move, bool (n,); nowhere, where they are seen for less than half a second."""
+    reach = max(1, round(0.25 / step_s))
+    if len(opening) < 2 * reach + 1:
+        return np.zeros(len(opening), bool)
+    window = np.ones(2 * reach + 1) / (2 * reach + 1)
+    padded = np.pad(opening.astype(np.float64), reach, mode="edge")
+    mean = np.convolve(padded, window, "valid")
+    return np.asarray(np.sqrt(np.maximum(np.convolve(padded**2, window, "valid") - mean**2, 0)) > MOVING_OPENING)
 
 
 @dataclass(frozen=True, slots=True)

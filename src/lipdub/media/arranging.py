@@ -20,6 +20,8 @@ from lipdub.media.sound import SoundInfo, decode_sound, probe_sound
 from lipdub.media.sound_plan import from_zero
 
 _KEPT_WHOLE: Final = {"format": "matroska", "c:a": "flac", "sample_fmt": "s32"}
+_UNHEARD_LUFS: Final = -70.0
+"""Of sound of which nothing passes the gate of EBU R128."""
 _PEAK: Final = 0.97
 """Louder moments of a mix are turned down to this."""
 
@@ -52,15 +54,23 @@ class Laid:
 
 @contextmanager
 def arranged(
-    speech: Path, info: SoundInfo, out: Path, *, offset_s: Fraction, until_s: Fraction, under: Sequence[Laid] = ()
+    speech: Path,
+    info: SoundInfo,
+    out: Path,
+    *,
+    offset_s: Fraction,
+    until_s: Fraction,
+    under: Sequence[Laid] = (),
+    lufs: float | None = None,
 ) -> Iterator[tuple[Path, SoundInfo]]:
     """The sound of an output and what it is, up to `until_s`: `speech` itself, or a file beside `out` that is removed at the end.
 
-    info: of the speech. offset_s: the speech begins so much later. under: what is laid under it.
+    info: of the speech. offset_s: the speech begins so much later. under: what is laid under it. lufs: loudness that all of it is
+    brought to (EBU R128; ITU-R BS.1770), peaks limited; sound of which nothing is heard stays as it is.
 
     Raises UnreadableMedia, NoAudioStream, EncodingFailed, WriteFailed.
     """
-    if not under and not offset_s:
+    if not under and not offset_s and lufs is None:
         yield speech, info
         return
     with ExitStack() as stack:
@@ -92,4 +102,22 @@ def arranged(
         part = stack.enter_context(part_file(out.with_suffix(".mka"), hidden=may_be_hidden()))
         command = ffmpeg.output(sound, url_of(part), **_KEPT_WHOLE)
         run_ffmpeg(command.global_args("-copyts"), out)
+        if lufs is not None and (now := loudness_of(part, out)) > _UNHEARD_LUFS:
+            louder = ffmpeg.input(url_of(part))["0"].filter("volume", f"{lufs - now:.2f}dB")
+            louder = louder.filter("alimiter", limit=_PEAK, level=0, latency=1)
+            part = stack.enter_context(part_file(out.with_suffix(".mka"), hidden=may_be_hidden()))
+            run_ffmpeg(ffmpeg.output(louder, url_of(part), **_KEPT_WHOLE).global_args("-copyts"), out)
         yield part, replace(probe_sound(part), language=info.language)
+
+
+def loudness_of(sound: Path, out: Path) -> float:
+    """Integrated loudness of a sound, LUFS (EBU R128, gated); -70 for silence. out: beside it the program's words lie for a moment.
+
+    Raises EncodingFailed, WriteFailed.
+    """
+    with part_file(out.with_suffix(".txt"), hidden=may_be_hidden()) as told:
+        metered = ffmpeg.input(url_of(sound))["0"].filter("ebur128", metadata=1)
+        said = metered.filter("ametadata", mode="print", key="lavfi.r128.I", file=str(told))
+        run_ffmpeg(ffmpeg.output(said, "-", format="null"), out)
+        found = [value for line in told.read_text().splitlines() for _, equals, value in [line.partition("=")] if equals]
+    return float(found[-1]) if found else _UNHEARD_LUFS

@@ -72,6 +72,8 @@ def probe(path: Path) -> VideoInfo:
             is_still=is_still,
             has_audio=has_audio,
             is_transparent=is_transparent(first),
+            bits=max(part.bits for part in first.format.components),
+            is_interlaced=bool(first.interlaced_frame),
         )
 
 

@@ -198,6 +198,17 @@ class YuvChunk:
         return YuvChunk(self.index + first, self.data[first:end], self.height, self.width, self.color, self.pts[first:end], self.time_base)
 
 
+def beside(left: YuvChunk, right: YuvChunk) -> YuvChunk:
+    """The frames of two chunks of one size side by side, each with its sides rounded up to even; times are those of `right`."""
+    height, width = right.height + right.height % 2, 2 * (right.width + right.width % 2)
+    data = np.empty((len(right), i420_bytes(height, width)), np.uint8)
+    for row, frame in enumerate(data):
+        both = (planes_of(chunk.data[row], chunk.height, chunk.width) for chunk in (left, right))
+        for plane, one, other in zip(planes_of(frame, height, width), *both, strict=True):
+            np.concatenate([one, other], axis=1, out=plane)
+    return YuvChunk(right.index, data, height, width, right.color, right.pts, right.time_base)
+
+
 def i420_bytes(height: int, width: int) -> int:
     """Bytes of one frame in planes."""
     return (height + height % 2) * (width + width % 2) * 3 // 2
