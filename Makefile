@@ -64,7 +64,7 @@ on = $$(test -f $(RUNS)/$(1)/latest.pt && echo --resume) --precision $(PRECISION
 bundle: $(VENV)/.dev  ## train a bundle from clips: TRAIN=, VAL=, OUT= (hours; goes on where it stopped)
 	$(if $(and $(TRAIN),$(VAL)),,$(error say where the clips are: make bundle TRAIN=clips/train VAL=clips/val OUT=models/mine))
 	$(BIN)/lipdub prepare $(TRAIN) -o $(RUNS)/prepared/train $(if $(MANIFEST),--manifest $(MANIFEST)) --encoder encoder --voices 4
-	$(BIN)/lipdub prepare $(VAL) -o $(RUNS)/prepared/val $(if $(MANIFEST),--manifest $(MANIFEST))
+	$(BIN)/lipdub prepare $(VAL) -o $(RUNS)/prepared/val $(if $(MANIFEST),--manifest $(MANIFEST)) --encoder encoder --voices 0
 	$(if $(SPEECH),test -f $(SPEECH) || $(BIN)/python -m lipdub.train.synthetic_speech $(SPEECH) --minutes $(call scaled,75))
 	test -f $(RUNS)/prepared/train/offsets.json || $(BIN)/lipdub train offsets $(RUNS)/prepared/train $(if $(ANCHOR),--anchor $(ANCHOR))
 	$(BIN)/lipdub train expert $(call on,expert) --steps $(call scaled,1500) --batch 40

@@ -247,8 +247,8 @@ def test_nothing_else_of_version_1_is_taken_lightly(folder: Path, changes: dict[
 
 
 def test_an_expert_has_a_format_of_its_own() -> None:
-    text = json.dumps({"format_version": 2})
-    with pytest.raises(BundleInvalid, match=r"expert.json is of format version 2, this lipdub reads 1: "):
+    text = json.dumps({"format_version": 1})
+    with pytest.raises(BundleInvalid, match=r"expert.json is of format version 1, this lipdub reads 2: "):
         expert.ExpertSpec.from_json(text)
 
 

@@ -25,13 +25,15 @@ from fakes import write_fake_bundle
 from numpy.typing import NDArray
 
 from lipdub import cli, media
+from lipdub.bundles.encoder import EncoderSpec
+from lipdub.bundles.network import EncoderUse
 from lipdub.cli.app import main
 from lipdub.errors import BundleNotFound, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
 from lipdub.evaluate import one_dub, page, scoring, watch, whole_set
 from lipdub.evaluate.scoring import Judges, Known, score
 from lipdub.evaluate.whole_set import ClipResult, ClipTask, SetOptions
 from lipdub.media.planes import Picture
-from lipdub.records import CropSpec, Face, MelSpec
+from lipdub.records import CropSpec, Face
 
 SIDE, FRAMES, RATE = 128, 80, 16000
 CENTRE, HEIGHT = (64.0, 60.0), 80.0
@@ -106,7 +108,7 @@ class Ear:
 
     class spec:
         crop = CropSpec(32, (16, 32, 4, 28), 16)
-        mel = MelSpec()
+        encoder = EncoderUse("level", "0" * 64, 1, tuple(range(-4, 5)))
         frames = 5
 
     def embed_lips(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -115,16 +117,28 @@ class Ear:
 
     def embed_sound(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         level = windows.mean(axis=(1, 2))
-        return self._rows((level - level.mean()) / 2)
+        return self._rows((level - level.mean()) * 1.6)
 
     @staticmethod
     def _rows(values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.stack([np.cos(values), np.sin(values)], axis=1).astype(np.float32)
 
 
+class Hearing:
+    """A speech encoder whose only feature is the level."""
+
+    spec = EncoderSpec(
+        name="level", format_version=1, layers=(0,), channels=1, bands=80, floor=-7.0, core_s=1.0, context_s=0.2, source="", license="none",
+        graphs={}, created_with="",
+    )  # fmt: skip
+
+    def encode(self, log_mel: NDArray[np.float32]) -> NDArray[np.float32]:
+        return log_mel.mean(axis=0).reshape(-1, 2).mean(axis=1)[:, None]
+
+
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_set, "open_judges", lambda *given, **more: Judges(Ear(), "", None))
+    monkeypatch.setattr(whole_set, "open_judges", lambda *given, **more: Judges(Ear(), Hearing()))
     whole_set._opened.cache_clear()
 
 
@@ -156,7 +170,7 @@ def scored(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     """The whole set measured once."""
     out = tmp_path_factory.mktemp("scored") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(whole_set, "open_judges", lambda *given, **more: Judges(Ear(), "", None))
+        patch.setattr(whole_set, "open_judges", lambda *given, **more: Judges(Ear(), Hearing()))
         whole_set._opened.cache_clear()
         return out, *measured(made, out)
 
@@ -324,7 +338,7 @@ def test_a_copy_of_the_source_is_a_perfect_dub(made):
     video = made / "val" / "ann.mov"
     known = Known(video, watch.tracked(video, size=32, detectors=BrightMouths))
     try:
-        mask, judges = CropSpec(128, (64, 128, 16, 112), 64), Judges(Ear())
+        mask, judges = CropSpec(128, (64, 128, 16, 112), 64), Judges(Ear(), Hearing())
         found = score(video, known, video, mask=mask, truth=known, judges=judges, detectors=BrightMouths).figures
     finally:
         known.track.references.close()

@@ -15,18 +15,23 @@ from test_training import assert_equal_deep, quiet, stop_at
 from torch.nn import functional as F
 from toys import SIZE, STORED, rest_lips, toy_settings
 
+from lipdub.bundles.network import EncoderUse
 from lipdub.errors import CheckpointInvalid, TrainingDataError
 from lipdub.speech.mel import SILENCE
 from lipdub.train import checkpoints
 from lipdub.train.data import Clip, loader
 from lipdub.train.expert_network import ExpertConfig, SyncNet, load_expert
-from lipdub.train.expert_stage import ExpertStage, ExpertWeights, draw_curve, expert_losses, judge_expert, mean_curve
+from lipdub.train.expert_stage import ExpertStage, ExpertWeights, draw_curve, expert_losses, judge_expert, mean_curve, windows_at
+from lipdub.train.features import PreparedFeatures
 from lipdub.train.loop import StepReport, new_fabric, run
-from lipdub.train.pairs import STRIP_COLUMNS, Pairs
+from lipdub.train.pairs import STRIP_POSITIONS, Pairs
 from lipdub.train.prepare import GRID_HZ
 from lipdub.train.shifts import FURTHEST, ShiftCosines, accuracies, clip_lip_windows, shift_cosines
 
-TOY = ExpertConfig(size=SIZE, box=(32, 64, 8, 56), pool=2, lip_widths=(8, 8, 16, 16), sound_widths=(4, 8, 8, 16), embedding=16, dropout=0.0)
+USE = EncoderUse("plain", "0" * 64, 4, tuple(range(-3, 4)))
+TOY = ExpertConfig(
+    USE, size=SIZE, box=(32, 64, 8, 56), pool=2, lip_widths=(8, 8, 16, 16), sound_widths=(4, 8, 8), embedding=16, dropout=0.0
+)
 
 
 def bar_clip(seed: int, *, frames: int = 75, late_frames: int = 0, silent: bool = False) -> Clip:
@@ -42,12 +47,16 @@ def bar_clip(seed: int, *, frames: int = 75, late_frames: int = 0, silent: bool 
     for row, amount in enumerate(openness):
         crops[row, 48 : 50 + round(14 * amount), 30:50] = 230
     heard = level[100 - round(3.2 * late_frames) :][:columns]
+    positions = np.arange(columns * 50 // 80)
+    values = 0.2 * random.standard_normal((len(positions), USE.channels))
+    values[:, 0] += 4 * np.interp(positions * 80 / 50, np.arange(columns), heard)
     mel = np.clip(SILENCE + 1.5 + 5 * heard[None] + 0.2 * random.standard_normal((80, columns)), -4, 4)
     return Clip(
         source=f"clip{seed}.mp4", clip_id=f"clip{seed}", speaker=f"clip{seed}", crops=crops,
         mel=(np.full_like(mel, SILENCE) if silent else mel).astype(np.float16), times_s=times,
         lips=np.repeat(rest_lips()[None], frames, axis=0) * 0, rest=rest_lips(), opening=(0.15 * openness).astype(np.float32),
         pose=np.zeros((frames, 2), np.float32), shot=np.zeros(frames, np.int32),
+        features=PreparedFeatures(values.astype(np.float16), (0, len(values)), (1.0,), USE.sha256),
     )  # fmt: skip
 
 
@@ -58,7 +67,7 @@ def clips() -> list[Clip]:
 
 def stage_of(clips: list[Clip], rate: float = 3e-3, seed: int = 0) -> ExpertStage:
     torch.manual_seed(seed)
-    return ExpertStage(TOY, clips[:8], clips[8:], rate, seed, ExpertWeights(windows=6, further=2, voice_strength=0.3, ema=0.9))
+    return ExpertStage(TOY, clips[:8], clips[8:], rate, seed, ExpertWeights(windows=6, further=2, ema=0.9))
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +100,8 @@ def test_a_sample_depends_on_seed_and_number_alone(clips: list[Clip]) -> None:
     shapes = {key: (tuple(value.shape), value.dtype) for key, value in one.items()}
     assert shapes == {
         "pictures": ((4, 5, 32, 48, 3), torch.uint8),
-        "mel": ((80, STRIP_COLUMNS), torch.float32),
-        "starts": ((6,), torch.int64),
+        "features": ((STRIP_POSITIONS, USE.channels), torch.float16),
+        "positions": ((6,), torch.float32),
         "sounding": ((4,), torch.bool),
         "lips": ((4, 40, 2), torch.float32),
     }
@@ -112,8 +121,8 @@ def test_the_sounds_of_a_sample_are_those_of_its_lips(index: int, late: int) -> 
     for number in range(index, index + 20):
         sample = pairs[number]
         heights = (sample["pictures"][:, 0].float().mean(dim=3) > 160).sum(dim=(1, 2)).float()
-        middle = torch.stack([sample["mel"][:, start + 7 : start + 9].mean() for start in sample["starts"][:6]])
-        sounds = middle > SILENCE + 0.5  # at the clip's ends there may be no sound
+        middle = windows_at(sample["features"][None].float(), sample["positions"][None, :6, None])[0, :, 0, 0]
+        sounds = sample["sounding"]  # at the clip's ends there may be no sound
         if sounds.sum() >= 4:
             seen.append(heights[sounds] - heights[sounds].mean())
             heard.append(middle[sounds] - middle[sounds].mean())
@@ -127,9 +136,9 @@ def test_windows_stay_within_their_shot_and_within_reach() -> None:
     for index in range(10):
         sample = pairs[index]
         assert np.ptp(sample["pictures"].numpy().astype(int), axis=(1, 2, 3)).max() == 0
-        assert int(sample["starts"].min()) >= 0
-        assert int(sample["starts"].max()) <= STRIP_COLUMNS - 16
-        assert np.ptp(sample["starts"][:6].numpy()) <= 31 * 3.2 + 1
+        assert float(sample["positions"].min()) >= -USE.taps[0]
+        assert float(sample["positions"].max()) <= STRIP_POSITIONS - 1 - USE.taps[-1]
+        assert np.ptp(sample["positions"][:6].numpy()) <= 31 * 2 + 1
 
 
 def test_silence_is_no_true_pair() -> None:
@@ -140,7 +149,7 @@ def test_silence_is_no_true_pair() -> None:
 def test_a_clip_shorter_than_the_windows_is_drawn_twice() -> None:
     sample = Pairs([bar_clip(0, frames=3)], TOY, seed=0, windows=8, further=4)[0]
     assert sample["pictures"].shape[0] == 8
-    assert torch.isfinite(sample["mel"]).all()
+    assert torch.isfinite(sample["features"]).all()
 
 
 def test_a_mirrored_sample_mirrors_pictures_and_lip_points_together(clips: list[Clip]) -> None:
@@ -166,17 +175,17 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def losses_of(lips: torch.Tensor, sounds: torch.Tensor, starts: torch.Tensor, sounding: torch.Tensor) -> dict[str, torch.Tensor]:
+def losses_of(lips: torch.Tensor, sounds: torch.Tensor, positions: torch.Tensor, sounding: torch.Tensor) -> dict[str, torch.Tensor]:
     count, windows = lips.shape[:2]
     config = replace(TOY, embedding=lips.shape[-1])
-    return expert_losses(SyncNet(config), lips, sounds, starts, sounding, torch.zeros(count, windows, 40, 2), ExpertWeights())
+    return expert_losses(SyncNet(config), lips, sounds, positions, sounding, torch.zeros(count, windows, 40, 2), ExpertWeights())
 
 
 def test_the_losses_are_lower_where_lips_and_sound_agree() -> None:
-    starts = torch.arange(0, 60, 10).repeat(3, 1)
+    positions = torch.arange(0.0, 36.0, 6.0).repeat(3, 1)
     lips, sounding = unit(3, 4, 16), torch.ones(3, 4, dtype=torch.bool)
     sounds = torch.cat([lips, unit(3, 2, 16, seed=1)], dim=1)
-    together, apart = losses_of(lips, sounds, starts, sounding), losses_of(lips, sounds.roll(1, dims=1), starts, sounding)
+    together, apart = losses_of(lips, sounds, positions, sounding), losses_of(lips, sounds.roll(1, dims=1), positions, sounding)
     for key in ("within", "pairs", "across"):
         assert together[key] < 0.5 * apart[key]
     assert together["right_within"] == 1
@@ -185,22 +194,22 @@ def test_the_losses_are_lower_where_lips_and_sound_agree() -> None:
 
 def test_sounds_a_frame_away_are_neither_true_nor_false() -> None:
     """Only what lies at least a frame and a half away is compared; everything nearer changes nothing."""
-    starts = torch.tensor([[0, 3, 40, 80]])
+    positions = torch.tensor([[0.0, 2.0, 25.0, 50.0]])
     lips, sounding = unit(1, 2, 16), torch.ones(1, 2, dtype=torch.bool)
     sounds = unit(1, 4, 16, seed=1)
     sounds[0, :2] = lips[0]
-    before = losses_of(lips, sounds, starts, sounding)["within"]
-    # The two lips' own sounds are three columns apart: were they compared, alike ones would cost.
+    before = losses_of(lips, sounds, positions, sounding)["within"]
+    # The two lips' own sounds are a frame apart: were they compared, alike ones would cost.
     alike = lips[:, :1].expand(-1, 2, -1)
-    near = losses_of(alike, torch.cat([alike, sounds[:, 2:]], dim=1), starts, sounding)["within"]
-    far = losses_of(alike, torch.cat([alike, sounds[:, 2:]], dim=1), torch.tensor([[0, 20, 40, 80]]), sounding)["within"]
+    near = losses_of(alike, torch.cat([alike, sounds[:, 2:]], dim=1), positions, sounding)["within"]
+    far = losses_of(alike, torch.cat([alike, sounds[:, 2:]], dim=1), torch.tensor([[0.0, 12.0, 25.0, 50.0]]), sounding)["within"]
     assert near < far
     assert torch.isfinite(before)
 
 
 def test_silent_windows_cost_nothing() -> None:
     lips = unit(2, 3, 16).requires_grad_()
-    found = losses_of(lips, unit(2, 5, 16, seed=1), torch.arange(0, 100, 20).repeat(2, 1), torch.zeros(2, 3, dtype=torch.bool))
+    found = losses_of(lips, unit(2, 5, 16, seed=1), torch.arange(0.0, 60.0, 12.0).repeat(2, 1), torch.zeros(2, 3, dtype=torch.bool))
     assert all(found[key] == 0 for key in ("within", "pairs", "across"))
     found["expert"].backward()
     assert torch.isfinite(lips.grad).all()
@@ -215,7 +224,7 @@ def test_a_step_gives_numbers_whatever_the_batch(clips: list[Clip], count: int) 
     found = stage.step(batch, 0, new_fabric(toy_settings()))
     assert all(torch.isfinite(value) for value in found.values())
     same = [key for key, value in stage.expert.state_dict().items() if torch.equal(value, before[key])]
-    assert set(same) <= {"bias", "log_scale"}
+    assert set(same) <= {"bias", "log_scale", "sound_tower.components.weight", "sound_tower.components.bias"}
 
 
 # ---- judging
@@ -313,7 +322,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_one_that_went_through_does(clips: 
     through, stopped = (checkpoints.load(tmp_path / name / "latest.pt") for name in ("through", "stopped"))
     for part in ("step", "modules", "optimizers", "random", "best", "settings"):
         assert_equal_deep(through[part], stopped[part], part)
-    other = ExpertStage(TOY, clips[:8], clips[8:], 3e-3, 0, ExpertWeights(windows=5, further=2, voice_strength=0.3, ema=0.9))
+    other = ExpertStage(TOY, clips[:8], clips[8:], 3e-3, 0, ExpertWeights(windows=5, further=2, ema=0.9))
     with pytest.raises(CheckpointInvalid, match=r"weights\.windows: 6 there, 5 now"):
         run(other, new_fabric(plan), tmp_path / "stopped", plan, resume=True, on_progress=quiet)
 

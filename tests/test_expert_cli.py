@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import needs_torch  # noqa: F401  (skips this file where torch is absent)
+import numpy as np
 import pytest
 import torch
-from test_expert import TOY
+from test_expert import TOY, USE
 from toys import COMPACT, write_clips
 
 from lipdub.cli.app import main
@@ -27,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Run `lipdub` in this process, with toy networks behind its presets: (exit code, standard output, standard error)."""
     monkeypatch.setitem(networks.PRESETS, "compact", COMPACT)
-    monkeypatch.setattr(expert_network, "SHIPPED", TOY)
+    monkeypatch.setattr(expert_network, "shipped", lambda encoder: TOY)
     before = {number: signal.getsignal(number) for number in ENDING}
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -44,7 +46,12 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("toys") / "prepared", clips=4, frames=110)
+    folder = write_clips(tmp_path_factory.mktemp("toys") / "prepared", clips=4, frames=110)
+    for file in folder.glob("*.npz"):
+        np.save(folder / f"{file.stem}.features.npy", np.random.default_rng(0).standard_normal((230, USE.channels)).astype(np.float16))
+        about = {"starts": [0, 230], "speeds": [1.0], "sha256": USE.sha256}
+        (folder / f"{file.stem}.features.json").write_text(json.dumps(about))
+    return folder
 
 
 def an_expert(folder: Path) -> Path:

@@ -12,7 +12,7 @@ import needs_torch  # noqa: F401  (skips this file where torch is absent)
 import numpy as np
 import pytest
 import torch
-from test_expert import TOY, bar_clip
+from test_expert import TOY, USE, bar_clip
 from toys import SIZE
 
 from lipdub import runtime
@@ -56,7 +56,7 @@ def test_the_folder_says_what_it_holds(exported: tuple[Path, ExportedExpert]) ->
     spec = judging.load_spec(out)
     assert spec == done.spec == ExpertSpec.from_json(spec.to_json())
     assert (spec.name, spec.license, spec.training_data, spec.embedding) == ("expert", "CC0-1.0", "bars", TOY.embedding)
-    assert (spec.crop.size, spec.crop.drawn, spec.mel) == (TOY.size, TOY.box, TOY.mel)
+    assert (spec.crop.size, spec.crop.drawn, spec.encoder) == (TOY.size, TOY.box, USE)
     assert "late" in spec.offsets
     assert set(done.differences) == {"expert_lips.onnx", "expert_sound.onnx"}
     assert all(0 <= difference <= done.tolerance == 1e-4 for difference in done.differences.values())
@@ -68,7 +68,7 @@ def test_the_opened_expert_answers_as_torch_does(exported: tuple[Path, ExportedE
     """Lips of whole crops, windows centred with the ends repeated; batches of any size."""
     opened, model, clip = open_expert(exported[0], threads=1), load_expert(checkpoint), bar_clip(0)
     crops = np.ascontiguousarray(clip.crops[:count, 8:-8, 8:-8])
-    windows = clip.windows(np.arange(count), TOY.mel)
+    windows = clip.features_of(USE).windows(clip.times_s[:count], USE.taps)
     lips, sounds = opened.embed_lips(crops), opened.embed_sound(windows)
     assert lips.shape == sounds.shape == (count, TOY.embedding)
     assert lips.dtype == sounds.dtype == np.float32
@@ -76,7 +76,7 @@ def test_the_opened_expert_answers_as_torch_does(exported: tuple[Path, ExportedE
         with torch.no_grad():
             (frames,) = clip_lip_windows(clip, count, model)
             np.testing.assert_allclose(lips, model.embed_lips(frames).numpy(), atol=1e-4)
-            np.testing.assert_allclose(sounds, model.embed_sound(torch.from_numpy(windows)[:, None]).numpy(), atol=1e-4)
+            np.testing.assert_allclose(sounds, model.embed_sound(torch.from_numpy(windows)).numpy(), atol=1e-4)
         np.testing.assert_allclose(np.linalg.norm(lips, axis=1), 1.0, atol=1e-4)
     assert opened.provider == "CPUExecutionProvider"
 
@@ -86,7 +86,7 @@ def test_what_has_another_shape_or_type_is_refused(exported: tuple[Path, Exporte
     for crops in (np.zeros((2, SIZE, SIZE + 1, 3), np.uint8), np.zeros((2, SIZE, SIZE, 3), np.float32)):
         with pytest.raises(ValueError, match="crops must be uint8"):
             opened.embed_lips(crops)
-    for windows in (np.zeros((2, 1, 80, 16), np.float32), np.zeros((2, 80, 16))):
+    for windows in (np.zeros((2, 1, 7, 4), np.float32), np.zeros((2, 7, 4))):
         with pytest.raises(ValueError, match="windows must be float32"):
             opened.embed_sound(windows)
 
@@ -102,7 +102,8 @@ def test_an_exported_folder_serves_as_a_checkpoint(exported: tuple[Path, Exporte
 def test_half_weights_are_close(checkpoint: Path, exported: tuple[Path, ExportedExpert], tmp_path: Path) -> None:
     half = export_expert(checkpoint, tmp_path / "half", half=True)
     assert 0 < max(half.differences.values()) <= half.tolerance
-    windows = bar_clip(0).windows(np.arange(5), TOY.mel)
+    clip = bar_clip(0)
+    windows = clip.features_of(USE).windows(clip.times_s[:5], USE.taps)
     one, other = (open_expert(folder).embed_sound(windows) for folder in (exported[0], tmp_path / "half"))
     np.testing.assert_allclose(one, other, atol=0.02)
 
@@ -134,7 +135,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "no JSON": (lambda folder: (folder / "expert.json").write_text("{"), BundleInvalid, "is no JSON"),
     "another version": (lambda folder: edit(folder, format_version=9), BundleInvalid, "format version 9"),
     "a key too many": (lambda folder: edit(folder, speed=3), BundleInvalid, "key 'speed' is unknown"),
-    "widths": (lambda folder: edit(folder, lip_widths=[1, 2]), BundleInvalid, "4 widths each"),
+    "widths": (lambda folder: edit(folder, lip_widths=[1, 2]), BundleInvalid, "must hold 4 widths"),
     "no graphs": (lambda folder: edit(folder, graphs={}), BundleInvalid, "names no graphs"),
     "another window": (lambda folder: edit(folder, frames=3), BundleInvalid, "expected"),
     "altered": (lambda folder: (folder / "expert_lips.onnx").write_bytes(b"0"), BundleInvalid, "was altered"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from test_expert import TOY, bar_clip
+from test_expert import TOY, USE, bar_clip
 from toys import COMPACT, PAPER, boxes_of, toy_settings
 
 from lipdub.errors import TrainingError
@@ -45,7 +45,7 @@ def stage_of(clips: list[Clip], expert: SyncNet | None, **changes: object) -> Ge
 
 
 def batch_of(clips: list[Clip], count: int = 2, frames: int = 5) -> dict[str, torch.Tensor]:
-    samples = Samples(clips, COMPACT, seed=0, frames=frames, with_reference=True)
+    samples = Samples(clips, COMPACT, seed=0, frames=frames, with_reference=True, judge=USE)
     return next(iter(loader(samples, first_step=0, steps=1, batch=count, rank=0, ranks=1, workers=0)))
 
 
@@ -82,38 +82,40 @@ def test_temporal_loss_sees_changes_and_not_levels() -> None:
     assert losses.temporal_loss(flickering, true, mouth) == pytest.approx(0, abs=1e-6)
 
 
-def pictures_and_mel(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ten windows of five frames as the generator would draw them perfectly, (50, 3, h, w), and their mel (10, 5, 80, 16)."""
+def pictures_and_sound(clip: Clip) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ten windows of five frames as the generator would draw them perfectly, (50, 3, h, w), what the expert
+    hears of them (10, 5, K, D), and their mel (10, 5, 80, 16)."""
     rows = (np.arange(5, 65, 6)[:, None] + np.arange(5)).ravel()
     crops = torch.from_numpy(clip.crops[rows, 8:-8, 8:-8]).movedim(-1, 1).float() / 127.5 - 1
     mel = torch.from_numpy(clip.windows(rows, COMPACT.mel))
-    return boxes_of(crops, COMPACT), mel.view(10, 5, 80, 16)
+    sound = torch.from_numpy(clip.features_of(USE).windows(clip.times_s[rows], USE.taps))
+    return boxes_of(crops, COMPACT), sound.view(10, 5, *sound.shape[1:]), mel.view(10, 5, 80, 16)
 
 
 def test_the_gradient_reaches_the_drawn_picture_and_not_the_expert(clips: list[Clip], expert: SyncNet) -> None:
-    true, mel = pictures_and_mel(clips[0])
+    true, sound, mel = pictures_and_sound(clips[0])
     drawn = true.flip(0).clone().requires_grad_()
     expert.requires_grad_(False)
-    loss = audio_visual(expert, COMPACT, drawn, true, mel)
+    loss = audio_visual(expert, COMPACT, drawn, true, sound, mel)
     loss.backward()
     assert loss > 0
     assert drawn.grad is not None
     assert drawn.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in expert.parameters())
-    assert audio_visual(expert, COMPACT, true, true, mel) == 0
+    assert audio_visual(expert, COMPACT, true, true, sound, mel) == 0
 
 
 def test_silent_windows_are_not_judged(clips: list[Clip], expert: SyncNet) -> None:
-    true, mel = pictures_and_mel(clips[0])
+    true, sound, mel = pictures_and_sound(clips[0])
     drawn = true.flip(0).clone().requires_grad_()
-    loss = audio_visual(expert, COMPACT, drawn, true, torch.full_like(mel, SILENCE))
+    loss = audio_visual(expert, COMPACT, drawn, true, sound, torch.full_like(mel, SILENCE))
     loss.backward()
     assert loss == 0
     half = mel.clone()
     half[1:] = SILENCE
     drawn = drawn.detach()
-    only = audio_visual(expert, COMPACT, drawn, true, half)
-    assert only == pytest.approx(float(audio_visual(expert, COMPACT, drawn[:5], true[:5], mel[:1])), abs=1e-5)
+    only = audio_visual(expert, COMPACT, drawn, true, sound, half)
+    assert only == pytest.approx(float(audio_visual(expert, COMPACT, drawn[:5], true[:5], sound[:1], mel[:1])), abs=1e-5)
 
 
 # ---- the stage

@@ -3,7 +3,7 @@
     models/expert/
       expert.json           what the expert is: ExpertSpec below
       expert_lips.onnx      five lip pictures -> unit embedding
-      expert_sound.onnx     mel window -> unit embedding
+      expert_sound.onnx     window of the speech encoder's features -> unit embedding
       weights.safetensors   the same weights to train a generator against (optional, never read here)
 
 The dot product of a lip and a sound embedding is their cosine: the higher, the better they belong together.
@@ -25,17 +25,19 @@ from numpy.typing import NDArray
 from lipdub.atomic import write_whole
 from lipdub.bundles import bundle
 from lipdub.bundles.bundle import BATCH, GraphTensors
+from lipdub.bundles.network import EncoderUse
 from lipdub.errors import BundleInvalid
 from lipdub.options import Device
-from lipdub.records import CropSpec, MelSpec
+from lipdub.records import CropSpec
 from lipdub.runtime import Session, open_session
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""2: it hears the features of a speech encoder; 1 heard mel."""
 SPEC_FILE: Final = "expert.json"
 LIPS_GRAPH: Final = "expert_lips.onnx"
 SOUND_GRAPH: Final = "expert_sound.onnx"
 FRAMES: Final = "frames"
-MEL: Final = "mel"
+FEATURES: Final = "features"
 EMBEDDING: Final = "embedding"
 
 BATCH_SIZE: Final = 64
@@ -49,10 +51,10 @@ OFFSETS: Final = (
 class ExpertSpec:
     """What an exported expert says of itself.
 
-    crop: the aligned crop; of it the lower-half box ``crop.drawn`` is looked at. frames: pictures of a lip window, at 25 Hz. pool,
-    lip_widths, sound_widths: of the networks, to train with. embedding: length E of both embeddings. scale, bias: ``scale * cosine +
-    bias`` are the log odds that lips and sound belong together. offsets: what a shift means, in words. license, training_data: one
-    line each. graphs: file name to sha256; empty until the export is finished. created_with: lipdub version.
+    crop: the aligned crop; of it the lower-half box ``crop.drawn`` is looked at. encoder: what it hears through. frames: pictures of a lip
+    window, at 25 Hz. pool, lip_widths, sound_widths: of the networks, to train with. embedding: length E of both embeddings. scale, bias:
+    ``scale * cosine + bias`` are the log odds that lips and sound belong together. offsets: what a shift means, in words. license,
+    training_data: one line each. graphs: file name to sha256; empty until the export is finished. created_with: lipdub version.
 
     Raises ``ValueError`` when built with values that do not fit together.
     """
@@ -60,7 +62,7 @@ class ExpertSpec:
     name: str
     format_version: int
     crop: CropSpec
-    mel: MelSpec
+    encoder: EncoderUse
     frames: int
     pool: int
     lip_widths: tuple[int, ...]
@@ -80,7 +82,7 @@ class ExpertSpec:
             (self.format_version == FORMAT_VERSION, f"format_version must be {FORMAT_VERSION}, got {self.format_version}"),
             (self.frames > 0 and self.frames % 2 == 1, f"frames must be odd, got {self.frames}"),
             (self.pool > 0, f"pool must be positive, got {self.pool}"),
-            (len(self.lip_widths) == len(self.sound_widths) == 4, "lip_widths and sound_widths must hold 4 widths each"),
+            (len(self.lip_widths) == 4 and len(self.sound_widths) == 3, "lip_widths must hold 4 widths, sound_widths 3"),
             (min(*self.lip_widths, *self.sound_widths, self.embedding) > 0, "widths and embedding must be positive"),
             (math.isfinite(self.scale) and math.isfinite(self.bias), "scale and bias must be finite"),
             (self.license, "license must not be empty"),
@@ -101,13 +103,13 @@ class ExpertSpec:
 
 
 def tensors(spec: ExpertSpec) -> Mapping[str, GraphTensors]:
-    """Tensors of both graphs. frames: RGB in [-1, 1] of the box. mel: in [-4, 4]. embedding: unit rows. All float32."""
+    """Tensors of both graphs. frames: RGB in [-1, 1] of the box. features: (N, K, D) of the encoder. embedding: unit rows. All float32."""
     y0, y1, x0, x1 = spec.crop.drawn
     rows = {EMBEDDING: (BATCH, spec.embedding)}
     return types.MappingProxyType(
         {
             LIPS_GRAPH: GraphTensors(inputs={FRAMES: (BATCH, 3, spec.frames, y1 - y0, x1 - x0)}, outputs=rows),
-            SOUND_GRAPH: GraphTensors(inputs={MEL: (BATCH, 1, spec.mel.bands, spec.mel.window)}, outputs=rows),
+            SOUND_GRAPH: GraphTensors(inputs={FEATURES: (BATCH, len(spec.encoder.taps), spec.encoder.channels)}, outputs=rows),
         }
     )
 
@@ -116,7 +118,7 @@ class Expert:
     """An opened expert. Made by `open_expert`."""
 
     def __init__(self, folder: Path, spec: ExpertSpec, *, device: Device = "cpu", threads: int | None = None) -> None:
-        self._spec = spec
+        self._spec, self.folder = spec, folder
         self._lips, self._sound = (
             open_session(folder / graph, device=device, threads=threads, inputs=names.inputs, outputs=names.outputs)
             for graph, names in tensors(spec).items()
@@ -152,13 +154,12 @@ class Expert:
         return np.concatenate(found)
 
     def embed_sound(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Unit rows (N, E) of mel windows, float32 (N, bands, window) in [-4, 4]."""
-        spec = self._spec
-        shape = (len(windows), spec.mel.bands, spec.mel.window)
+        """Unit rows (N, E) of windows of the encoder's features, float32 (N, K, D)."""
+        shape = (len(windows), len(self._spec.encoder.taps), self._spec.encoder.channels)
         if windows.dtype != np.float32 or windows.shape != shape:
             raise ValueError(f"windows must be float32 {shape}, got {windows.dtype} {windows.shape}")
-        found = [np.zeros((0, spec.embedding), np.float32)]
-        found += [_rows(self._sound, {MEL: np.ascontiguousarray(windows[batch, None])}) for batch in _batches(len(windows))]
+        found = [np.zeros((0, self._spec.embedding), np.float32)]
+        found += [_rows(self._sound, {FEATURES: np.ascontiguousarray(windows[batch])}) for batch in _batches(len(windows))]
         return np.concatenate(found)
 
 

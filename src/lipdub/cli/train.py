@@ -51,6 +51,7 @@ app = typer.Typer(
 Prepared = Annotated[Path, typer.Argument(help="Folder that lipdub prepare wrote.")]
 Preset = Literal["compact", "paper"]
 Batch = Annotated[int, typer.Option(min=1, help="Samples per step and process.")]
+EncoderName = Annotated[str, typer.Option("--encoder", help="Speech encoder that the clips were prepared with.")]
 Weight = Annotated[
     list[str] | None, typer.Option(help="NAME=VALUE, repeatable: another weight of a loss; 0 leaves it out. A wrong name lists all.")
 ]
@@ -202,16 +203,20 @@ def memory(
 def expert(
     batch: Annotated[int, typer.Option(min=2, help="Stretches of a clip per step and process, each of several lip windows.")] = 64,
     weight: Weight = None,
+    encoder_name: EncoderName = "encoder",
     *,
     options: TrainOptions,
 ) -> None:
-    """The audio-visual sync expert: which sound belongs to which lips. Finds offsets, judges dubs, and the generator learns from it."""
-    from lipdub.train.expert_network import SHIPPED
+    """The audio-visual sync expert: which sound belongs to which lips. It judges dubs, and the generator learns from it."""
+    from lipdub.bundles import encoder as encoders
+    from lipdub.train.expert_network import shipped
     from lipdub.train.expert_stage import ExpertStage, ExpertWeights
+    from lipdub.train.features import find_encoder
 
-    clips, held_out = _load_split(options, size=SHIPPED.size)
+    config = shipped(encoders.load_spec(find_encoder(encoder_name)))
+    clips, held_out = _load_split(options, size=config.size)
     weights = _weighed(ExpertWeights(), weight)
-    options.train(lambda: ExpertStage(SHIPPED, clips, held_out, options.rate, options.seed, weights), batch=batch)
+    options.train(lambda: ExpertStage(config, clips, held_out, options.rate, options.seed, weights), batch=batch)
 
 
 @stage_command(steps=2000)
@@ -233,7 +238,7 @@ def reader(
 @app.command("offsets", cls=Command, epilog=EXAMPLES)
 def offsets(
     prepared: Prepared,
-    encoder_name: Annotated[str, typer.Option("--encoder", help="Speech encoder that the clips were prepared with.")] = "encoder",
+    encoder_name: EncoderName = "encoder",
     anchor: Annotated[
         str | None, typer.Option(help="A speaker whose clips are known to be in sync: sets the constant that all offsets share.")
     ] = None,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub import media
+from lipdub.bundles import encoder
 from lipdub.bundles.expert import Expert, open_expert
 from lipdub.errors import LipdubError
 from lipdub.evaluate import openings
@@ -26,14 +27,19 @@ from lipdub.faces.track import NO_FACE, FaceTrack
 from lipdub.media.planes import Picture
 from lipdub.model import Model
 from lipdub.records import CropSpec, MelSpec
+from lipdub.speech.encoder import FeatureTrack, SpeechEncoder
 from lipdub.speech.lip_track import lips_at
 from lipdub.speech.mel import SILENCE, MelTrack
+from lipdub.speech.whisper_mel import RATE_HZ
+from lipdub.speech.windows import SpeechTrack
 
 STRIP_FRAMES = 12
 STRIP_PX = 160
 STRIP_FACE_PX = 320
 """Strips show the lower face: a square of STRIP_PX around the mouth, cut out of an aligned crop of this side."""
 _STRIP_TOP, _STRIP_LEFT = 144, 80
+_AT_ONCE = 256
+"""Windows of speech that are cut out together."""
 FEWEST_SYNC = 25
 """Sync figures need at least this many frames at 25 Hz with a face."""
 PUBLIC_SIDE, PUBLIC_DOWN = 1.05, 0.11
@@ -53,11 +59,12 @@ class Known:
 class Judges:
     """Who judges the sync.
 
-    expert: None where it could not be opened; `no_expert` says why.
+    expert: None where it could not be opened; `no_expert` says why. encoder: what it hears through.
     public: None where no weights were given.
     """
 
     expert: Expert | None = None
+    encoder: SpeechEncoder | None = None
     no_expert: str = "no expert"
     public: PublicSync | None = None
 
@@ -81,9 +88,11 @@ class Score:
 def open_judges(expert: str, *, threads: int | None = None, public: PublicSync | None = None) -> Judges:
     """The judges that there are: our expert by name or folder, opened on the CPU, and the public one as it was handed in."""
     try:
-        return Judges(open_expert(expert, device="cpu", threads=threads), "", public)
+        opened = open_expert(expert, device="cpu", threads=threads)
+        folder, described = encoder.find(opened.spec.encoder.name, opened.spec.encoder.sha256, beside=opened.folder)
+        return Judges(opened, SpeechEncoder(folder, described, device="cpu", threads=threads), "", public)
     except LipdubError as error:
-        return Judges(None, f"no expert: {error}", public)
+        return Judges(no_expert=f"no expert: {error}", public=public)
 
 
 def lower_face(picture: Picture, similarity: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -244,26 +253,29 @@ def _following(seen: Openings, lips: NDArray[np.float32], truth: Known | None, u
 
 def _silent_leak(seen: Openings, speech: Path) -> dict[str, float]:
     """Of the frames whose whole mel window is digital silence; none, where the speech never is."""
-    windows = _windows(speech, seen.times_s, MelSpec())
+    with closing(media.read_audio(speech, MelSpec().sample_rate_hz)) as blocks:
+        windows = _windows(MelTrack(blocks, MelSpec()), seen.times_s)
+    if not len(windows):
+        return {}
     return {"silent_leak": openings.open_share(seen, windows.max(axis=(1, 2)) <= SILENCE + 1e-6)}
 
 
-def _windows(speech: Path, times_s: NDArray[np.float64], spec: MelSpec) -> NDArray[np.float32]:
-    with closing(media.read_audio(speech, spec.sample_rate_hz)) as blocks:
-        track = MelTrack(blocks, spec)
-        pieces = [track.windows(times_s[first : first + 256]) for first in range(0, len(times_s), 256)]
-    return np.concatenate(pieces) if pieces else np.zeros((0, spec.bands, spec.window), np.float32)
+def _windows(track: SpeechTrack, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+    pieces = [track.windows(times_s[first : first + _AT_ONCE]) for first in range(0, max(1, len(times_s)), _AT_ONCE)]
+    return np.concatenate(pieces)
 
 
 def _expert_figures(judges: Judges, crops: GridCrops | None, speech: Path) -> dict[str, float]:
-    if judges.expert is None or crops is None:
+    if judges.expert is None or judges.encoder is None or crops is None:
         return {}
     crops.finish()
     reach = judges.expert.spec.frames // 2
     valid = crops.near_valid(reach, reach) if len(crops) else np.zeros(0, bool)
     if valid.sum() < FEWEST_SYNC:
         return {}
-    sound = judges.expert.embed_sound(_windows(speech, crops.times_s, judges.expert.spec.mel))
+    with closing(media.read_audio(speech, RATE_HZ)) as blocks:
+        track = FeatureTrack(blocks, judges.encoder, judges.expert.spec.encoder.taps)
+        sound = judges.expert.embed_sound(_windows(track, crops.times_s))
     found = sync_of(embed_centred(crops, judges.expert.embed_lips, context=reach), sound, valid)
     return {"sync_offset": found.offset, "sync_confidence": found.confidence, "sync_cosine": found.cosine}
 

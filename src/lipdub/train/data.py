@@ -274,14 +274,17 @@ class Samples(ClipSamples):
 
     A sample: ``pictures`` uint8 (T + 2R, S, S, 3) with R further frames on both sides for lip windows; ``reference`` uint8 (S, S, 3);
     ``mel`` float32 (T, 80, 16); where the network stands on an encoder ``features`` float32 (T, taps, D), in
-    a random one of the prepared voices; ``lips`` float32 (T, 40, 2).
+    a random one of the prepared voices; where there is a sync expert ``judged`` float32 (T, K, D), its windows of the sound as it is;
+    ``lips`` float32 (T, 40, 2).
     """
 
     def __init__(
-        self, clips: list[Clip], config: NetworkConfig, *, seed: int, frames: int, with_reference: bool, balance: float = SPEAKER_BALANCE
-    ) -> None:
+        self, clips: list[Clip], config: NetworkConfig, *, seed: int, frames: int, with_reference: bool,
+        balance: float = SPEAKER_BALANCE, judge: EncoderUse | None = None,
+    ) -> None:  # fmt: skip
+        """judge: how a sync expert hears, where there is one."""
         super().__init__(clips, seed=seed, balance=balance)
-        self._config, self._frames, self._with_reference = config, frames, with_reference
+        self._config, self._frames, self._with_reference, self._judge = config, frames, with_reference, judge
 
     def sample_of(self, clip: Clip, random: np.random.Generator) -> dict[str, Tensor]:
         """Around a random frame of the clip."""
@@ -302,6 +305,9 @@ class Samples(ClipSamples):
         if self._config.encoder is not None:
             voice = int(random.integers(clip.features.voices)) if clip.features is not None else 0
             sample["features"] = torch.from_numpy(clip.heard_at(clip.times_s[inner], self._config, voice=voice))
+        if self._judge is not None:
+            heard_s = clip.times_s[inner] + clip.offset_s
+            sample["judged"] = torch.from_numpy(clip.features_of(self._judge).windows(heard_s, self._judge.taps))
         if self._with_reference:
             chosen = np.array([self._choose_reference(clip, middle, random)])
             # Its own margins: a shared crop would tell how far the jaw hangs.

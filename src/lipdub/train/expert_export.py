@@ -63,7 +63,7 @@ def export_expert(
     try:
         spec = expert.ExpertSpec(
             name=name or out.resolve().name, format_version=expert.FORMAT_VERSION, crop=CropSpec(config.size, config.box, config.size // 2),
-            mel=config.mel, frames=config.frames, pool=config.pool, lip_widths=config.lip_widths, sound_widths=config.sound_widths,
+            encoder=config.encoder, frames=config.frames, pool=config.pool, lip_widths=config.lip_widths, sound_widths=config.sound_widths,
             embedding=config.embedding, scale=float(model.scale), bias=float(model.bias), offsets=expert.OFFSETS, license=license_text,
             training_data=training_data, graphs={}, created_with=__version__,
         )  # fmt: skip
@@ -74,15 +74,15 @@ def export_expert(
     def pictures(batch: int) -> tuple[Tensor, ...]:
         return (torch.rand(batch, 3, config.frames, *config.box_px) * 2 - 1,)
 
-    def mel(batch: int) -> tuple[Tensor, ...]:
-        return ((2 * torch.randn(batch, 1, config.mel.bands, config.mel.window)).clamp(-4, 4),)
+    def features(batch: int) -> tuple[Tensor, ...]:
+        return (torch.randn(batch, len(config.encoder.taps), config.encoder.channels),)
 
     with whole_folder(out) as folder:
         differences = {
             graph: export_graph(side, example, names[graph], folder / graph, half=half)
             for graph, side, example in (
                 (expert.LIPS_GRAPH, _Side(model, model.embed_lips), pictures),
-                (expert.SOUND_GRAPH, _Side(model, model.embed_sound), mel),
+                (expert.SOUND_GRAPH, _Side(model, model.embed_sound), features),
             )
         }
         write_weights(folder / WEIGHTS_FILE, model.state_dict())

@@ -1,13 +1,14 @@
 """The sync expert: which lips belong to which sound (SyncNet; Chung and Zisserman, ACCV-W 2016), as Wav2Lip uses it to judge a generator.
 
-Five lower-half frames and 0.2 s of mel become unit embeddings; their cosine tells how well they belong together. Letters: B batch,
-T frames of a lip window, E embedding channels, h, w of the lip box. Pictures are float32 (B, 3, T, h, w) in [-1, 1].
+Five lower-half frames and 0.2 s of the speech encoder's features become unit embeddings; their cosine tells how well they belong together.
+Letters: B batch, T frames of a lip window, K positions of a sound window, D features of a position, E embedding channels, h, w of the lip
+box. Pictures are float32 (B, 3, T, h, w) in [-1, 1].
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lipdub.bundles import bundle
+from lipdub.bundles.encoder import GRAPH, EncoderSpec
 from lipdub.bundles.expert import SPEC_FILE, ExpertSpec
+from lipdub.bundles.network import EncoderUse
 from lipdub.errors import CheckpointInvalid, LipdubError
-from lipdub.records import MelSpec
 from lipdub.train import checkpoints
 from lipdub.train.networks import LIP_POINTS, ConvBlock, ResidualBlock
 from lipdub.train.weights import read_weights
 
 STAGE = "expert"
 """What a checkpoint of the expert says that it is."""
+TAPS = tuple(range(-5, 6))
+"""Positions of 20 ms that a sound window holds: as long as a lip window of five frames."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertConfig:
     """Everything that fixes the shapes of the expert. Raises ``ValueError`` for a box that is not in the lower half of the crop."""
 
+    encoder: EncoderUse
+    """What it hears through."""
     size: int = 128
     """Side of the aligned crop in px."""
     box: tuple[int, int, int, int] = (64, 128, 16, 112)
@@ -40,11 +46,11 @@ class ExpertConfig:
     frames: int = 5
     """T: frames of a lip window, at 25 frames/s."""
     lip_widths: tuple[int, ...] = (24, 48, 96, 160)
-    sound_widths: tuple[int, ...] = (16, 32, 64, 96)
+    sound_widths: tuple[int, ...] = (256, 96, 128)
+    """Principal components of a position's features that are listened to, and the channels behind them."""
     embedding: int = 192
     """E."""
     dropout: float = 0.2
-    mel: MelSpec = field(default_factory=MelSpec)
 
     def __post_init__(self) -> None:
         y0, y1, x0, x1 = self.box
@@ -62,8 +68,9 @@ class ExpertConfig:
         return asdict(self)
 
 
-SHIPPED = ExpertConfig()
-"""What ``lipdub train expert`` trains."""
+def shipped(encoder: EncoderSpec) -> ExpertConfig:
+    """What ``lipdub train expert`` trains on top of an encoder."""
+    return ExpertConfig(EncoderUse(encoder.name, encoder.graphs[GRAPH], encoder.channels, TAPS))
 
 
 class LipTower(nn.Module):
@@ -100,26 +107,21 @@ class LipTower(nn.Module):
 
 
 class SoundTower(nn.Module):
-    """Mel window to one embedding; bands are narrowed early, since a step hears more windows than it sees."""
+    """Window of features to one embedding. Their principal components are fitted once (``expert_stage.fit_components``) and stay: what is
+    learned by steps from all 1,536 features learns speakers."""
 
     def __init__(self, config: ExpertConfig) -> None:
         super().__init__()
-        a, b, c, d = config.sound_widths
+        components, a, b = config.sound_widths
+        self.components = nn.Linear(config.encoder.channels, components).requires_grad_(False)
         self.body = nn.Sequential(
-            ConvBlock(1, a, (5, 3), (2, 1), (2, 1)),
-            ConvBlock(a, b, 3, (2, 1)),
-            ConvBlock(b, c, 3, (2, 2)),
-            ResidualBlock(c),
-            ConvBlock(c, d, 3, (2, 2)),
-            ResidualBlock(d),
-        )
-        with torch.no_grad():
-            shape = self.body(torch.zeros(1, 1, config.mel.bands, config.mel.window)).shape
-        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Conv2d(d, config.embedding, (shape[2], shape[3])))
+            nn.Dropout(config.dropout), nn.Conv1d(components, a, 1), nn.SiLU(), nn.Conv1d(a, b, 3, padding=1), nn.SiLU(),
+        )  # fmt: skip
+        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Conv1d(b, config.embedding, len(config.encoder.taps)))
 
-    def forward(self, mel: Tensor) -> Tensor:
-        """mel (B, 1, 80, 16) in [-4, 4] to (B, E), not normalised."""
-        return self.head(self.body(mel / 4.0)).flatten(1)
+    def forward(self, features: Tensor) -> Tensor:
+        """features (B, K, D) to (B, E), not normalised."""
+        return self.head(self.body(self.components(features).transpose(1, 2))).flatten(1)
 
 
 class SyncNet(nn.Module):
@@ -137,9 +139,9 @@ class SyncNet(nn.Module):
         """(B, 3, T, h, w), the box of the crops, to unit rows (B, E), float32."""
         return _unit(self.lip_tower(frames))
 
-    def embed_sound(self, mel: Tensor) -> Tensor:
-        """(B, 1, 80, 16) to unit rows (B, E), float32."""
-        return _unit(self.sound_tower(mel))
+    def embed_sound(self, features: Tensor) -> Tensor:
+        """(B, K, D) to unit rows (B, E), float32."""
+        return _unit(self.sound_tower(features))
 
     def points_seen(self, embedding: Tensor) -> Tensor:
         """Lip points (B, 40, 2) relative to rest, in unit crop coordinates, read from lip embeddings (B, E)."""
@@ -200,8 +202,8 @@ def _from_folder(folder: Path) -> SyncNet:
         spec = ExpertSpec.from_json(bundle.read_spec(folder, SPEC_FILE), where=str(folder / SPEC_FILE))
         expert = SyncNet(
             ExpertConfig(
-                size=spec.crop.size, box=spec.crop.drawn, pool=spec.pool, frames=spec.frames, lip_widths=spec.lip_widths,
-                sound_widths=spec.sound_widths, embedding=spec.embedding, mel=spec.mel,
+                encoder=spec.encoder, size=spec.crop.size, box=spec.crop.drawn, pool=spec.pool, frames=spec.frames,
+                lip_widths=spec.lip_widths, sound_widths=spec.sound_widths, embedding=spec.embedding,
             )
         )  # fmt: skip
         expert.load_state_dict(read_weights(folder)[0])

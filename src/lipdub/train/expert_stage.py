@@ -16,25 +16,31 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from lipdub.bundles.encoder import POSITIONS_PER_S
+from lipdub.bundles.network import EncoderUse
 from lipdub.errors import TrainingDataError, TrainingError
 from lipdub.train import losses
 from lipdub.train.data import Clip, to_network
-from lipdub.train.expert_network import STAGE, ExpertConfig, SyncNet
+from lipdub.train.expert_network import STAGE, ExpertConfig, SoundTower, SyncNet
 from lipdub.train.loop import Validation
 from lipdub.train.memory_stage import average
 from lipdub.train.pairs import Pairs
 from lipdub.train.prepare import GRID_HZ
 from lipdub.train.shifts import FURTHEST, SECOND_FRAMES, ShiftCosines, accuracies, shift_cosines
-from lipdub.train.voices import vary_voice
 
 FEWEST_JUDGED = SECOND_FRAMES + 2
 """A second, and a shift in both directions: one held-out clip has to be so long."""
 NEAR_FRAMES = 1.5
 """Sound nearer than this to a window's own is neither true nor false for it, and is left out."""
+COMPONENTS_EVERY = 8
+"""Of so many positions one is looked at for the components."""
+FAINT = 0.02
+"""Of the mean variance of a component: fainter ones are not made as loud as the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +59,18 @@ class ExpertWeights:
     """Lip windows of a sample."""
     further: int = 4
     """Sounds of a sample that belong to none of its lip windows."""
-    voice_strength: float = 1.0
     weight_decay: float = 0.05
     ema: float = 0.998
 
 
 def expert_losses(
-    expert: SyncNet, lips: Tensor, sounds: Tensor, starts: Tensor, sounding: Tensor, points: Tensor, weights: ExpertWeights
+    expert: SyncNet, lips: Tensor, sounds: Tensor, positions: Tensor, sounding: Tensor, points: Tensor, weights: ExpertWeights
 ) -> dict[str, Tensor]:
-    """Losses of a batch of stretches. lips (B, n, E) and sounds (B, m, E), unit rows, the first n sounds those of the lips; starts (B, m)
-    first columns of the sounds; sounding (B, n) bool; points (B, n, 40, 2) lip points relative to rest."""
+    """Losses of a batch of stretches. lips (B, n, E) and sounds (B, m, E), unit rows, the first n sounds those of the lips; positions
+    (B, m) of the sounds, 50 a second; sounding (B, n) bool; points (B, n, 40, 2) lip points relative to rest."""
     count, windows, _ = lips.shape
-    columns_per_frame = expert.config.mel.columns_per_s / GRID_HZ
-    own = torch.eye(windows, starts.shape[1], dtype=torch.bool, device=lips.device)[None]
-    away = (starts[:, None, :] - starts[:, :windows, None]).abs() / columns_per_frame
+    own = torch.eye(windows, positions.shape[1], dtype=torch.bool, device=lips.device)[None]
+    away = (positions[:, None, :] - positions[:, :windows, None]).abs() * (GRID_HZ / POSITIONS_PER_S)
     compared = (away >= NEAR_FRAMES) | own
     cosine = torch.einsum("bne,bme->bnm", lips, sounds)
     scaled = (expert.scale * cosine).masked_fill(~compared, -torch.inf)
@@ -132,9 +136,11 @@ class ExpertStage:
         unknown = [clip for clip in self.held_out if clip.speaker not in known]
         self.judged = unknown if any(len(clip) >= FEWEST_JUDGED for clip in unknown) else self.held_out
         self.expert = SyncNet(self.config)
+        fit_components(self.expert.sound_tower, self.clips, self.config.encoder)
         self.averaged = copy.deepcopy(self.expert).requires_grad_(False).eval()
-        decayed = [parameter for parameter in self.expert.parameters() if parameter.dim() > 1]
-        plain = [parameter for parameter in self.expert.parameters() if parameter.dim() <= 1]
+        trained = [parameter for parameter in self.expert.parameters() if parameter.requires_grad]
+        decayed = [parameter for parameter in trained if parameter.dim() > 1]
+        plain = [parameter for parameter in trained if parameter.dim() <= 1]
         self._optimizer = torch.optim.AdamW(
             [
                 {"params": decayed, "base_rate": self.rate, "weight_decay": self.weights.weight_decay},
@@ -188,14 +194,33 @@ class _ExpertStep(nn.Module):
         count, windows = batch["pictures"].shape[:2]
         pictures = to_network(batch["pictures"].flatten(0, 1)).transpose(1, 2)
         # One voice for the whole stretch: else the true sound could be told by how it was varied.
-        strip = vary_voice(batch["mel"][:, None], strength=self._weights.voice_strength)[:, 0]
-        window = self.expert.config.mel.window
-        columns = batch["starts"][..., None] + torch.arange(window, device=strip.device)
-        sounds = strip.gather(2, columns.flatten(1)[:, None].expand(-1, strip.shape[1], -1))
-        sounds = sounds.view(count, strip.shape[1], -1, window).transpose(1, 2).flatten(0, 1)
+        taps = torch.tensor(self.expert.config.encoder.taps, device=pictures.device)
+        sounds = windows_at(batch["features"].float(), batch["positions"][..., None] + taps)
         lips = self.expert.embed_lips(pictures).view(count, windows, -1)
-        heard = self.expert.embed_sound(sounds[:, None]).view(count, columns.shape[1], -1)
-        return expert_losses(self.expert, lips, heard, batch["starts"], batch["sounding"], batch["lips"], self._weights)
+        heard = self.expert.embed_sound(sounds.flatten(0, 1)).view(count, sounds.shape[1], -1)
+        return expert_losses(self.expert, lips, heard, batch["positions"], batch["sounding"], batch["lips"], self._weights)
+
+
+def windows_at(tracks: Tensor, positions: Tensor) -> Tensor:
+    """Windows of tracks (B, P, D) at positions (B, m, K), between two rows linear: (B, m, K, D)."""
+    first = positions.floor().clamp(0, tracks.shape[1] - 2)
+    share = (positions - first).clamp(0, 1)[..., None]
+    number, low = torch.arange(len(tracks), device=tracks.device)[:, None, None], first.long()
+    return (1 - share) * tracks[number, low] + share * tracks[number, low + 1]
+
+
+@torch.no_grad()
+def fit_components(tower: SoundTower, clips: list[Clip], use: EncoderUse) -> None:
+    """Fit what `tower` listens to: the principal components of the sounds of `clips`, brought to one size but for the faintest. Raises
+    TrainingDataError: a clip without features."""
+    sample = np.concatenate([clip.features_of(use).variant(0)[::COMPONENTS_EVERY].astype(np.float32) for clip in clips])
+    found = PCA(min(tower.components.out_features, *sample.shape), svd_solver="covariance_eigh").fit(sample)
+    scale = 1 / np.sqrt(found.explained_variance_ + FAINT * found.explained_variance_.mean())
+    weight = torch.from_numpy((found.components_ * scale[:, None]).astype(np.float32))
+    tower.components.weight.zero_()
+    tower.components.bias.zero_()
+    tower.components.weight[: len(weight)] = weight
+    tower.components.bias[: len(weight)] = -weight @ torch.from_numpy(found.mean_.astype(np.float32))
 
 
 def judge_expert(expert: SyncNet, clips: list[Clip]) -> Validation:

@@ -58,10 +58,13 @@ class PreparedFeatures:
         """V."""
         return len(self.speeds)
 
+    def variant(self, voice: int) -> NDArray[np.float16]:
+        """The positions (n, D) of one variant."""
+        return self.values[self.starts[voice] : self.starts[voice + 1]]
+
     def windows(self, sound_s: NDArray[np.float64], taps: tuple[int, ...], voice: int = 0) -> NDArray[np.float32]:
         """Windows around the moments `sound_s` (n,) of the sound as it is, as one of its variants says them: float32 (n, taps, D)."""
-        part = self.values[self.starts[voice] : self.starts[voice + 1]]
-        return interpolated(part, sound_s[:, None] / self.speeds[voice] * POSITIONS_PER_S + np.array(taps))
+        return interpolated(self.variant(voice), sound_s[:, None] / self.speeds[voice] * POSITIONS_PER_S + np.array(taps))
 
 
 def load_features(folder: Path, clip_id: str) -> PreparedFeatures | None:

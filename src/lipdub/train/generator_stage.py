@@ -125,7 +125,10 @@ class GeneratorStage:
             raise ValueError(f"audio_share must lie between 0 and 1, got {self.audio_share}")
         if self.expert is not None:
             check_expert(self.expert, self.config, self.draw_frames)
-        self.samples = Samples(self.clips, self.config, seed=self.seed, frames=self.draw_frames, with_reference=True)
+        self.samples = Samples(
+            self.clips, self.config, seed=self.seed, frames=self.draw_frames, with_reference=True,
+            judge=None if self.expert is None else self.expert.config.encoder,
+        )  # fmt: skip
         self.generator, self.discriminator = FaceGenerator(self.config), Discriminator(self.config)
         # The frozen copy that visual sync and lip landmarks are read with: it must not learn to see what is not there.
         self._reader = copy.deepcopy(self.memory).requires_grad_(False).eval()
@@ -310,7 +313,8 @@ class _GeneratorStep(nn.Module):
         ramp = min(1.0, (stage._number - weights.audio_visual_from) / AUDIO_VISUAL_RAMP)
         if stage.expert is not None and weights.audio_visual and ramp > 0:
             # Against the sound as it is: what was varied is what the memory hears, not what was said.
-            found["audio_visual"] = audio_visual(stage.expert, config, drawn, true, batch["mel"][window.to(lips.device)])
+            sound, mel = (batch[part][window.to(lips.device)] for part in ("judged", "mel"))
+            found["audio_visual"] = audio_visual(stage.expert, config, drawn, true, sound, mel)
             total = total + ramp * weights.audio_visual * found["audio_visual"]
         if stage.joint:
             total = total + of_memory["memory"]
@@ -349,13 +353,13 @@ def check_expert(expert: SyncNet, config: NetworkConfig, draw_frames: int) -> No
         raise TrainingError(f"the expert judges windows of {expert.config.frames} drawn frames; use --draw-frames {expert.config.frames}")
 
 
-def audio_visual(expert: SyncNet, config: NetworkConfig, drawn: Tensor, true: Tensor, mel: Tensor) -> Tensor:
-    """The expert's loss of drawn windows. drawn, true (W F, 3, h, w): F successive frames of W windows; mel (W, F, 80, 16), their sounds.
-    Silent windows are not judged. The gradient reaches the drawn pictures alone."""
+def audio_visual(expert: SyncNet, config: NetworkConfig, drawn: Tensor, true: Tensor, sound: Tensor, mel: Tensor) -> Tensor:
+    """The expert's loss of drawn windows. drawn, true (W F, 3, h, w): F successive frames of W windows; sound (W, F, K, D), what
+    the expert hears of them; mel (W, F, 80, 16): silent windows are not judged. The gradient reaches the drawn pictures alone."""
     (y0, _, x0, _), (by0, by1, bx0, bx1) = config.drawn, expert.config.box
     frames, count = expert.config.frames, mel.shape[1]
-    sounds = mel[:, frames // 2 : count - frames // 2].flatten(0, 1)
-    sounding = torch.from_numpy(silence_weight(sounds.float().cpu().numpy()) <= SILENT).to(mel.device)
+    middle = slice(frames // 2, count - frames // 2)
+    sounding = torch.from_numpy(silence_weight(mel[:, middle].flatten(0, 1).float().cpu().numpy()) <= SILENT).to(mel.device)
 
     def windows(pictures: Tensor) -> Tensor:
         boxes = pictures[..., by0 - y0 : by1 - y0, bx0 - x0 : bx1 - x0]
@@ -365,7 +369,7 @@ def audio_visual(expert: SyncNet, config: NetworkConfig, drawn: Tensor, true: Te
     if not sounding.any():
         return drawn.sum() * 0.0
     with torch.no_grad():
-        heard = expert.embed_sound(sounds[sounding][:, None])
+        heard = expert.embed_sound(sound[:, middle].flatten(0, 1)[sounding])
         true_logit = expert.logit((expert.embed_lips(windows(true)) * heard).sum(dim=1))
     drawn_logit = expert.logit((expert.embed_lips(windows(drawn)) * heard).sum(dim=1))
     return losses.audio_visual_loss(drawn_logit, true_logit)

@@ -71,8 +71,8 @@ def estimate(
 ) -> list[Offset]:
     """The offset of each clip, loaded without offsets but with features. on_clip: told of each clip in each of the ``ROUNDS``.
 
-    layers: hidden states that a position is made of. balance: see `speaker_weights`. anchor: a speaker whose clips are known to be in sync, so
-    that their median offset is -``AHEAD_S``; without one, offsets are right but for a constant that all clips share.
+    layers: hidden states that a position is made of. balance: see `speaker_weights`. anchor: a speaker whose clips are known to be in
+    sync, so that their median offset is -``AHEAD_S``; without one, offsets are right but for a constant that all clips share.
 
     Raises TrainingDataError: a clip without features, or no clip of the anchor.
     """

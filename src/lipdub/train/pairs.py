@@ -1,7 +1,7 @@
 """Lips and sounds that belong together, and ones that do not: what the sync expert learns from.
 
-A sample is a stretch of one clip: `windows` lip windows at different frames, the strip of mel around them, and where in the strip the
-sound of each lip window begins. Every sound is the true one of its own lips and a hard negative for all the others of the
+A sample is a stretch of one clip: `windows` lip windows at different frames, the strip of the encoder's features around them, and where in
+the strip the sound of each lip window is. Every sound is the true one of its own lips and a hard negative for all the others of the
 sample; further sounds of the strip are only negatives. Sample i depends on (seed, i) alone.
 """
 
@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipdub.speech.mel import SILENCE, first_column
+from lipdub.bundles.encoder import POSITIONS_PER_S
+from lipdub.records import MelSpec
 from lipdub.speech.silence import silence_weight
 from lipdub.train.data import Clip, ClipSamples, flip_lips
 from lipdub.train.expert_network import ExpertConfig
@@ -21,18 +22,18 @@ from lipdub.train.prepare import GRID_HZ, MARGIN
 
 REACH_FRAMES = 15
 """Lip windows and further sounds lie at most so far from the middle of a sample."""
-STRIP_COLUMNS = 128
-"""Columns of mel of a sample: the reach on both sides, a window, and some room."""
+STRIP_POSITIONS = 90
+"""Positions of a sample: the reach on both sides (more of it in a variant that plays slowly), a window, and some room."""
 SILENT = 0.5
-"""A window whose ``mel.silence_weight`` is above this is not a true pair: a closed mouth belongs to any pause."""
+"""A moment whose ``silence.silence_weight`` is above this is not a true pair: a closed mouth belongs to any pause."""
 
 
 class Pairs(ClipSamples):
     """Random samples of `windows` lip windows and `windows` + `further` sounds of one clip.
 
-    A sample: ``pictures`` uint8 (windows, T, h, w, 3), the expert's box; ``mel`` float32 (80, STRIP_COLUMNS); ``starts`` int64
-    (windows + further,), first column of each sound in the strip; ``sounding`` bool (windows,); ``lips`` float32 (windows, 40, 2),
-    lip points of the middle frames relative to rest.
+    A sample: ``pictures`` uint8 (windows, T, h, w, 3), the expert's box; ``features`` float16 (STRIP_POSITIONS, D), of a
+    random one of the prepared variants; ``positions`` float32 (windows + further,), where in the strip the middle of each sound is;
+    ``sounding`` bool (windows,); ``lips`` float32 (windows, 40, 2), lip points of the middle frames relative to rest.
     """
 
     def __init__(self, clips: list[Clip], config: ExpertConfig, *, seed: int, windows: int, further: int) -> None:
@@ -41,20 +42,19 @@ class Pairs(ClipSamples):
 
     def sample_of(self, clip: Clip, random: np.random.Generator) -> dict[str, Tensor]:
         """Around a random frame of the clip."""
-        spec, count = self._config.mel, self._windows
         middle = int(random.integers(len(clip)))
         frames = self._frames(clip, middle, random)
-        first = first_column(clip.times_s[frames] + clip.offset_s, spec)
-        begin = int(first_column(clip.times_s[middle : middle + 1] + clip.offset_s, spec)[0]) - (STRIP_COLUMNS - spec.window) // 2
-        strip = np.full((spec.bands, STRIP_COLUMNS), SILENCE, np.float32)
-        low, high = max(0, begin), min(clip.mel.shape[1], begin + STRIP_COLUMNS)
-        if low < high:
-            strip[:, low - begin : high - begin] = clip.mel[:, low:high]
+        use = self._config.encoder
+        prepared = clip.features_of(use)
+        voice = int(random.integers(prepared.voices))
+        track, per_s = prepared.variant(voice), POSITIONS_PER_S / prepared.speeds[voice]
+        begin = round((float(clip.times_s[middle]) + clip.offset_s) * per_s) - STRIP_POSITIONS // 2
         # Further sounds come from where there is sound: what was padded would be too easy to tell.
-        last = max(low - begin, high - begin - spec.window)
-        starts = np.concatenate([first - begin, random.integers(low - begin, last + 1, size=self._further)])
-        starts = np.clip(starts, 0, STRIP_COLUMNS - spec.window)
-        heard = strip[:, starts[:count, None] + np.arange(spec.window)].transpose(1, 0, 2)
+        first, last = -use.taps[0], STRIP_POSITIONS - 1 - use.taps[-1]
+        low, high = max(first, -begin), min(last, len(track) - 1 - begin)
+        further = random.uniform(low, max(low, high), self._further)
+        positions = np.concatenate([(clip.times_s[frames] + clip.offset_s) * per_s - begin, further]).clip(first, last)
+        strip = track[np.clip(begin + np.arange(STRIP_POSITIONS), 0, len(track) - 1)]
         reach = self._config.frames // 2
         around = clip.around(frames, np.arange(-reach, reach + 1))
         mirrored = bool(random.random() < 0.5)
@@ -62,9 +62,9 @@ class Pairs(ClipSamples):
         return {
             "pictures": torch.from_numpy(self._pictures(clip.crops, around, mirrored, random)),
             "lips": torch.from_numpy(flip_lips(lips) if mirrored else lips),
-            "mel": torch.from_numpy(strip),
-            "starts": torch.from_numpy(starts.astype(np.int64)),
-            "sounding": torch.from_numpy(silence_weight(heard) <= SILENT),
+            "features": torch.from_numpy(strip),
+            "positions": torch.from_numpy(positions.astype(np.float32)),
+            "sounding": torch.from_numpy(silence_weight(clip.windows(frames, MelSpec())) <= SILENT),
         }
 
     def _frames(self, clip: Clip, middle: int, random: np.random.Generator) -> NDArray[np.int64]:

@@ -9,8 +9,8 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from lipdub.bundles.encoder import POSITIONS_PER_S
 from lipdub.records import MelSpec
-from lipdub.speech.mel import cut_windows, first_column
 from lipdub.speech.silence import silence_weight
 from lipdub.train.data import Clip, to_network
 from lipdub.train.expert_network import SyncNet
@@ -61,29 +61,23 @@ class ShiftCosines:
 @torch.no_grad()
 def shift_cosines(expert: SyncNet, clip: Clip, *, longest: int = 1000) -> ShiftCosines:
     """Compare the first `longest` frames of a clip with its sound, offsets applied."""
-    config = expert.config
-    spec, device = config.mel, next(expert.parameters()).device
+    device, use = next(expert.parameters()).device, expert.config.encoder
     count = min(longest, len(clip))
+    prepared = clip.features_of(use)
     heard_s = clip.times_s[:count, None] + clip.offset_s + np.arange(-FURTHEST, FURTHEST + 1) / GRID_HZ
-    # Windows begin at whole columns: most frames share them, however their times lie.
-    first = first_column(heard_s, spec)
-    there = (first >= 0) & (first <= clip.mel.shape[1] - spec.window)
-    begins, slot = np.unique(first, return_inverse=True)
-    windows = torch.from_numpy(_windows_at(clip, begins, spec))
-    sounds = torch.cat([expert.embed_sound(part[:, None].to(device)) for part in torch.split(windows, 256)])
+    # To half a position: most frames share their windows, however their times lie.
+    middle = np.round(heard_s * POSITIONS_PER_S * 2).astype(np.int64)
+    there = (middle >= -2 * use.taps[0]) & (middle <= 2 * (prepared.starts[1] - 1 - use.taps[-1]))
+    middles, slot = np.unique(middle, return_inverse=True)
+    windows = torch.from_numpy(prepared.windows(middles / (2 * POSITIONS_PER_S), use.taps))
+    sounds = torch.cat([expert.embed_sound(part.to(device)) for part in torch.split(windows, 256)])
     lips = torch.cat([expert.embed_lips(part.to(device)) for part in clip_lip_windows(clip, count, expert)])
     every = (lips @ sounds.t()).cpu().numpy()
-    slot = slot.reshape(first.shape)
+    slot = slot.reshape(middle.shape)
     cosine = np.where(there, np.take_along_axis(every, slot, axis=1), np.nan)
     own = np.where(there[:, FURTHEST][None], every[:, slot[:, FURTHEST]], np.nan)
-    sounding = silence_weight(windows.numpy()[slot[:, FURTHEST]]) <= SILENT
+    sounding = silence_weight(clip.windows(np.arange(count), MelSpec())) <= SILENT
     return ShiftCosines(cosine.astype(np.float32), own.astype(np.float32), sounding & there[:, FURTHEST])
-
-
-def _windows_at(clip: Clip, first: NDArray[np.int64], spec: MelSpec) -> NDArray[np.float32]:
-    """The mel windows that begin at these columns, float32 (n, bands, window)."""
-    middle_s = (first + (spec.window - 1) / 2) / spec.columns_per_s
-    return cut_windows(clip.mel.astype(np.float32, copy=False), middle_s, spec)
 
 
 def clip_lip_windows(clip: Clip, count: int, expert: SyncNet) -> list[torch.Tensor]:
