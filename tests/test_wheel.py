@@ -61,6 +61,7 @@ CASES = {
     "sheet": Case("talk.mp4 -o sheet.png"),
     "references": Case("talk.mp4 -o bank.png"),
     "faces": Case("talk.mp4 -o faces.png -q"),
+    "lips": Case("speech.wav -o lips.csv -q"),
     "preview": Case("talk.mp4 speech.wav 0.5 -o moment.png -q"),
     "memory": Case("base -o look --seconds 1"),
     "cache": Case(""),

@@ -12,7 +12,24 @@ from typing import NoReturn
 import typer
 
 from lipdub import __version__
-from lipdub.cli import adapt, batch, bench, cache, doctor, evaluate, export, faces, memory, prepare, preview, references, sheet, sync, train
+from lipdub.cli import (
+    adapt,
+    batch,
+    bench,
+    cache,
+    doctor,
+    evaluate,
+    export,
+    faces,
+    lips,
+    memory,
+    prepare,
+    preview,
+    references,
+    sheet,
+    sync,
+    train,
+)
 from lipdub.cli.commands import Command, Group
 from lipdub.cli.console import interrupted, say
 from lipdub.cli.record_options import with_dub_options
@@ -35,6 +52,7 @@ app.command("sheet", cls=Command, epilog=sheet.EXAMPLES)(sheet.sheet)
 app.command("preview", cls=Command, epilog=preview.EXAMPLES)(with_dub_options(preview.preview))
 app.command("faces", cls=Command, epilog=faces.EXAMPLES)(faces.faces)
 app.command("references", cls=Command, epilog=references.EXAMPLES)(references.references)
+app.command("lips", cls=Command, epilog=lips.EXAMPLES)(lips.lips)
 app.command("memory", cls=Command, epilog=memory.EXAMPLES)(memory.memory)
 app.add_typer(cache.app, name="cache")
 app.command("doctor", cls=Command, epilog=doctor.EXAMPLES)(doctor.doctor)
