@@ -149,6 +149,13 @@ class DubOptions:
     full_size: bool = _option(
         False, "Keep the size of a photo above 4 megapixels, which is scaled to fit 1920 x 1920 px otherwise.", group="Output"
     )
+    credentials: str | None = _option(
+        None,
+        "Sign the output with C2PA Content Credentials, which say that its lips were generated: a .pem file with your private key and its "
+        "certificates. Needs lipdub\\[c2pa]; .mp4 and .mov.",
+        group="Output",
+        places=_whole,
+    )
     side_by_side: bool = _option(False, "Show the source on the left and the dub on the right of one video.", group="Output")
     references: str | None = _option(
         None, "More footage of the same person, a video or a folder of them, whose mouths may be drawn, too.", group="Look", places=_whole

@@ -85,13 +85,12 @@ def dub(
         warnings[warning] = None
 
     tell = on_progress or (lambda stage, done, total: None)
-    named = [
-        Path(path) for option in dub_options() if option.group in ("Faces", "Sound") for path in option.paths(getattr(options, option.name))
-    ]
+    named = [Path(path) for option in dub_options() if option.name != "model" for path in option.paths(getattr(options, option.name))]
     media.check_output(out, inputs=[video, speech, *named], force=options.force)
     if options.label is not None and not drawable(options.label):
         raise OutputRefused(f"the label '{options.label}' has letters without a shape here; write it in Latin ones")
     with clock("open"):
+        credentials = None if options.credentials is None else media.Credentials(Path(options.credentials), out)
         info = media.probe(video)
         for loss in what_is_lost(info):
             warn(loss)
@@ -176,7 +175,12 @@ def dub(
             on_scene(scene)
         render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=counted(tell, "redrawing", len(shown)))
         with clock("mux"):
-            media.mux(silent_video, audible, out, duration_s=shown.duration_s, force=options.force, sound=sound_plan, kept=kept, warn=warn)
+            muxed = out if credentials is None else stack.enter_context(media.unfinished(out))
+            force = options.force or credentials is not None
+            media.mux(silent_video, audible, muxed, duration_s=shown.duration_s, force=force, sound=sound_plan, kept=kept, warn=warn)
+            if credentials is not None:
+                media.check_output(out, inputs=[video, speech, *named], force=options.force)
+                credentials.sign(muxed, out)
     if not any(warning.kind == "clock-jump" for warning in warnings) and (cut := media.cut_off(info, pictures_s)) is not None:
         warn(cut)
     passed = sum(span.end - span.first for span in spans)

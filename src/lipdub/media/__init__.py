@@ -12,6 +12,7 @@ from lipdub.media.clock import cut_off
 from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
 from lipdub.media.copies import let_go_of_copies, readable
+from lipdub.media.credentials import Credentials
 from lipdub.media.cues import ranges_in
 from lipdub.media.excerpt import excerpt, key_frame_s, sound_excerpt
 from lipdub.media.kept import NOTHING_KEPT, Kept, plan_kept
@@ -28,6 +29,7 @@ __all__ = [
     "COMMENT",
     "NOTHING_KEPT",
     "VIDEO_SUFFIXES",
+    "Credentials",
     "Kept",
     "Laid",
     "Writer",
