@@ -45,8 +45,15 @@ def look(frame: int, *, blur: float = 0.0) -> tuple[NDArray[np.uint8], None]:
     return pixels, None
 
 
+class Filled(ReferenceStore):
+    """A store that is closed with the bank that it is filled for."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def filled(faces: list[Seen], *, blurred: range = range(0), shots: tuple[int, ...] = ()) -> BankFiller:
-    filler, track = BankFiller(ReferenceStore(SIZE)), 0
+    filler, track = BankFiller(Filled(SIZE)), 0
     for one in faces:
         track += one.frame in shots
         filler.show(track, one, lambda frame=one.frame: look(frame, blur=2.0 if frame in blurred else 0.0))

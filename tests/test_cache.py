@@ -27,10 +27,11 @@ from hypothesis.extra import numpy as hnp
 from lipdub.errors import LipdubError, UnreadableMedia
 from lipdub.faces import cache as cache_module
 from lipdub.faces import crop
-from lipdub.faces.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, cached_track, default_cache, parse_size
+from lipdub.faces.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, cached_tracks, default_cache, parse_size
 from lipdub.faces.landmarks import LIPS
 from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
 from lipdub.faces.track_file import _PIECE_BYTES, TrackDamaged, read_track, write_track
+from lipdub.options import FaceChoice
 from lipdub.references.pages import PAGE_ROWS, Pages
 from lipdub.references.store import DETAIL_PX, MOST_JPEG_BYTES, ReferenceStore
 
@@ -685,7 +686,7 @@ def test_a_keep_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
 
 
 def cached(video: Path, cache: AnalysisCache | None, analyse=lambda: made_track(3)) -> tuple[FaceTrack, bool]:
-    track, was_kept = cached_track(video, analyse, size_px=8, cache=cache)
+    ((track, was_kept),) = cached_tracks(video, lambda choices: [analyse()], size_px=8, cache=cache)
     track.references.close()
     return track, was_kept
 
@@ -703,6 +704,36 @@ def test_a_video_is_analysed_once(film, tmp_path):
     assert [was_kept for _, was_kept in found] == [False, True, True]
     assert all((track.similarity == found[0][0].similarity).all() for track, _ in found)
     assert cache.entries()[0].source == "film.mp4"
+
+
+def test_of_several_people_those_are_looked_for_who_are_not_kept(film, tmp_path):
+    cache, asked = AnalysisCache(tmp_path / "cache"), []
+
+    def analyse(choices):
+        asked.append(tuple(choices))
+        return [made_track(3, seed=0 if choice is None else choice.number) for choice in choices]
+
+    one, two = FaceChoice(1), FaceChoice(2)
+    for choices, known in (((one,), [False]), ((None, one, two), [False, True, False]), ((two, None, one), [True] * 3)):
+        found = cached_tracks(film, analyse, size_px=8, cache=cache, choices=choices)
+        assert [was_kept for _, was_kept in found] == known
+        for (track, _), choice in zip(found, choices, strict=True):
+            wanted = made_track(3, seed=0 if choice is None else choice.number)
+            np.testing.assert_array_equal(track.similarity, wanted.similarity)
+            wanted.references.close()
+            track.references.close()
+    assert asked == [(one,), (None, two)]
+
+
+def test_tracks_that_were_found_are_closed_where_another_cannot_be_made(film, tmp_path):
+    cache = AnalysisCache(tmp_path / "cache")
+    cached(film, cache)
+
+    def analyse(choices):
+        raise UnreadableMedia("no")
+
+    with pytest.raises(UnreadableMedia):  # what stayed open would be told as a warning
+        cached_tracks(film, analyse, size_px=8, cache=cache, choices=(None, FaceChoice(2)))
 
 
 def test_without_a_cache_a_video_is_analysed_each_time(film, tmp_path):

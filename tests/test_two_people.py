@@ -82,6 +82,20 @@ def test_two_in_one_pass_are_what_two_passes_give(house: Path, tmp_path: Path) -
     np.testing.assert_array_equal(both[:, :, SIDE + 16 :], other[:, :, SIDE + 16 :])
 
 
+def test_the_video_is_watched_once_for_all(house: Path, tmp_path: Path) -> None:
+    read: list[Path] = []
+
+    def watched(path: Path, **more: Any) -> Any:
+        read.append(path)
+        return read_planes(path, **more)
+
+    read_planes = media.read_planes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(media, "read_planes", watched)
+        dubbed(house, tmp_path / "out.mp4", face=LEFT, also=f"{RIGHT}={house / 'then.wav'}")
+    assert len(read) == 1
+
+
 def test_who_does_not_speak_is_said(house: Path, tmp_path: Path) -> None:
     report = dubbed(house, tmp_path / "out.mp4", face=LEFT, also=f"{RIGHT}={house / 'silent.wav'}", silence="keep")
     assert [warning.kind for warning in report.warnings] == ["face-not-dubbed"]

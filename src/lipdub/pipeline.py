@@ -13,14 +13,14 @@ import numpy as np
 from lipdub import __version__, media
 from lipdub.choose import choose
 from lipdub.errors import OutputRefused
-from lipdub.faces.cache import AnalysisCache
+from lipdub.faces.cache import AnalysisCache, Choices
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
-from lipdub.faces.follow import follow
+from lipdub.faces.follow import follow_each
 from lipdub.faces.more_footage import with_footage
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.media.label import drawable
 from lipdub.model import Model, open_model
-from lipdub.options import DubOptions, FaceChoice, Mix, dub_options
+from lipdub.options import DubOptions, Mix, dub_options
 from lipdub.outcome import (
     at_rest,
     nothing_dubbed,
@@ -99,24 +99,21 @@ def dub(
         parts, offset_s = parts_of(speech, options, warn), Fraction(options.offset_ms, 1000)
         ranges = _ranges(options.ranges)
         model = model or open_model(options.model, device=options.device, threads=options.threads)
-    cached = track is not None
 
-    def followed(place: Path, of: VideoInfo, choice: FaceChoice | None = None) -> tuple[FaceTrack, bool]:
+    def followed(place: Path, of: VideoInfo, choices: Choices = (None,)) -> list[tuple[FaceTrack, bool]]:
         told, size = counted(tell, "finding faces", of.frames_guessed), model.spec.crop.size
-        return follow(place, of, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told, choice=choice)
+        return follow_each(place, of, choices, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told)
 
     with ExitStack() as stack:
-        tracks: list[FaceTrack] = []
-        for part in parts:
-            if track is None or tracks:
-                track, cached = followed(pictures, info, part.face)
-            stack.callback(track.references.close)
-            tell("finding faces", len(track), len(track))  # what the file says of its length is a guess
-            require_faces(track, video)
-            tracks.append(track)
+        found = [(track, True)] if track is not None else followed(pictures, info, [part.face for part in parts])
+        tracks, cached = [one for one, _ in found], all(known for _, known in found)
+        for one in tracks:
+            stack.callback(one.references.close)
+            tell("finding faces", len(one), len(one))  # what the file says of its length is a guess
+            require_faces(one, video)
         require_different(parts, tracks)
         if options.references is not None:
-            tracks[0] = with_footage(tracks[0], Path(options.references), followed)
+            tracks[0] = with_footage(tracks[0], Path(options.references), lambda place, of: followed(place, of)[0])
             stack.callback(tracks[0].references.close)
         first = tracks[0]
         pictures_s = Fraction(0) if info.is_still else pictures_end_s(first.pts, first.time_base, video_s=info.duration_s)

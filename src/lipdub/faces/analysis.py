@@ -69,8 +69,30 @@ def analyse(
 
     Raises NoFaceFound: nobody is meant by the choice.
     """
-    with _all_seen(chunks, detector, size=size, on_frames=on_frames, more=more) as seen:
-        return _assemble(seen, choice)
+    (track,) = analyse_each(chunks, detector, [choice], size=size, on_frames=on_frames, more=more)
+    return track
+
+
+def analyse_each(
+    chunks: Iterable[YuvChunk],
+    detector: FaceDetector,
+    choices: Sequence[FaceChoice | None],
+    *,
+    size: int,
+    on_frames: Callable[[int], None] | None = None,
+    more: Sequence[FaceDetector] = (),
+) -> list[FaceTrack]:
+    """What `analyse` gives for each of several choices; the video is watched once."""
+    found: list[FaceTrack] = []
+    try:
+        with _all_seen(chunks, detector, size=size, on_frames=on_frames, more=more) as seen:
+            for choice in choices:
+                found.append(_assemble(seen, choice))
+    except BaseException:
+        for track in found:
+            track.references.close()
+        raise
+    return found
 
 
 def sightings(
@@ -82,7 +104,6 @@ def sightings(
 ) -> Sightings:
     """All faces of `chunks` and whose they are. on_frames, more: as for `analyse`."""
     with _all_seen(chunks, detector, size=THUMB_PX, on_frames=on_frames, more=more) as seen:
-        seen.bank.close()
         return seen.sightings()
 
 
@@ -96,12 +117,9 @@ def _all_seen(
         with closing(_watched(chunks, [detector, *more])) as stretches:
             seen = _analyse(stretches, store, points, cells, on_frames)
         yield seen
-    except BaseException:
-        store.close()
-        raise
     finally:
-        points.close()
-        cells.close()
+        for file in (store, points, cells):
+            file.close()
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -19,8 +19,8 @@ import stat
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -163,25 +163,34 @@ class AnalysisCache:
             (self.folder / "digests").rmdir()
 
 
-def cached_track(
-    video: Path, analyse: Callable[[], FaceTrack], *, size_px: int, cache: AnalysisCache | None, choice: FaceChoice | None = None
-) -> tuple[FaceTrack, bool]:
-    """The track of `video` with reference crops of `size_px` that follows `choice`, the caller's to close, and whether `cache` had it.
+Choices = Sequence[FaceChoice | None]
 
-    Where it had none, `analyse` makes it and it is kept, unless the video has changed meanwhile. Raises UnreadableMedia, and whatever
-    `analyse` raises.
+
+def cached_tracks(
+    video: Path, analyse: Callable[[Choices], list[FaceTrack]], *, size_px: int, cache: AnalysisCache | None, choices: Choices = (None,)
+) -> list[tuple[FaceTrack, bool]]:
+    """The tracks of `video` with reference crops of `size_px` that follow `choices`, the caller's to close, and whether `cache` had each.
+
+    `analyse` makes those that it had not, all together, and they are kept, unless the video has changed meanwhile. Raises UnreadableMedia,
+    and whatever `analyse` raises.
     """
     if cache is None:
-        return analyse(), False
+        return [(track, False) for track in analyse(choices)]
     before = _stamp(video)
-    key = analysis_key(video, size_px=size_px, choice=choice)
-    track = cache.find(key)
-    if track is not None:
-        return track, True
-    track = analyse()
-    if _stamp(video) == before:
-        cache.keep(key, track, video=video)
-    return track, False
+    keys = [analysis_key(video, size_px=size_px, choice=choice) for choice in choices]
+    found = [cache.find(key) for key in keys]
+    missing = [number for number, track in enumerate(found) if track is None]
+    with ExitStack() as stack:
+        for track in found:
+            if track is not None:
+                stack.callback(track.references.close)
+        made = analyse([choices[number] for number in missing]) if missing else []
+        stack.pop_all()
+    for number, track in zip(missing, made, strict=True):
+        found[number] = track
+        if _stamp(video) == before:
+            cache.keep(keys[number], track, video=video)
+    return [(track, number not in missing) for number, track in enumerate(found) if track is not None]
 
 
 def default_cache() -> AnalysisCache | None:

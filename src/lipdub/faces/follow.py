@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from lipdub import media
-from lipdub.faces.analysis import analyse, sightings
-from lipdub.faces.cache import AnalysisCache, cached_track
+from lipdub.faces.analysis import analyse_each, sightings
+from lipdub.faces.cache import AnalysisCache, Choices, cached_tracks
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.people import Person, people_in
 from lipdub.faces.track import DUBBED, FaceTrack
@@ -45,12 +45,31 @@ def follow(
 
     Raises UnreadableMedia, NoVideoStream. NoFaceFound: nobody is meant by the choice.
     """
+    (found,) = follow_each(
+        video, info, (choice,), size=size, detectors=detectors, cache=cache, clock=clock, on_frames=on_frames, threads=threads
+    )
+    return found
+
+
+def follow_each(
+    video: Path,
+    info: VideoInfo,
+    choices: Choices,
+    *,
+    size: int,
+    detectors: DetectorFactory = MediapipeDetector,
+    cache: AnalysisCache | None = None,
+    clock: Clock | None = None,
+    on_frames: Callable[[int], None] | None = None,
+    threads: int | None = None,
+) -> list[tuple[FaceTrack, bool]]:
+    """What `follow` gives for each of several choices; the video is watched once at most."""
     clock = clock or Clock()
     # Stages inside count for themselves: what is left for the cache is reading the file and the kept track.
     with nullcontext() if cache is None else clock("cache"):
         at_once = _side_by_side(threads or cores())
-        analysed = partial(_analysed, video, info, size, detectors, clock, on_frames, at_once, choice)
-        return cached_track(video, analysed, size_px=size, choice=choice, cache=cache)
+        analysed = partial(_analysed, video, info, size, detectors, clock, on_frames, at_once)
+        return cached_tracks(video, analysed, size_px=size, choices=choices, cache=cache)
 
 
 def _analysed(
@@ -61,14 +80,14 @@ def _analysed(
     clock: Clock,
     on_frames: Callable[[int], None] | None,
     at_once: int,
-    choice: FaceChoice | None,
-) -> FaceTrack:
+    choices: Choices,
+) -> list[FaceTrack]:
     with clock("faces"), ExitStack() as stack:
         first, *more = [stack.enter_context(closing(detectors())) for _ in range(at_once)]
         stages = stack.enter_context(Stages())
         frames = stages.ahead(clock.timed("decode", media.read_planes(video)))
-        track = analyse(clock.timed("wait", frames), first, size=size, on_frames=on_frames, more=more, choice=choice)
-    return held_still(track) if info.is_still else track
+        found = analyse_each(clock.timed("wait", frames), first, choices, size=size, on_frames=on_frames, more=more)
+    return [held_still(track) for track in found] if info.is_still else found
 
 
 def people_of(

@@ -183,10 +183,6 @@ class BankFiller:
         """The person whom a track (of one shot) shows. Raises KeyError: a track that was never shown."""
         return self._person_of[track]
 
-    def close(self) -> None:
-        """Give the pictures back."""
-        self._store.close()
-
     def show(self, track: int, seen: Seen, look: Look) -> None:
         """One face more. look: is asked for its picture only where it becomes a page."""
         number = self._person_of.get(track)
@@ -216,7 +212,7 @@ class BankFiller:
         self, person: NDArray[np.int32], covered: NDArray[np.bool_], *, step_s: float
     ) -> tuple[Pages, ReferenceStore, NDArray[np.int32], NDArray[np.bool_]]:
         """The pages of the people of a video in the order of their frames, a store of their pictures, who is on each frame (or -1), and
-        which frames are covered; the store that was filled is closed.
+        which frames are covered. What was filled stays as it is.
 
         person: int32 (N,), who was followed. covered: bool (N,), frames that may not become pages. step_s: from one frame to the next.
         Where a cover parts faces that are not alike, it was a dissolve: they are two people, and what is mixed counts as covered.
@@ -243,7 +239,6 @@ class BankFiller:
         covered = covered | ((who >= 0) & ~np.isin(who, pages.person))  # whose pages all had to go cannot be drawn
         store = ReferenceStore(self._store.size)
         store.copy(self._store, numbers)
-        self._store.close()
         return pages, store, np.where(covered, -1, who).astype(np.int32), covered
 
     def _recognised(self, seen: Seen) -> int:
