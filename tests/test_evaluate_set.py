@@ -210,6 +210,24 @@ def test_pictures_are_compared_only_with_the_picture_that_they_were(scored):
     assert reasons.keys() == {name for name, value in rows["own"].items() if value is None}
 
 
+def test_pages_are_told_and_drawn(scored):
+    out, _, content = scored
+    for clip in content["clips"]:
+        pages, step_s = clip["pages"], 1 / 25
+        assert len(pages["page_s"]) == clip["frames"]
+        drawn = [time_s for time_s in pages["page_s"] if time_s is not None]
+        if drawn:
+            assert 0 < pages["used"] <= pages["known"]
+            assert 0 <= pages["switches"] < len(drawn)
+            assert pages["used"] == len(set(drawn))
+            own = np.arange(clip["frames"]) * step_s
+            far = [abs(time_s - here) for time_s, here in zip(pages["page_s"], own, strict=True) if time_s is not None]
+            assert np.isfinite(far).all()
+        html = (out / "scorecard.html").read_text()
+        assert f"of {pages['known']} mouths" in html
+        assert ("pages over time" in html) == any(one["pages"]["used"] for one in content["clips"])
+
+
 def test_the_json_is_whole_and_plain(scored):
     out, _, _ = scored
     told = json.loads((out / "scorecard.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

@@ -127,6 +127,10 @@ def _clip(clip: Mapping[str, Any], pictures: Mapping[str, bytes]) -> dict[str, A
     facts = [f"{clip['frames']} frames, {clip['seconds']:.1f} s"]
     if clip.get("measurable") is False:
         facts.append("perfect lips stay below r_cross 0.9 here: it says little about a model")
+    if pages := clip.get("pages"):
+        rate = pages["switches"] / max(1e-6, clip["seconds"])
+        drawn_from = f"drawn from {pages['used']} of {pages['known']} mouths, {pages['switches']} changes ({rate:.1f} a second)"
+        facts.append(f"{drawn_from}, {pages['short']:.0%} of the frames further open than their page")
     if clip.get("wrong_audio_of"):
         facts.append(f"wrong audio: {clip['wrong_audio_of']}")
     return {
@@ -136,6 +140,7 @@ def _clip(clip: Mapping[str, Any], pictures: Mapping[str, bytes]) -> dict[str, A
         "lines": [(figure, values) for figure, values in lines if any(map(math.isfinite, values))],
         "reasons": reasons_of(clip["left_out"][row] for row in rows),
         "curves": _curves(clip["curves"]),
+        "pages": _pages(clip),
         "strip": _uri(pictures, ".strip.jpg", "image/jpeg"),
         "strip_rows": clip.get("strip_rows", "source, dubbed, and the mouth that belongs to the sound"),
         "address_max": clip.get("address_max") or 0,
@@ -154,6 +159,18 @@ def _curves(curves: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
         "y": ticks(top, CURVE_HEIGHT, most=4),
         "pieces": {name: curve(times, curves[name], seconds=seconds, top=top) for name in ("source", "truth", "drawn") if curves.get(name)},
     }
+
+
+def _pages(clip: Mapping[str, Any]) -> dict[str, Any]:
+    """When the source shows the page of each frame, as SVG points with ticks; nothing where all mouths are painted."""
+    pages, times = clip.get("pages"), clip["curves"]["times_s"]
+    known = [float(value) for value in (pages or {}).get("page_s", []) if value is not None]
+    if pages is None or not known:
+        return {}
+    seconds, top = max((float(time_s) for time_s in times if time_s is not None), default=0.0), max(0.1, 1.05 * max(known))
+    values = [*pages["page_s"], *[None] * len(times)][: len(times)]
+    axes = {"x": ticks(seconds, CURVE_WIDTH), "y": ticks(top, CURVE_HEIGHT, most=4)}
+    return axes | {"pieces": {"drawn": curve(times, values, seconds=seconds, top=top)}}
 
 
 def _uri(pictures: Mapping[str, bytes], ending: str, kind: str) -> str:

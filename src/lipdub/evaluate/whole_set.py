@@ -35,6 +35,7 @@ from lipdub.evaluate import drawings
 from lipdub.evaluate.clips import SOUND_HZ, ListedClip, cut_pictures, cut_sound, list_clips, seconds_of
 from lipdub.evaluate.frozen import FrozenMouth, with_one_reference
 from lipdub.evaluate.openings import MEASURABLE, open_share, openings_of
+from lipdub.evaluate.page_use import PageUse
 from lipdub.evaluate.scorecard import numbers, summarise
 from lipdub.evaluate.scoring import Judges, Known, address_of, clip_record, faces_at, open_judges, score
 from lipdub.evaluate.sync import PublicSync
@@ -360,6 +361,7 @@ def measure_clip(options: SetOptions, task: ClipTask) -> tuple[dict[str, Any], d
         for analysed in (source, truth):
             stack.enter_context(closing(analysed.track.references))
         own, true = openings_of(source.track), openings_of(truth.track)
+        pages: dict[str, PageUse] = {}
         against = partial(score, mask=model.spec.crop, judges=judges, detectors=options.detectors)
 
         def dubbed(row: str, sound: Path, *, fit: Fit = "video", frozen: bool = False) -> Path:
@@ -377,6 +379,7 @@ def measure_clip(options: SetOptions, task: ClipTask) -> tuple[dict[str, Any], d
                 model=drawn_by,
                 track=with_one_reference(track) if frozen else track,
                 exclude_own_s=options.exclude_own_s,
+                on_scene=lambda scene: pages.update({row: PageUse.of(scene)}),
             )
             return out
 
@@ -401,6 +404,7 @@ def measure_clip(options: SetOptions, task: ClipTask) -> tuple[dict[str, Any], d
                 "wrong_audio_of": None if task.other is None else task.other.name,
                 "measurable": bool(scores["ground_truth"].figures["r_cross"] >= MEASURABLE),
                 "source_open_share": open_share(own),
+                "pages": pages["cross"].record(),
                 **clip_record(scores, {"truth": true, "source": own}, address, clip=task.clip.name, name=task.name),
             }
         )
