@@ -21,7 +21,7 @@ from lipdub.faces.analysis import analyse, sightings
 from lipdub.faces.analysis_key import analysis_key
 from lipdub.faces.people import Person, people_in
 from lipdub.faces.track import DUBBED, OTHERS, FaceTrack
-from lipdub.options import DubOptions, FaceChoice
+from lipdub.options import DubOptions, FaceChoice, FaceLimits
 
 Shots = list[tuple[int, int | None]]
 
@@ -119,6 +119,14 @@ def test_choices_as_they_are_written(number: int, x: int, y: int, at_s: int) -> 
 def test_what_is_no_choice(text: str) -> None:
     with pytest.raises(ValueError, match=r"face is a number|is no time"):
         DubOptions(face=text)
+
+
+def test_each_limit_is_kept_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"film")
+    limits = [FaceLimits(), FaceLimits(max_yaw_deg=40), FaceLimits(min_height_px=60)]
+    keys = [analysis_key(tmp_path / "a.mp4", size_px=64, limits=one) for one in limits]
+    assert len(set(keys)) == 3
+    assert keys[0] == analysis_key(tmp_path / "a.mp4", size_px=64)
 
 
 def test_each_choice_is_kept_by_itself(tmp_path: Path) -> None:

@@ -375,6 +375,14 @@ def test_only_while_somebody_speaks_the_mouth_is_redrawn(house: Path, tmp_path: 
     assert [span.why for span in report.spans] == ["nobody speaks"]
 
 
+@pytest.mark.parametrize(("options", "why"), [({"min_face": 400}, "face too small"), ({"max_yaw": 0.0}, "face turned away")])
+def test_faces_beyond_the_limits_that_are_asked_for_are_left_alone(house: Path, tmp_path: Path, options: dict[str, Any], why: str) -> None:
+    report = dubbed(house, tmp_path / "out.mp4", crf=0, **options)
+    assert [span.why for span in report.spans] == [why]
+    assert report.nothing_dubbed
+    np.testing.assert_array_equal(frames_of(tmp_path / "out.mp4"), frames_of(house / "clip.mp4"))
+
+
 def test_a_label_without_letters_for_it_is_one_line(house: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputRefused, match="letters without a shape"):
         dubbed(house, tmp_path / "out.mp4", label="\U0001f600 \u65e5")

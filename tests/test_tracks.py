@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lipdub import media
 from lipdub.faces import analysis, crop, smoothing
-from lipdub.faces.analysis import analyse
+from lipdub.faces.analysis import analyse, analyse_each
 from lipdub.faces.detector import MediapipeDetector
 from lipdub.faces.follow import held_still
 from lipdub.faces.landmarks import LIPS, opening_of, pose_of
@@ -27,6 +27,7 @@ from lipdub.faces.smoothing import smooth
 from lipdub.faces.track import DUBBED, NO_FACE, TOO_SMALL, TURNED_AWAY, WHY, FaceTrack
 from lipdub.faces.track_file import read_track, write_track
 from lipdub.media.planes import Picture
+from lipdub.options import FaceLimits
 from lipdub.records import Face
 from lipdub.references.store import DETAIL_PX, LEAST_GAIN, ReferenceStore, detail_px
 
@@ -174,8 +175,31 @@ def test_a_face_that_is_turned_away_is_passed_through_and_says_so() -> None:
     with tracked([[face_at((160, 120), height=90, yaw_deg=float(yaw))] for yaw in yaws]) as track:
         for yaw, status, measured in zip(yaws, track.status, track.pose[:, 0], strict=True):
             assert abs(abs(float(measured)) - yaw) < 4
-            if abs(yaw - analysis.TURNED_DEG) > 3:
-                assert status == (TURNED_AWAY if yaw > analysis.TURNED_DEG else DUBBED)
+            if abs(yaw - FaceLimits().max_yaw_deg) > 3:
+                assert status == (TURNED_AWAY if yaw > FaceLimits().max_yaw_deg else DUBBED)
+
+
+@pytest.mark.parametrize(
+    ("limits", "dubbed"),
+    [
+        (FaceLimits(), {"near": True, "far": False, "aside": False}),
+        (FaceLimits(min_height_px=30), {"near": True, "far": True, "aside": False}),
+        (FaceLimits(min_height_px=200), {"near": False, "far": False, "aside": False}),
+        (FaceLimits(max_yaw_deg=70), {"near": True, "far": False, "aside": True}),
+        (FaceLimits(max_yaw_deg=0), {"near": False, "far": False, "aside": False}),
+    ],
+)
+def test_how_small_and_how_far_turned_a_face_may_be_can_be_set(limits: FaceLimits, dubbed: dict[str, bool]) -> None:
+    faces = {
+        "near": face_at((160, 120), height=90, yaw_deg=5), "far": face_at((160, 120), height=36, yaw_deg=5),
+        "aside": face_at((160, 120), height=90, yaw_deg=60),
+    }  # fmt: skip
+    for name, face in faces.items():
+        chunks = chunks_of(12, lambda frame: np.full((240, 320, 3), 90, np.uint8))
+        (track,) = analyse_each(chunks, ScriptedDetector([[face]] * 12), [None], size=16, limits=limits)
+        track.references.close()
+        assert (track.status == DUBBED).all() == dubbed[name]
+        assert (track.status == DUBBED).any() == dubbed[name]
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -51,6 +51,14 @@ class FaceChoice:
         raise ValueError(f"face is a number from lipdub faces, or a place and a time such as 640,360@12.5, got '{text}'")
 
 
+@dataclass(frozen=True, slots=True)
+class FaceLimits:
+    """Which faces can be dubbed. min_height_px: None for a share of the picture, 40 px at least. max_yaw_deg: turned to a side."""
+
+    min_height_px: int | None = None
+    max_yaw_deg: float = 50.0
+
+
 def _check_label(text: str) -> None:
     if not text.strip() or not text.isprintable() or len(text) > _MOST_LETTERS:
         raise ValueError(f"label is one line of at most {_MOST_LETTERS} letters, got {text!r}")
@@ -174,6 +182,11 @@ class DubOptions:
         places=_also,
         check=Voice.others,
     )
+    min_face: int | None = _option(
+        None, "Leave faces alone that are lower than this, px; by default 7.5 % of the picture's shorter side, 40 to 80 px.", group="Faces",
+        low=20, high=10_000,
+    )  # fmt: skip
+    max_yaw: float = _option(50.0, "Leave faces alone that are turned to a side by more degrees.", group="Faces", low=0.0, high=90.0)
     strength: float = _option(
         1.0, "How far the lips move: 0 keeps them shut, 1 moves them as heard, 1.5 half as far again.", group="Look", low=0.0, high=1.5
     )
@@ -211,6 +224,11 @@ class DubOptions:
     def __post_init__(self) -> None:
         for option in dub_options():
             option.check(getattr(self, option.name))
+
+    @property
+    def limits(self) -> FaceLimits:
+        """Which faces are dubbed."""
+        return FaceLimits(self.min_face, float(self.max_yaw))
 
 
 @dataclass(frozen=True, slots=True)

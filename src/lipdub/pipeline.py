@@ -101,8 +101,10 @@ def dub(
         model = model or open_model(options.model, device=options.device, threads=options.threads)
 
     def followed(place: Path, of: VideoInfo, choices: Choices = (None,)) -> list[tuple[FaceTrack, bool]]:
-        told, size = counted(tell, "finding faces", of.frames_guessed), model.spec.crop.size
-        return follow_each(place, of, choices, size=size, detectors=detectors, cache=cache, clock=clock, on_frames=told)
+        return follow_each(
+            place, of, choices, size=model.spec.crop.size, detectors=detectors, cache=cache, clock=clock,
+            on_frames=counted(tell, "finding faces", of.frames_guessed), limits=options.limits,
+        )  # fmt: skip
 
     with ExitStack() as stack:
         found = [(track, True)] if track is not None else followed(pictures, info, [part.face for part in parts])

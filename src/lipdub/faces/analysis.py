@@ -27,7 +27,7 @@ from lipdub.faces.shots import ShotCounter
 from lipdub.faces.smoothing import LIP_COLUMNS, OUTLINE_COLUMNS, POINT_COLUMNS, smooth_points, smooth_similarity
 from lipdub.faces.track import COVERED, DUBBED, NO_FACE, OTHERS, TOO_SMALL, TURNED_AWAY, FaceTrack, runs, stretches
 from lipdub.media.planes import YuvChunk
-from lipdub.options import FaceChoice
+from lipdub.options import FaceChoice, FaceLimits
 from lipdub.records import Face
 from lipdub.references.bank import THUMB_PX, BankFiller, Seen
 from lipdub.references.selection import references_of
@@ -39,7 +39,6 @@ BRIDGE_S = 0.4
 """Gaps up to this long are bridged by interpolation."""
 FADE_S = 0.16
 """A dubbed stretch fades in and out over this time beside frames that are passed through."""
-TURNED_DEG = 50.0
 SMALLEST_SHARE, SMALLEST_PX, SMALL_ENOUGH_PX = 0.075, 40.0, 80.0
 """A face is too small below this share of the picture's shorter side, but never below 40 px only, and always fine at 80 px."""
 STRETCH_FRAMES, STRETCH_BYTES = 48, 48 * 2**20
@@ -81,13 +80,14 @@ def analyse_each(
     size: int,
     on_frames: Callable[[int], None] | None = None,
     more: Sequence[FaceDetector] = (),
+    limits: FaceLimits = FaceLimits(),
 ) -> list[FaceTrack]:
-    """What `analyse` gives for each of several choices; the video is watched once."""
+    """What `analyse` gives for each of several choices; the video is watched once. limits: which faces can be dubbed."""
     found: list[FaceTrack] = []
     try:
         with _all_seen(chunks, detector, size=size, on_frames=on_frames, more=more) as seen:
             for choice in choices:
-                found.append(_assemble(seen, choice))
+                found.append(_assemble(seen, choice, limits))
     except BaseException:
         for track in found:
             track.references.close()
@@ -307,7 +307,7 @@ class _Seen:
         return Sightings(rows[:, 0].astype(np.int64), self.people(), rows[:, _SIMILARITY], rows[:, _HEIGHT], rows[:, _OPENING], times_s)
 
 
-def _assemble(seen: _Seen, choice: FaceChoice | None) -> FaceTrack:
+def _assemble(seen: _Seen, choice: FaceChoice | None, limits: FaceLimits) -> FaceTrack:
     rows, points, cells, pts, shots, time_base, bank = (
         seen.rows, seen.points, seen.cells, seen.pts, seen.shots, seen.time_base, seen.bank
     )  # fmt: skip
@@ -321,7 +321,8 @@ def _assemble(seen: _Seen, choice: FaceChoice | None) -> FaceTrack:
     place = np.full(count, -1, np.int64)
     outline = np.zeros((count, len(crop.OUTLINE), 2), np.float16)
     lips = np.zeros((count, len(LIPS), 2), np.float16)
-    smallest = float(np.clip(SMALLEST_SHARE * seen.shorter_side, SMALLEST_PX, SMALL_ENOUGH_PX))
+    usual = float(np.clip(SMALLEST_SHARE * seen.shorter_side, SMALLEST_PX, SMALL_ENOUGH_PX))
+    smallest = usual if limits.min_height_px is None else limits.min_height_px
     for first, end in runs(np.asarray(shots, np.int64)):
         low, high = np.searchsorted(rows[:, 0], [first, end])
         here = rows[low:high]
@@ -335,7 +336,7 @@ def _assemble(seen: _Seen, choice: FaceChoice | None) -> FaceTrack:
         present, between = _bridge(values, chosen, step_s)
         status[present] = DUBBED
         status[present[values[present, _HEIGHT] < smallest]] = TOO_SMALL
-        turned = present[np.abs(values[present, _YAW]) > TURNED_DEG]
+        turned = present[np.abs(values[present, _YAW]) > limits.max_yaw_deg]
         status[turned[status[turned] == DUBBED]] = TURNED_AWAY
         place[present] = between[:, 0].astype(np.int64)
         person[present[status[present] == DUBBED]] = bank.person_of(int(followed))

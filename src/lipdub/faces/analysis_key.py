@@ -28,7 +28,7 @@ import numpy as np
 
 from lipdub import media
 from lipdub.errors import UnreadableMedia
-from lipdub.options import FaceChoice
+from lipdub.options import FaceChoice, FaceLimits
 
 _ROOMS: Final = ("lipdub.faces", "lipdub.references")
 _KEEPING: Final = ("lipdub.faces.analysis_key", "lipdub.faces.cache")
@@ -38,9 +38,9 @@ _CONSTANT: Final = re.compile("_*[A-Z][A-Z0-9_]*")
 _PIECE_BYTES: Final = 4 * 2**20
 
 
-def analysis_key(video: Path, *, size_px: int, choice: FaceChoice | None = None) -> str:
+def analysis_key(video: Path, *, size_px: int, choice: FaceChoice | None = None, limits: FaceLimits = FaceLimits()) -> str:
     """40 hex digits that change with the content of `video` and with everything that changes its track with crops of `size_px`
-    that follows `choice`.
+    that follows `choice` within `limits`.
 
     The ending of the file's name counts as well: FFmpeg looks at it. The file is read once. Raises UnreadableMedia.
     """
@@ -54,6 +54,8 @@ def analysis_key(video: Path, *, size_px: int, choice: FaceChoice | None = None)
     }
     if choice is not None:
         shaping["choice"] = asdict(choice)
+    if limits != FaceLimits():
+        shaping["limits"] = asdict(limits)
     text = json.dumps(shaping, sort_keys=True, default=_plain)
     return hashlib.blake2b(text.encode(), digest_size=20).hexdigest()
 

@@ -32,7 +32,7 @@ from lipdub.errors import LipdubError
 from lipdub.faces.analysis_key import analysis_key
 from lipdub.faces.track import FaceTrack
 from lipdub.faces.track_file import TrackDamaged, read_track, write_track
-from lipdub.options import FaceChoice
+from lipdub.options import FaceChoice, FaceLimits
 
 FOLDER_VARIABLE: Final = "LIPDUB_CACHE"
 LIMIT_VARIABLE: Final = "LIPDUB_CACHE_LIMIT"
@@ -167,9 +167,16 @@ Choices = Sequence[FaceChoice | None]
 
 
 def cached_tracks(
-    video: Path, analyse: Callable[[Choices], list[FaceTrack]], *, size_px: int, cache: AnalysisCache | None, choices: Choices = (None,)
+    video: Path,
+    analyse: Callable[[Choices], list[FaceTrack]],
+    *,
+    size_px: int,
+    cache: AnalysisCache | None,
+    choices: Choices = (None,),
+    limits: FaceLimits = FaceLimits(),
 ) -> list[tuple[FaceTrack, bool]]:
-    """The tracks of `video` with reference crops of `size_px` that follow `choices`, the caller's to close, and whether `cache` had each.
+    """The tracks of `video` with reference crops of `size_px` that follow `choices` within `limits`, the caller's to close, and whether
+    `cache` had each.
 
     `analyse` makes those that it had not, all together, and they are kept, unless the video has changed meanwhile. Raises UnreadableMedia,
     and whatever `analyse` raises.
@@ -177,7 +184,7 @@ def cached_tracks(
     if cache is None:
         return [(track, False) for track in analyse(choices)]
     before = _stamp(video)
-    keys = [analysis_key(video, size_px=size_px, choice=choice) for choice in choices]
+    keys = [analysis_key(video, size_px=size_px, choice=choice, limits=limits) for choice in choices]
     found = [cache.find(key) for key in keys]
     missing = [number for number, track in enumerate(found) if track is None]
     with ExitStack() as stack:

@@ -16,7 +16,7 @@ from lipdub.faces.cache import AnalysisCache, Choices, cached_tracks
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.people import Person, people_in
 from lipdub.faces.track import DUBBED, FaceTrack
-from lipdub.options import FaceChoice
+from lipdub.options import FaceChoice, FaceLimits
 from lipdub.records import VideoInfo
 from lipdub.stages import Clock, Stages, cores
 
@@ -62,14 +62,15 @@ def follow_each(
     clock: Clock | None = None,
     on_frames: Callable[[int], None] | None = None,
     threads: int | None = None,
+    limits: FaceLimits = FaceLimits(),
 ) -> list[tuple[FaceTrack, bool]]:
-    """What `follow` gives for each of several choices; the video is watched once at most."""
+    """What `follow` gives for each of several choices; the video is watched once at most. limits: which faces can be dubbed."""
     clock = clock or Clock()
     # Stages inside count for themselves: what is left for the cache is reading the file and the kept track.
     with nullcontext() if cache is None else clock("cache"):
         at_once = _side_by_side(threads or cores())
-        analysed = partial(_analysed, video, info, size, detectors, clock, on_frames, at_once)
-        return cached_tracks(video, analysed, size_px=size, choices=choices, cache=cache)
+        analysed = partial(_analysed, video, info, size, detectors, clock, on_frames, at_once, limits)
+        return cached_tracks(video, analysed, size_px=size, choices=choices, cache=cache, limits=limits)
 
 
 def _analysed(
@@ -80,13 +81,14 @@ def _analysed(
     clock: Clock,
     on_frames: Callable[[int], None] | None,
     at_once: int,
+    limits: FaceLimits,
     choices: Choices,
 ) -> list[FaceTrack]:
     with clock("faces"), ExitStack() as stack:
         first, *more = [stack.enter_context(closing(detectors())) for _ in range(at_once)]
         stages = stack.enter_context(Stages())
         frames = stages.ahead(clock.timed("decode", media.read_planes(video)))
-        found = analyse_each(clock.timed("wait", frames), first, choices, size=size, on_frames=on_frames, more=more)
+        found = analyse_each(clock.timed("wait", frames), first, choices, size=size, on_frames=on_frames, more=more, limits=limits)
     return [held_still(track) for track in found] if info.is_still else found
 
 
