@@ -14,6 +14,7 @@ Fit = Literal["longest", "video", "speech", "stretch"]
 Silence = Literal["close", "keep", "off"]
 Draw = Literal["auto", "warp", "paint"]
 Group = Literal["Faces", "Time", "Sound", "Look", "Output"]
+Encoder = Literal["auto", "libx264", "libx265", "libsvtav1", "libvpx-vp9", "h264_nvenc", "hevc_nvenc", "h264_videotoolbox"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"]
 
 Put = Callable[[str], str]
@@ -163,6 +164,12 @@ class DubOptions:
         "certificates. Needs lipdub\\[c2pa]; .mp4 and .mov.",
         group="Output",
         places=_whole,
+    )
+    encoder: Encoder = _option(
+        "auto",
+        "Encoder of the pictures. auto: H.264 by x264, in .webm VP9. libx265 and libsvtav1 make smaller files; nvenc and videotoolbox "
+        "encode on an NVIDIA card and on a Mac.",
+        group="Output",
     )
     side_by_side: bool = _option(False, "Show the source on the left and the dub on the right of one video.", group="Output")
     references: str | None = _option(

@@ -90,6 +90,7 @@ def dub(
     if options.label is not None and not drawable(options.label):
         raise OutputRefused(f"the label '{options.label}' has letters without a shape here; write it in Latin ones")
     with clock("open"):
+        encoder = media.encoder_for(out, options.encoder, crf=options.crf)
         credentials = None if options.credentials is None else media.Credentials(Path(options.credentials), out)
         info = media.probe(video)
         for loss in what_is_lost(info):
@@ -172,7 +173,8 @@ def dub(
         )  # fmt: skip
         if on_scene is not None:
             on_scene(scene)
-        render(scene, silent_video, crf=options.crf, preset=options.preset, clock=clock, on_frames=counted(tell, "redrawing", len(shown)))
+        told = counted(tell, "redrawing", len(shown))
+        render(scene, silent_video, crf=options.crf, preset=options.preset, encoder=encoder, clock=clock, on_frames=told)
         with clock("mux"):
             muxed = out if credentials is None else stack.enter_context(media.unfinished(out))
             force = options.force or credentials is not None

@@ -102,7 +102,10 @@ class _Piece:
     source: YuvChunk | None = None
 
 
-def render(scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_frames: Callable[[int], None]) -> None:
+def render(
+    scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_frames: Callable[[int], None],
+    encoder: media.PictureEncoder | None = None,
+) -> None:  # fmt: skip
     """Write the frames of the scene with new mouths in them to `out`, without sound.
 
     clock: has the time of each stage booked. on_frames: told how many frames each step took.
@@ -111,7 +114,10 @@ def render(scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_f
     """
     # What is left to encode when the block ends counts as encoding, so the writer is entered under that clock.
     info = scene.info.doubled if scene.side_by_side else scene.info
-    with clock("encode"), media.Writer(out, info, crf=crf, preset=preset, time_base=scene.shown.time_base, kept=scene.kept) as writer:
+    with (
+        clock("encode"),
+        media.Writer(out, info, crf=crf, preset=preset, time_base=scene.shown.time_base, kept=scene.kept, encoder=encoder) as writer,
+    ):
         writer.end_s = scene.shown.duration_s
         with clock("wait"), Stages() as stages:
             label = None if scene.label is None else Label(scene.label, scene.info.height, scene.info.width)

@@ -14,6 +14,7 @@ from lipdub.media.converting import to_planes
 from lipdub.media.copies import let_go_of_copies, readable
 from lipdub.media.credentials import Credentials
 from lipdub.media.cues import ranges_in
+from lipdub.media.encoders import PictureEncoder, encoder_for
 from lipdub.media.excerpt import excerpt, key_frame_s, sound_excerpt
 from lipdub.media.kept import NOTHING_KEPT, Kept, plan_kept
 from lipdub.media.muxing import mux
@@ -32,6 +33,7 @@ __all__ = [
     "Credentials",
     "Kept",
     "Laid",
+    "PictureEncoder",
     "Writer",
     "arranged",
     "audio_duration_s",
@@ -42,6 +44,7 @@ __all__ = [
     "check_suffix",
     "cut_off",
     "encode_picture",
+    "encoder_for",
     "excerpt",
     "first_samples",
     "fitted_photo",

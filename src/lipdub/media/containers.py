@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from lipdub.options import Encoder
+
 VIDEO_SUFFIXES: Final = frozenset(
     {".mp4", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".m4v", ".mts", ".ts", ".flv", ".wmv"}
 )  # fmt: skip
@@ -19,6 +21,9 @@ PICTURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg")
 PCM: Final = frozenset(
     f"pcm_{kind}" for kind in ("u8", "s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be", "f64le", "f64be")
 )
+_H26X: Final[tuple[Encoder, ...]] = ("libx264", "libx265", "h264_nvenc", "hevc_nvenc", "h264_videotoolbox")
+_AV1: Final[tuple[Encoder, ...]] = ("libsvtav1",)
+_VP9: Final[tuple[Encoder, ...]] = ("libvpx-vp9",)
 _LOSSY: Final = frozenset({"aac", "mp3", "alac"})
 
 
@@ -32,7 +37,7 @@ class Container:
     keeps_ticks: it counts in the pictures' own ticks, not in milliseconds; its edit list lets coded sound begin before time zero.
     subtitles: what subtitles of text become that it does not take as they are.
     attaches: it holds a cover as an attached file, not as pictures.
-    pictures: the encoder of the pictures.
+    pictures: encoders whose pictures it takes, its usual one first.
     """
 
     muxer: str
@@ -42,7 +47,7 @@ class Container:
     keeps_ticks: bool
     subtitles: str
     attaches: bool
-    pictures: str = "libx264"
+    pictures: tuple[Encoder, ...]
 
     def sound_codec(self, codec: str, *, as_it_is: bool, begins_at_zero: bool) -> str:
         """The codec for sound that comes in `codec`: "copy" where nothing need be done to it.
@@ -63,9 +68,15 @@ class Container:
 
 CONTAINERS: Final[Mapping[str, Container]] = MappingProxyType(
     {
-        ".mp4": Container("mp4", _LOSSY, "aac", keeps_pcm=False, keeps_ticks=True, subtitles="mov_text", attaches=False),
-        ".mov": Container("mov", _LOSSY | PCM, "aac", keeps_pcm=True, keeps_ticks=True, subtitles="mov_text", attaches=False),
-        ".mkv": Container("matroska", None, "flac", keeps_pcm=True, keeps_ticks=False, subtitles="subrip", attaches=True),
+        ".mp4": Container(
+            "mp4", _LOSSY, "aac", keeps_pcm=False, keeps_ticks=True, subtitles="mov_text", attaches=False, pictures=_H26X + _AV1
+        ),
+        ".mov": Container(
+            "mov", _LOSSY | PCM, "aac", keeps_pcm=True, keeps_ticks=True, subtitles="mov_text", attaches=False, pictures=_H26X
+        ),
+        ".mkv": Container(
+            "matroska", None, "flac", keeps_pcm=True, keeps_ticks=False, subtitles="subrip", attaches=True, pictures=_H26X + _AV1 + _VP9
+        ),
         ".webm": Container(
             "webm",
             frozenset({"opus", "vorbis"}),
@@ -74,7 +85,7 @@ CONTAINERS: Final[Mapping[str, Container]] = MappingProxyType(
             keeps_ticks=False,
             subtitles="webvtt",
             attaches=False,
-            pictures="libvpx-vp9",
+            pictures=_VP9 + _AV1,
         ),
     }
 )

@@ -69,10 +69,11 @@ def versions() -> str:
     return f"PyAV {av.__version__}, libavcodec {codec}"
 
 
-def complaint_of_encoder(codec: str) -> str:
+def complaint_of_encoder(codec: str, options: dict[str, str] | None = None) -> str:
     """Why an encoder inside PyAV does not encode one picture or a moment of silence, in one line; "" where it does."""
     try:
         context = av.CodecContext.create(codec, "w")
+        context.options = options or {}
         packets = list(_encoded_sound(context) if isinstance(context, av.AudioCodecContext) else _encoded_picture(context))
     except (av.error.FFmpegError, ValueError, TypeError, OSError) as error:
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]

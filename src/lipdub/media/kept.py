@@ -236,7 +236,7 @@ def _language_taken(whole: Kept, stream: KeptStream, out: Path) -> str | None:
         with part_file(out, hidden=may_be_hidden()) as part, alone.mapped_into(out) as (streams, options):
             pictures = ffmpeg.input("color=size=64x64", f="lavfi", t="1")
             silence = ffmpeg.input("anullsrc", f="lavfi", t="1")
-            given = {"c:v:0": container.pictures, "c:a:0": container.recoded, "format": container.muxer} | options
+            given = {"c:v:0": container.pictures[0], "c:a:0": container.recoded, "format": container.muxer} | options
             run_ffmpeg(ffmpeg.output(pictures, silence, *streams, url_of(part), **given).global_args("-copyts"), out)
             with opened(part) as written:
                 there = [one for one in written.streams if one.index > 1 and one.type != "data"]
@@ -250,7 +250,7 @@ def _tags_taken(whole: Kept, out: Path) -> set[str]:
     with part_file(out, hidden=may_be_hidden()) as part:
         with mapped(out, writing=True), av.open(url_of(part), "w", format=container_of(out).muxer) as container:
             whole.into(container)
-            stream = container.add_stream(container_of(out).pictures, rate=25)
+            stream = container.add_stream(container_of(out).pictures[0], rate=25)
             assert isinstance(stream, av.VideoStream)
             stream.width = stream.height = 64
             stream.pix_fmt = "yuv420p"

@@ -1,4 +1,4 @@
-"""Frames into H.264, or VP9 for the web."""
+"""Frames into H.264, or what else an encoder makes of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import get_args
 
 import av
 import av.error
@@ -19,26 +18,22 @@ from lipdub.atomic import part_file, put_in_place
 from lipdub.errors import EncodingFailed
 from lipdub.media.colour import written_color
 from lipdub.media.containers import container_of
+from lipdub.media.encoders import ENCODERS, PictureEncoder
 from lipdub.media.files import mapped, url_of
 from lipdub.media.kept import NOTHING_KEPT, Kept
 from lipdub.media.planes import YuvChunk
-from lipdub.options import Preset
 from lipdub.records import VideoInfo
-
-VP9_CRF = ((0, 12, 34), (0, 16, 63))
-"""Crf of x264, and of VP9 that keeps pictures about as well (50.5 and 50.1 dB at 12 on a 720p panel)."""
-VP9_FASTEST_GOOD = 5
-"""The fastest speed of libvpx at which it looks at a picture more than once."""
 
 
 class Writer:
-    """Encodes frames to H.264 (VP9 in .webm) at `out`: silent, upright, with the timestamps, colour tags and pixel aspect of `info`.
+    """Encodes frames at `out`, to H.264 (VP9 in .webm) unless another encoder is given: silent, upright, with the timestamps, colour tags
+    and pixel aspect of `info`.
 
     A context manager. It writes to a temporary file beside `out` and renames it when the block ends well; after any error
     (Ctrl-C, too) nothing is left and what was at `out` is untouched. An `out` that exists is replaced: `check_output` is
     the caller's.
 
-    crf, preset: quality and speed of x264; for VP9, what comes near them. kept: tags and chapters that the file is to have.
+    crf, preset: quality and speed of x264; for others, what comes near them. kept: tags and chapters that the file is to have.
 
     Ticks are those of `time_base` (the one of `info` by default), written exactly to .mp4 and .mov; .mkv and .webm count in
     milliseconds. Pixels are 8-bit yuv420p, which plays everywhere, and which needs even sides: an odd picture gets its
@@ -55,14 +50,16 @@ class Writer:
     """
 
     def __init__(
-        self, out: Path, info: VideoInfo, *, crf: int, preset: str, time_base: Fraction | None = None, kept: Kept = NOTHING_KEPT
-    ) -> None:
+        self, out: Path, info: VideoInfo, *, crf: int, preset: str, time_base: Fraction | None = None, kept: Kept = NOTHING_KEPT,
+        encoder: PictureEncoder | None = None,
+    ) -> None:  # fmt: skip
         self.out = out
         self.end_s: Fraction | None = None
         self.time_base = time_base or info.time_base
         self._info, self._kept = info, kept
         self._kind = container_of(out)
-        self._options = _vp9_options(crf, preset) if self._kind.pictures == "libvpx-vp9" else {"crf": str(crf), "preset": preset}
+        self._encoder = encoder or ENCODERS[self._kind.pictures[0]]
+        self._options = self._encoder.options(crf, preset)
         self._size = info.width + info.width % 2, info.height + info.height % 2
         self._color = written_color(info, padded=self._size != (info.width, info.height))
         self._held: av.VideoFrame | None = None
@@ -122,7 +119,7 @@ class Writer:
     def _started(self) -> av.VideoStream:
         """The encoder, its header written."""
         rate = self._info.frame_rate.limit_denominator(1001 * 60)
-        stream = self._container.add_stream(self._kind.pictures, rate=rate, options=self._options)
+        stream = self._container.add_stream(self._encoder.name, rate=rate, options=self._options)
         assert isinstance(stream, av.VideoStream)
         context = stream.codec_context
         context.width, context.height = self._size
@@ -131,6 +128,8 @@ class Writer:
         context.sample_aspect_ratio = self._info.sample_aspect_ratio
         context.colorspace, context.color_range = self._color.matrix, self._color.range
         context.color_primaries, context.color_trc = self._color.primaries, self._color.transfer
+        if self._encoder.tag and self._kind.keeps_ticks:
+            context.codec_tag = self._encoder.tag
         context.flags |= Flags.frame_duration
         self._container.start_encoding()
         return stream
@@ -170,6 +169,8 @@ class Writer:
                 # With B-frames and a variable rate that is another one, unless the last frame coded makes up for it.
                 last.dts = max(self._last_dts + 1, last.pts - (self._lead or 0))
                 last.duration = self._end - last.pts
+            elif last.pts is not None and last.pts == self._held.pts:  # not every encoder hands durations on
+                last.duration = self._end - last.pts
             self._mux([last])
         self._container.close()
 
@@ -188,10 +189,3 @@ class Writer:
         """Let go of the file, whatever state it is in."""
         with suppress(av.error.FFmpegError, OSError, ValueError):
             self._container.close()
-
-
-def _vp9_options(crf: int, preset: str) -> dict[str, str]:
-    """Options of libvpx-vp9 that come near x264's crf (whose 0 loses nothing) and preset."""
-    speed = {name: 8 - number for number, name in enumerate(get_args(Preset))}[preset]
-    quality = {"lossless": "1"} if crf == 0 else {"crf": str(round(float(np.interp(crf, *VP9_CRF)))), "b": "0"}
-    return quality | {"cpu-used": str(speed), "deadline": "realtime" if speed > VP9_FASTEST_GOOD else "good", "row-mt": "1"}
