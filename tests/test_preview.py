@@ -103,6 +103,21 @@ def test_a_range_is_what_the_whole_dub_shows_there(film: Path, tmp_path: Path, t
     assert np.corrcoef(*loudness)[0, 1] > 0.95
 
 
+def test_ranges_are_those_of_the_whole_video(film: Path, tmp_path: Path, temporary: None) -> None:
+    span = Range(9.0, 10.6)
+    for ranges, inside in (("9.6-10.2", slice(15, 30)), ("1-2", slice(0, 0)), ("0-9.4,10.4-", None)):
+        report = preview(film / "clip.mkv", film / "speech.wav", tmp_path / "part.mp4", span, options(film, ranges=ranges, force=True))
+        touched = np.ones(40, bool)
+        for one in report.spans:
+            touched[one.first : one.end] = False
+        wanted = np.zeros(40, bool)
+        if inside is None:
+            wanted[:10] = wanted[35:] = True
+        else:
+            wanted[inside] = True
+        np.testing.assert_array_equal(touched, wanted)
+
+
 def test_only_the_seconds_around_are_looked_at(film: Path, tmp_path: Path) -> None:
     looked: list[int] = []
     preview(

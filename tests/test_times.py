@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lipdub import media
 from lipdub.errors import UnreadableMedia
 from lipdub.timeline import EDGE_FRAMES, amounts
-from lipdub.times import Range, joined, parsed_ranges, seconds_of
+from lipdub.times import Range, joined, parsed_ranges, seconds_of, written
 
 milliseconds = st.integers(0, 10**7)
 ranges = st.lists(st.tuples(milliseconds, st.integers(1, 10**5)), min_size=1, max_size=6).map(
@@ -113,3 +113,16 @@ def test_what_holds_no_cues_is_one_line(tmp_path: Path, content: bytes | None, s
     with pytest.raises(UnreadableMedia) as caught:
         media.ranges_in(tmp_path / f"a{suffix}")
     assert "\n" not in str(caught.value)
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.integers(1, 300)), min_size=1, max_size=5), st.integers(0, 900), st.booleans())
+def test_written_ranges_read_the_same_so_much_earlier(spans: list[tuple[int, int]], earlier_s: int, is_open: bool) -> None:
+    ranges = [Range(start, start + lasts) for start, lasts in spans]
+    if is_open:
+        ranges.append(Range(700, math.inf))
+    assert parsed_ranges(written(ranges)) == joined(ranges)
+    moved = written(ranges, earlier_s=earlier_s)
+    found = parsed_ranges(moved) if moved else ()
+    for time_s in (0.5, 3.5, 100.5, 400.5, 799.5):
+        inside = any(one.start_s <= time_s + earlier_s < one.end_s for one in ranges)
+        assert any(one.start_s <= time_s < one.end_s for one in found) == inside

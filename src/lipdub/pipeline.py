@@ -41,7 +41,7 @@ from lipdub.render import Scene, Speaker, render
 from lipdub.speech.lip_track import listen, pauses_in
 from lipdub.stages import Clock, OnProgress, counted
 from lipdub.timeline import amounts, lesser, pictures_end_s, plan, tempo_for
-from lipdub.times import Range, is_cue_file, parsed_ranges
+from lipdub.times import Range
 
 QUIET_GAIN = 4.0
 """Speech that has to be raised by more to be heard, 12 dB, may not be what was meant."""
@@ -98,7 +98,7 @@ def dub(
         # A track that was made before is of the photo as it was.
         pictures, info = (video, info) if options.full_size or track is not None else media.fitted_photo(video, info, warn)
         parts, offset_s = parts_of(speech, options, warn), Fraction(options.offset_ms, 1000)
-        ranges = _ranges(options.ranges)
+        ranges = None if options.ranges is None else media.ranges_of(options.ranges)
         model = model or open_model(options.model, device=options.device, threads=options.threads)
 
     def followed(place: Path, of: VideoInfo, choices: Choices = (None,)) -> list[tuple[FaceTrack, bool]]:
@@ -195,10 +195,3 @@ def dub(
         wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cached,
         warnings=tuple(warnings), pages=sum(len(one.pages) for one in tracks), painted=sum(speaker.choices.painted for speaker in speakers),
     )  # fmt: skip
-
-
-def _ranges(asked: str | None) -> tuple[Range, ...] | None:
-    """What ``--ranges`` means, None for all of the video. Raises UnreadableMedia."""
-    if asked is None:
-        return None
-    return media.ranges_in(Path(asked)) if is_cue_file(asked) else parsed_ranges(asked)

@@ -43,6 +43,12 @@ def parsed_ranges(text: str) -> tuple[Range, ...]:
     return joined(found)
 
 
+def written(ranges: Iterable[Range], *, earlier_s: float = 0.0) -> str:
+    """Ranges as `parsed_ranges` reads them, so much earlier; what would begin before 0 is cut. "" where nothing is left."""
+    moved = [(max(0.0, one.start_s - earlier_s), one.end_s - earlier_s) for one in ranges]
+    return ",".join(f"{start:.6f}-{'' if end == math.inf else f'{end:.6f}'}" for start, end in moved if round(end, 6) > round(start, 6))
+
+
 def joined(ranges: Iterable[Range]) -> tuple[Range, ...]:
     """The same times as ranges in order that neither touch nor overlap."""
     found: list[Range] = []

@@ -26,7 +26,7 @@ from lipdub.pipeline import dub
 from lipdub.records import DubReport, DubWarning
 from lipdub.render import Scene
 from lipdub.stages import OnProgress
-from lipdub.times import Range
+from lipdub.times import Range, written
 
 AROUND_S = 5.0
 """So much before and after what is shown is looked at, too: mouths to draw from, and where the head moves."""
@@ -104,8 +104,11 @@ def _stretch(video: Path, speech: Path, folder: Path, span: Range, options: DubO
         names = (f"{name}{number}.wav" for number in itertools.count())
         return None if value is None else option.with_paths(value, lambda path: taken(path, next(names), from_s))
 
+    # Where no range reaches into the excerpt one behind its end says so.
+    nowhere = f"{lasts_s + 1:.3f}-{lasts_s + 2:.3f}"
+    ranges = None if options.ranges is None else written(media.ranges_of(options.ranges), earlier_s=float(start_s)) or nowhere
     here = replace(
-        options, fit="longest", force=True, ranges=None, offset_ms=round(1000 * (heard_from_s + offset_s - start_s)),
+        options, fit="longest", force=True, ranges=ranges, offset_ms=round(1000 * (heard_from_s + offset_s - start_s)),
         also=cut("also", heard_from_s), driver=cut("driver", heard_from_s), mix=cut("mix", start_s),
     )  # fmt: skip
     shown = Range(max(0.0, span.start_s - float(start_s)), span.end_s - float(start_s))

@@ -13,7 +13,7 @@ from lipdub.media.containers import VIDEO_SUFFIXES
 from lipdub.media.converting import to_planes
 from lipdub.media.copies import let_go_of_copies, readable
 from lipdub.media.credentials import Credentials
-from lipdub.media.cues import ranges_in
+from lipdub.media.cues import ranges_in, ranges_of
 from lipdub.media.encoders import PictureEncoder, encoder_for
 from lipdub.media.excerpt import excerpt, key_frame_s, sound_excerpt
 from lipdub.media.kept import NOTHING_KEPT, Kept, plan_kept
@@ -58,6 +58,7 @@ __all__ = [
     "probe",
     "probe_sound",
     "ranges_in",
+    "ranges_of",
     "read_audio",
     "read_frames",
     "read_planes",

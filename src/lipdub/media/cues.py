@@ -10,9 +10,14 @@ from av.error import FFmpegError
 from lipdub.errors import UnreadableMedia
 from lipdub.media.copies import readable
 from lipdub.media.files import mapped, url_of
-from lipdub.times import Range, joined
+from lipdub.times import Range, is_cue_file, joined, parsed_ranges
 
 _FORMATS = {".srt": "srt", ".vtt": "webvtt"}
+
+
+def ranges_of(text: str) -> tuple[Range, ...]:
+    """The ranges that `text` writes, or those of the cues of the file that it names. Raises UnreadableMedia; ``ValueError``: neither."""
+    return ranges_in(Path(text)) if is_cue_file(text) else parsed_ranges(text)
 
 
 def ranges_in(path: Path) -> tuple[Range, ...]:
