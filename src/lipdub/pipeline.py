@@ -112,6 +112,7 @@ def dub(
         tracks, cached = [one for one, _ in found], all(known for _, known in found)
         for one in tracks:
             stack.callback(one.references.close)
+        for one in tracks:
             tell("finding faces", len(one), len(one))  # what the file says of its length is a guess
             require_faces(one, video)
         require_different(parts, tracks)
