@@ -22,7 +22,7 @@ from lipdub.records import VideoInfo
 
 
 def followed(place: Path, info: VideoInfo) -> tuple[FaceTrack, bool]:
-    return follow(place, info, size=64)
+    return follow(place, info, size=64)[0]
 
 
 @pytest.fixture(scope="module")

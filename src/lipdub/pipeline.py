@@ -15,7 +15,7 @@ from lipdub.choose import choose
 from lipdub.errors import OutputRefused
 from lipdub.faces.cache import AnalysisCache, Choices
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
-from lipdub.faces.follow import follow_each
+from lipdub.faces.follow import follow
 from lipdub.faces.more_footage import with_footage
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.media.label import drawable
@@ -102,7 +102,7 @@ def dub(
         model = model or open_model(options.model, device=options.device, threads=options.threads)
 
     def followed(place: Path, of: VideoInfo, choices: Choices = (None,)) -> list[tuple[FaceTrack, bool]]:
-        return follow_each(
+        return follow(
             place, of, choices, size=model.spec.crop.size, detectors=detectors, cache=cache, clock=clock,
             on_frames=counted(tell, "finding faces", of.frames_guessed), limits=options.limits,
         )  # fmt: skip

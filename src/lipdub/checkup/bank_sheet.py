@@ -58,7 +58,7 @@ def bank_sheet(
     media.check_picture(out, inputs=[video], force=force)
     tell = on_progress or (lambda stage, done, total: None)
     more = counted(tell, "finding faces", None)
-    track, _ = follow(video, media.probe(video), size=CROP_PX, detectors=detectors, cache=cache, on_frames=more)
+    ((track, _),) = follow(video, media.probe(video), size=CROP_PX, detectors=detectors, cache=cache, on_frames=more)
     with closing(track.references):
         if len(track.pages) == 0:
             raise NoFaceFound(f"no face in '{video}' that a dub could draw from; it needs one that looks at the camera")

@@ -49,7 +49,8 @@ def tracked(
     Raises UnreadableMedia, NoVideoStream.
     """
     kept = None if cache is None else AnalysisCache(cache, UNLIMITED_BYTES)
-    return follow(video, media.probe(video), size=size, detectors=detectors, cache=kept, threads=threads)[0]
+    ((track, _),) = follow(video, media.probe(video), size=size, detectors=detectors, cache=kept, threads=threads)
+    return track
 
 
 def same_file(one: Path, other: Path) -> bool:

@@ -16,7 +16,7 @@ from lipdub.faces.cache import AnalysisCache, Choices, cached_tracks
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.people import Person, people_in
 from lipdub.faces.track import DUBBED, FaceTrack
-from lipdub.options import FaceChoice, FaceLimits
+from lipdub.options import FaceLimits
 from lipdub.records import VideoInfo
 from lipdub.stages import Clock, Stages, cores
 
@@ -24,37 +24,7 @@ from lipdub.stages import Clock, Stages, cores
 def follow(
     video: Path,
     info: VideoInfo,
-    *,
-    size: int,
-    detectors: DetectorFactory = MediapipeDetector,
-    cache: AnalysisCache | None = None,
-    clock: Clock | None = None,
-    on_frames: Callable[[int], None] | None = None,
-    threads: int | None = None,
-    choice: FaceChoice | None = None,
-) -> tuple[FaceTrack, bool]:
-    """The face in every frame of `video`, whose `info` was read before, and whether the cache knew it. The caller closes its references.
-
-    size: side of the reference crops in px.
-    detectors: makes one detector, and more where there are cores for them.
-    cache: where analyses are kept, None for nowhere.
-    clock: has the time booked.
-    on_frames: told how many frames each step took.
-    threads: cores to use, None for all of this process; with fewer cores fewer detectors watch at once.
-    choice: who is followed; None for who is most prominent in each shot.
-
-    Raises UnreadableMedia, NoVideoStream. NoFaceFound: nobody is meant by the choice.
-    """
-    (found,) = follow_each(
-        video, info, (choice,), size=size, detectors=detectors, cache=cache, clock=clock, on_frames=on_frames, threads=threads
-    )
-    return found
-
-
-def follow_each(
-    video: Path,
-    info: VideoInfo,
-    choices: Choices,
+    choices: Choices = (None,),
     *,
     size: int,
     detectors: DetectorFactory = MediapipeDetector,
@@ -64,7 +34,20 @@ def follow_each(
     threads: int | None = None,
     limits: FaceLimits = FaceLimits(),
 ) -> list[tuple[FaceTrack, bool]]:
-    """What `follow` gives for each of several choices; the video is watched once at most. limits: which faces can be dubbed."""
+    """For each of the choices the face in every frame of `video`, whose `info` was read before, and whether the cache knew it. The video is
+    watched once at most. The caller closes the references.
+
+    choices: who is followed; None for who is most prominent in each shot.
+    size: side of the reference crops in px.
+    detectors: makes one detector, and more where there are cores for them.
+    cache: where analyses are kept, None for nowhere.
+    clock: has the time booked.
+    on_frames: told how many frames each step took.
+    threads: cores to use, None for all of this process; with fewer cores fewer detectors watch at once.
+    limits: which faces can be dubbed.
+
+    Raises UnreadableMedia, NoVideoStream. NoFaceFound: nobody is meant by a choice.
+    """
     clock = clock or Clock()
     # Stages inside count for themselves: what is left for the cache is reading the file and the kept track.
     with nullcontext() if cache is None else clock("cache"):
