@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from commands import Run, in_this_process
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 from test_pipeline import FRAMES, RATE, SIDE, frames_of, loud, mouths, quiet
 
 from lipdub import media
+from lipdub.checkup.preview import preview
 from lipdub.errors import LipdubError, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
 from lipdub.options import DubOptions, FaceChoice, Voice, dub_options
 from lipdub.pipeline import dub
 from lipdub.records import DubReport
+from lipdub.times import Range
 
 LEFT, RIGHT = f"{SIDE // 2},{SIDE // 2}@0", f"{3 * SIDE // 2},{SIDE // 2}@0"
 
@@ -96,6 +99,39 @@ def test_the_video_is_watched_once_for_all(house: Path, tmp_path: Path) -> None:
     assert len(read) == 1
 
 
+@pytest.mark.parametrize("name", ["right.png", "right small.jpg"])
+def test_a_picture_cut_out_of_the_video_names_a_face(house: Path, tmp_path: Path, name: str) -> None:
+    frame = frames_of(house / "pair.mp4")[12][:, SIDE:]
+    shown = frame if name.endswith(".png") else np.asarray(cv2.resize(frame, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA))
+    cv2.imwrite(str(tmp_path / name), shown[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    (tmp_path / "out").mkdir()
+    dubbed(house, tmp_path / "out" / "out.mp4", face=str(tmp_path / name), crf=0)
+    dubbed(house, tmp_path / "out" / "place.mp4", face=RIGHT, crf=0)
+    np.testing.assert_array_equal(frames_of(tmp_path / "out" / "out.mp4"), frames_of(tmp_path / "out" / "place.mp4"))
+    both = f"{tmp_path / name}={house / 'then.wav'}"
+    assert dubbed(house, tmp_path / "out" / "both.mp4", face=LEFT, also=both).warnings == ()
+
+
+def test_a_preview_knows_several_people_and_pictures_of_them(house: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "right.png"), frames_of(house / "pair.mp4")[12][:, SIDE:, ::-1])
+    both = f"{tmp_path / 'right.png'}={house / 'then.wav'}"
+    chosen = DubOptions(device="cpu", preset="ultrafast", threads=1, model=str(house / "fake"), face=LEFT, also=both)
+    report = preview(house / "pair.mp4", house / "first.wav", tmp_path / "part.mp4", Range(0.2, 0.6), chosen)
+    assert (report.frames, report.dubbed) == (10, 10)
+
+
+def test_a_picture_of_nobody_in_the_video_is_one_line(house: Path, tmp_path: Path) -> None:
+    stranger = np.ascontiguousarray(255 - frames_of(house / "pair.mp4")[0][:, :SIDE] // 2)
+    empty = np.full((200, 200, 3), 128, np.uint8)
+    for name, pixels, says in (("empty.png", empty, "no face in"), ("stranger.png", stranger, "nobody in the video|no face in")):
+        cv2.imwrite(str(tmp_path / name), pixels)
+        with pytest.raises(NoFaceFound, match=says) as caught:
+            dubbed(house, tmp_path / "out.mp4", face=str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UnreadableMedia, match="missing"):
+        dubbed(house, tmp_path / "out.mp4", face=str(tmp_path / "missing.png"))
+
+
 def test_who_does_not_speak_is_said(house: Path, tmp_path: Path) -> None:
     report = dubbed(house, tmp_path / "out.mp4", face=LEFT, also=f"{RIGHT}={house / 'silent.wav'}", silence="keep")
     assert [warning.kind for warning in report.warnings] == ["face-not-dubbed"]
@@ -136,6 +172,10 @@ def test_others_as_they_are_written() -> None:
     (also,) = [option for option in dub_options() if option.name == "also"]
     assert also.paths("2=a.wav;3=b.wav") == ("a.wav", "b.wav")
     assert also.with_paths("2=a.wav;3=b.wav", lambda path: f"/x/{path}") == "2=/x/a.wav;3=/x/b.wav"
+    assert Voice.others("anna.png=a.wav") == (Voice(FaceChoice(picture="anna.png"), "a.wav"),)
+    assert also.paths("anna.png=a.wav") == ("anna.png", "a.wav")
+    (face,) = [option for option in dub_options() if option.name == "face"]
+    assert (face.paths("anna.JPG"), face.paths("2"), face.paths(LEFT)) == (("anna.JPG",), (), ())
 
 
 @pytest.mark.parametrize("text", ["", "a.wav", "2=", "=a.wav", "x=a.wav", "2=a.wav;"])

@@ -34,22 +34,31 @@ def _option(
     return field(default=default, metadata=told)
 
 
+def is_picture(text: str) -> bool:
+    """Whether `text` names a picture of a face rather than a number or a place."""
+    return text.strip().lower().endswith((".png", ".jpg", ".jpeg", ".webp"))
+
+
 @dataclass(frozen=True, slots=True)
 class FaceChoice:
-    """Which face of a video is meant: a number as ``lipdub faces`` gives them, from 1, or a place in the picture at a time."""
+    """Which face of a video is meant: a number as ``lipdub faces`` gives them, from 1, a place in the picture at a time, or who is largest
+    in a picture."""
 
     number: int | None = None
     place_px: tuple[int, int] = (0, 0)
     at_s: float = 0.0
+    picture: str | None = None
 
     @classmethod
     def of(cls, text: str) -> FaceChoice:
-        """``2``, or ``640,360@12.5``. Raises ``ValueError``: neither."""
+        """``2``, ``640,360@12.5``, or ``anna.png``. Raises ``ValueError``: none of these."""
         if found := re.fullmatch(r"(\d{1,5}),(\d{1,5})@(.+)", text.strip()):
             return cls(None, (int(found[1]), int(found[2])), seconds_of(found[3]))
         if re.fullmatch(r"[1-9]\d{0,3}", text.strip()):
             return cls(int(text))
-        raise ValueError(f"face is a number from lipdub faces, or a place and a time such as 640,360@12.5, got '{text}'")
+        if is_picture(text):
+            return cls(picture=text.strip())
+        raise ValueError(f"face is a number from lipdub faces, a place and a time such as 640,360@12.5, or a picture, got '{text}'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,10 @@ def _check_label(text: str) -> None:
 def _check_ranges(text: str) -> None:
     if not is_cue_file(text):
         parsed_ranges(text)
+
+
+def _pictured(text: str, put: Put) -> str:
+    return put(text.strip()) if is_picture(text) else text
 
 
 def _whole(text: str, put: Put) -> str:
@@ -118,7 +131,8 @@ class Voice:
 
 
 def _also(text: str, put: Put) -> str:
-    return ";".join(f"{face}={put(speech.strip())}" for face, _, speech in (part.partition("=") for part in text.split(";")))
+    pairs = (part.partition("=") for part in text.split(";"))
+    return ";".join(f"{_pictured(face, put)}={put(speech.strip())}" for face, _, speech in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +191,10 @@ class DubOptions:
     )
     face: str | None = _option(
         None,
-        "Who is dubbed: a number that lipdub faces shows, or a place in px and a time, 640,360@12.5. By default the largest face "
-        "of each shot.",
+        "Who is dubbed: a number that lipdub faces shows, a place in px and a time, 640,360@12.5, or a picture cut out of the video, "
+        "anna.png. By default the largest face of each shot.",
         group="Faces",
+        places=_pictured,
         check=FaceChoice.of,
     )
     also: str | None = _option(

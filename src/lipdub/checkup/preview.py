@@ -20,7 +20,7 @@ from lipdub.errors import OutputRefused
 from lipdub.faces import crop
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.media.planes import RgbPicture
-from lipdub.options import DubOptions, dub_options
+from lipdub.options import DubOptions, dub_options, is_picture
 from lipdub.paste.mask import mask_of
 from lipdub.pipeline import dub
 from lipdub.records import DubReport, DubWarning
@@ -102,7 +102,11 @@ def _stretch(video: Path, speech: Path, folder: Path, span: Range, options: DubO
     def cut(name: str, from_s: Fraction) -> str | None:
         option, value = next(one for one in dub_options() if one.name == name), getattr(options, name)
         names = (f"{name}{number}.wav" for number in itertools.count())
-        return None if value is None else option.with_paths(value, lambda path: taken(path, next(names), from_s))
+
+        def put(path: str) -> str:
+            return path if is_picture(path) else taken(path, next(names), from_s)
+
+        return None if value is None else option.with_paths(value, put)
 
     # Where no range reaches into the excerpt one behind its end says so.
     nowhere = f"{lasts_s + 1:.3f}-{lasts_s + 2:.3f}"

@@ -17,7 +17,7 @@ import pkgutil
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +53,8 @@ def analysis_key(video: Path, *, size_px: int, choice: FaceChoice | None = None,
         "packages": [_version(package) for package in _PACKAGES],
     }
     if choice is not None:
-        shaping["choice"] = asdict(choice)
+        picture = None if choice.picture is None else content_digest(media.readable(Path(choice.picture)))
+        shaping["choice"] = asdict(replace(choice, picture=picture))
     if limits != FaceLimits():
         shaping["limits"] = asdict(limits)
     text = json.dumps(shaping, sort_keys=True, default=_plain)

@@ -183,6 +183,11 @@ class BankFiller:
         """The person whom a track (of one shot) shows. Raises KeyError: a track that was never shown."""
         return self._person_of[track]
 
+    def most_like(self, seen: Seen) -> tuple[int, float]:
+        """Who looks most as a face does, and how much, up to 1; (-1, -1) where nobody is known."""
+        found = [float((person["face"] @ seen.face).max(initial=-1)) for person in self._people]
+        return (int(np.argmax(found)), max(found)) if found else (-1, -1.0)
+
     def show(self, track: int, seen: Seen, look: Look) -> None:
         """One face more. look: is asked for its picture only where it becomes a page."""
         number = self._person_of.get(track)
