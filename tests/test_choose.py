@@ -115,6 +115,17 @@ def test_the_recalled_range_becomes_the_persons(range_ratio: float) -> None:
     assert gain == pytest.approx(np.clip(range_ratio, LEAST_GAIN, MOST_GAIN), rel=0.1)
 
 
+@pytest.mark.parametrize("most", [0.04, 0.075])
+def test_a_style_sets_how_far_the_mouth_opens(most: float) -> None:
+    """As far as in the other footage, whatever the person does in this one."""
+    with track_of(speaking(300)) as track, track_of(speaking(200, most=most, seed=3)) as style, heard(speaking(300, seed=1)) as lips:
+        plain, styled = (drawn(track, lips, draw="warp", style=one) for one in (None, style))
+        wanted = np.subtract(*np.quantile(inner_opening(style.lips.astype(np.float32)), [0.9, 0.1]))
+    spread = [np.subtract(*np.quantile(inner_opening(one.points[:, :40]), [0.9, 0.1])) for one in (plain, styled)]
+    assert spread[1] == pytest.approx(wanted, rel=0.1)
+    assert (spread[1] > spread[0]) == (most > 0.06)
+
+
 def test_pages_of_the_wanted_mouth_are_found_and_the_chin_follows() -> None:
     # As often as syllables come: within fewer frames it costs less to stay on a page than to change it twice.
     recalled = speaking(80, seed=2, hz=4.5)

@@ -272,6 +272,16 @@ def test_the_strength_scales_what_the_sound_does_to_the_mouth(house: Path, tmp_p
     assert (change[1.5][:2] > change[1.0][:2] + 5).all()  # later it is as white as can be
 
 
+def test_a_style_that_shows_nobody_is_one_line_and_leaves_nothing(house: Path, tmp_path: Path) -> None:
+    draw_video(house / "bars.mp4", size=(256, 256), frames=5)
+    with pytest.raises(NoFaceFound, match="no face in") as caught:
+        dubbed(house, tmp_path / "out.mp4", style=str(house / "bars.mp4"))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    report = dubbed(house, tmp_path / "out.mp4", style=str(house / "clip.mp4"))
+    assert report.dubbed == FRAMES
+
+
 @pytest.mark.parametrize(("offset_ms", "sounding"), [(320, slice(10, 20)), (-280, slice(1, 5))])
 def test_an_offset_moves_lips_and_sound(house: Path, tmp_path: Path, clip: NDArray[np.uint8], offset_ms: int, sounding: slice) -> None:
     report = dubbed(house, tmp_path / "out.mp4", speech="half.wav", offset_ms=offset_ms, fit="video")

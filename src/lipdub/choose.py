@@ -126,14 +126,17 @@ class Mouth:
         return np.asarray(self.rest + np.einsum("np,pkc->nkc", pose - self.pose, self.turning), np.float32)
 
 
-def choose(track: FaceTrack, shown: Timeline, lips: LipTrack, *, draw: Draw = "auto", exclude_s: float = 0.0) -> Choices:
+def choose(
+    track: FaceTrack, shown: Timeline, lips: LipTrack, *, draw: Draw = "auto", exclude_s: float = 0.0, style: FaceTrack | None = None
+) -> Choices:
     """What each frame of `shown` is drawn from; the caller closes it.
 
     draw: "warp" from pages wherever a person has one, "paint" nothing, "auto" where the pages show what is wanted. exclude_s: pages that
-    lie as near as this to the frame that is redrawn are not used: for measuring.
+    lie as near as this to the frame that is redrawn are not used: for measuring. style: other footage, as far as whose main person opens
+    the mouth all others do here, too.
     """
     choices = Choices(track.pages.frame)
-    wanted = _Wishes(track, shown, lips)
+    wanted = _Wishes(track, shown, lips, style)
     usable = track.pages.usable()
     banks: dict[int, _Bank | None] = {}
     try:
@@ -189,7 +192,7 @@ def _costs(bank: _Bank, wanted: _Wishes, choices: Choices, frames: tuple[int, in
 class _Wishes:
     """Where lips and jaw are to lie in every frame."""
 
-    def __init__(self, track: FaceTrack, shown: Timeline, lips: LipTrack) -> None:
+    def __init__(self, track: FaceTrack, shown: Timeline, lips: LipTrack, style: FaceTrack | None) -> None:
         self.track, self.shown, self._lips = track, shown, lips
         # One number for each shot and person.
         people = int(track.person.max()) + 2
@@ -199,12 +202,12 @@ class _Wishes:
         self._mouths: dict[int, Mouth] = {}
         self._gain: dict[int, NDArray[np.float32]] = {}
         for person in np.unique(track.pages.person).tolist():
-            frames = np.flatnonzero((track.person == person) & (track.status == DUBBED))
+            frames = _frames_of(track, person)
             if not len(frames):  # none of theirs is redrawn
                 continue
             openings = track.opening[frames]
             self._mouths[person] = Mouth.of(track.pages.take(track.pages.of(person)), float(np.quantile(openings, REST_SHARE)))
-            own = _range(_openings_and_widths(track.lips[frames[:: max(1, len(frames) // 20000)]].astype(np.float32)))
+            own = _range_of(track, frames) if style is None else _range_of(style, _frames_of(style, style.main_person))
             self._gain[person] = np.clip(own / np.maximum(recalled, 1e-4), LEAST_GAIN, MOST_GAIN).astype(np.float32)
 
     def covered(self, person: int) -> bool:
@@ -276,6 +279,16 @@ class _Wishes:
 def _openings_and_widths(lips: NDArray[np.float32]) -> NDArray[np.float32]:
     """Distance of the inner lips and of the corners, float32 (n, 2)."""
     return np.stack([inner_opening(lips), mouth_width(lips)], axis=1)
+
+
+def _frames_of(track: FaceTrack, person: int) -> NDArray[np.int64]:
+    """Frames in which a person can be dubbed."""
+    return np.flatnonzero((track.person == person) & (track.status == DUBBED))
+
+
+def _range_of(track: FaceTrack, frames: NDArray[np.int64]) -> NDArray[np.float32]:
+    """How far the mouth opens and widens in these frames, float32 (2,)."""
+    return _range(_openings_and_widths(track.lips[frames[:: max(1, len(frames) // 20000)]].astype(np.float32)))
 
 
 def _range(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -209,6 +209,10 @@ class DubOptions:
         low=20, high=10_000,
     )  # fmt: skip
     max_yaw: float = _option(50.0, "Leave faces alone that are turned to a side by more degrees.", group="Faces", low=0.0, high=90.0)
+    style: str | None = _option(
+        None, "Open the mouth as far as in this other video, of the person or somebody else; where mouths are drawn from the video's own.",
+        group="Look", places=_whole,
+    )  # fmt: skip
     strength: float = _option(
         1.0, "How far the lips move: 0 keeps them shut, 1 moves them as heard, 1.5 half as far again.", group="Look", low=0.0, high=1.5
     )

@@ -119,6 +119,11 @@ def dub(
         if options.references is not None:
             tracks[0] = with_footage(tracks[0], Path(options.references), lambda place, of: followed(place, of)[0])
             stack.callback(tracks[0].references.close)
+        style = None
+        if options.style is not None:
+            ((style, _),) = followed(Path(options.style), media.probe(Path(options.style)))
+            stack.callback(style.references.close)
+            require_faces(style, Path(options.style))
         first = tracks[0]
         pictures_s = Fraction(0) if info.is_still else pictures_end_s(first.pts, first.time_base, video_s=info.duration_s)
         if options.fit == "stretch" and not info.is_still:
@@ -162,7 +167,7 @@ def dub(
             spoken = speaking(one, shown, lips) if options.only_when_speaking else None
             each[number] = at_rest(each[number], spoken)
             with clock("choose"):
-                choices = stack.enter_context(closing(choose(one, shown, lips, draw=options.draw, exclude_s=exclude_own_s)))
+                choices = stack.enter_context(closing(choose(one, shown, lips, draw=options.draw, exclude_s=exclude_own_s, style=style)))
             speakers.append(Speaker(one, lips, choices, lesser(amount, spoken)))
             silent.append(nothing_dubbed(each[number], lips, pauses, passed_through(each[number], shown), options.silence))
         status = together(each)
