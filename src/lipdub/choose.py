@@ -199,6 +199,7 @@ class _Wishes:
         self.stretches = list(runs(track.shot[shown.source].astype(np.int64) * people + track.person[shown.source]))
         """Output frames [first, end) that show one shot and one person, or nobody."""
         recalled = self._recalled_range()
+        styled = None if style is None else _range_of(style, _frames_of(style, style.main_person))
         self._mouths: dict[int, Mouth] = {}
         self._gain: dict[int, NDArray[np.float32]] = {}
         for person in np.unique(track.pages.person).tolist():
@@ -207,7 +208,7 @@ class _Wishes:
                 continue
             openings = track.opening[frames]
             self._mouths[person] = Mouth.of(track.pages.take(track.pages.of(person)), float(np.quantile(openings, REST_SHARE)))
-            own = _range_of(track, frames) if style is None else _range_of(style, _frames_of(style, style.main_person))
+            own = _range_of(track, frames) if styled is None else styled
             self._gain[person] = np.clip(own / np.maximum(recalled, 1e-4), LEAST_GAIN, MOST_GAIN).astype(np.float32)
 
     def covered(self, person: int) -> bool:

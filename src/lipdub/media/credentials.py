@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import av
-import numpy as np
 
 from lipdub import __version__
 from lipdub.atomic import part_file, whole_file
@@ -19,6 +18,7 @@ from lipdub.errors import EncodingFailed, OutputRefused
 from lipdub.media.containers import container_of
 from lipdub.media.facts import may_be_hidden
 from lipdub.media.files import url_of
+from lipdub.media.kept import one_picture
 from lipdub.media.output import COMMENT
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Credentials:
     def __init__(self, pem: Path, out: Path) -> None:
         """pem: one file with the key and the chain of certificates, the signer's first, as text. out: what is to be signed.
 
-        Signs a second of nothing, so that what cannot be signed is said before the first frame is drawn. Raises OutputRefused.
+        Signs one small picture, so that what cannot be signed is said before the first frame is drawn. Raises OutputRefused.
         """
         if out.suffix.lower() not in SUFFIXES:
             raise OutputRefused(f"cannot sign '{out}': credentials go into {' and '.join(SUFFIXES)}; give the output one of these endings")
@@ -58,7 +58,8 @@ class Credentials:
         self._algorithm = _algorithm(self._key, pem)
         try:
             with part_file(out, hidden=may_be_hidden()) as nothing, part_file(out, hidden=may_be_hidden()) as signed:
-                _nothing(nothing, out)
+                with av.open(url_of(nothing), "w", format=container_of(out).muxer) as container:
+                    one_picture(container, out)
                 self._sign(nothing, signed)
         except c2pa.C2paError as error:
             why = " ".join(str(error).split())[:200]
@@ -127,12 +128,3 @@ def _algorithm(key: bytes, pem: Path) -> c2pa.C2paSigningAlg:
     if not name:
         raise OutputRefused(f"the private key in '{pem}' is of a kind that C2PA does not take; give an EC, RSA or Ed25519 key")
     return c2pa.C2paSigningAlg[name]
-
-
-def _nothing(part: Path, out: Path) -> None:
-    """Write a file of one small picture, of the kind of `out`."""
-    with av.open(url_of(part), "w", format=container_of(out).muxer) as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width = stream.height = 64
-        for frame in (av.VideoFrame.from_ndarray(np.zeros((96, 64), np.uint8), "yuv420p"), None):
-            container.mux(stream.encode(frame))

@@ -250,15 +250,20 @@ def _tags_taken(whole: Kept, out: Path) -> set[str]:
     with part_file(out, hidden=may_be_hidden()) as part:
         with mapped(out, writing=True), av.open(url_of(part), "w", format=container_of(out).muxer) as container:
             whole.into(container)
-            stream = container.add_stream(container_of(out).pictures[0], rate=25)
-            assert isinstance(stream, av.VideoStream)
-            stream.width = stream.height = 64
-            stream.pix_fmt = "yuv420p"
-            for frame in (av.VideoFrame.from_ndarray(np.zeros((96, 64), np.uint8), "yuv420p"), None):
-                container.mux(stream.encode(frame))
+            one_picture(container, out)
         with opened(part) as written:
             there = {key.lower(): value for key, value in written.metadata.items()}
     return {key for key, value in whole.tags.items() if there.get(key.lower()) == value}
+
+
+def one_picture(container: OutputContainer, out: Path) -> None:
+    """Write one small picture into a file that is to show what a file of the kind of `out` can hold."""
+    stream = container.add_stream(container_of(out).pictures[0], rate=25)
+    assert isinstance(stream, av.VideoStream)
+    stream.width = stream.height = 64
+    stream.pix_fmt = "yuv420p"
+    for frame in (av.VideoFrame.from_ndarray(np.zeros((96, 64), np.uint8), "yuv420p"), None):
+        container.mux(stream.encode(frame))
 
 
 def _packet(video: Path, index: int) -> bytes:
