@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +26,8 @@ BESIDE_S = 0.3
 """A mouth is redrawn for so long before and after it or the speech moves."""
 HDR_TRANSFERS = (16, 18)
 """PQ and HLG (ITU-T H.273, table 3)."""
-MISSED_S = 0.1
-"""A stretched speech that misses the end of the picture by less fits."""
+QUIET_GAIN = 4.0
+"""Speech that has to be raised by more to be heard, 12 dB, may not be what was meant."""
 
 
 def status_of(track: FaceTrack, shown: Timeline, amount: NDArray[np.float32] | None) -> NDArray[np.uint8]:
@@ -119,21 +118,12 @@ def what_is_lost(info: VideoInfo) -> list[DubWarning]:
     return found
 
 
-def quiet_speech(pauses: Pauses) -> DubWarning:
-    """The warning that a speech had to be raised to be heard."""
+def too_quiet(pauses: Pauses) -> list[DubWarning]:
+    """The warning that a speech had to be raised to be heard, where that is so."""
+    if pauses.gain <= QUIET_GAIN:
+        return []
     text = f"the speech is quiet: it is heard {20 * math.log10(pauses.gain):.0f} dB louder, and goes into the output as it is"
-    return DubWarning("quiet-speech", text)
-
-
-def stretch_missed(speech_s: Fraction, room_s: Fraction, tempo: Fraction) -> DubWarning | None:
-    """The warning that a speech does not last as long as the picture in spite of the tempo that it was given."""
-    left_s = speech_s / tempo - room_s
-    if abs(left_s) <= MISSED_S:
-        return None
-    how = f"{abs(float(tempo) - 1):.0%} {'faster' if tempo > 1 else 'slower'}"
-    left = f"{abs(float(left_s)):.1f} s {'longer' if left_s > 0 else 'shorter'}"
-    lengths = f"the speech lasts {float(speech_s):.1f} s for {float(room_s):.1f} s of picture"
-    return DubWarning("speech-stretched", f"{lengths}: spoken {how}, the most that is done, it is still {left}")
+    return [DubWarning("quiet-speech", text)]
 
 
 def passed_through(status: NDArray[np.uint8], shown: Timeline) -> tuple[Span, ...]:

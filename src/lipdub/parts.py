@@ -1,9 +1,10 @@
-"""The parts of a dub: whose mouth moves by which sound. One for most dubs, one for each person where several are dubbed in one pass."""
+"""The parts of a dub: whose mouth moves by which sound, and what of all sounds is heard. One part for most dubs, one for each person where
+several are dubbed in one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,11 +15,14 @@ from lipdub import media
 from lipdub.errors import NoAudioStream, OutputRefused
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.media.sound import SoundInfo
-from lipdub.options import DubOptions, FaceChoice, Voice
-from lipdub.records import Warn
+from lipdub.options import DubOptions, FaceChoice, Mix, Voice
+from lipdub.records import DubWarning, Warn
+from lipdub.timeline import tempo_for
 
 SAME_SHARE = 0.5
 """Two faces that are one in more of their frames than this are of one person."""
+MISSED_S = 0.1
+"""A stretched speech that misses the end of the picture by less fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,19 @@ def parts_of(speech: Path, options: DubOptions, warn: Warn) -> tuple[Part, ...]:
 
 
 @contextmanager
-def stretched(parts: Sequence[Part], out: Path, *, tempo: Fraction) -> Iterator[tuple[Part, ...]]:
-    """The parts spoken `tempo` times as fast, in files beside `out` that are removed at the end. Raises EncodingFailed, WriteFailed."""
+def stretched(parts: Sequence[Part], out: Path, *, room_s: Fraction, warn: Warn) -> Iterator[tuple[Part, ...]]:
+    """The parts spoken so much faster or slower that the longest lasts `room_s`, in files beside `out` that are removed at the end. warn:
+    told where that is more than is done.
+
+    Raises EncodingFailed, WriteFailed.
+    """
+    longest_s = max(part.sound.end_s for part in parts)
+    tempo = tempo_for(longest_s, room_s)
+    if abs(left_s := longest_s / tempo - room_s) > MISSED_S:
+        how = f"{abs(float(tempo) - 1):.0%} {'faster' if tempo > 1 else 'slower'}"
+        left = f"{abs(float(left_s)):.1f} s {'longer' if left_s > 0 else 'shorter'}"
+        lengths = f"the speech lasts {float(longest_s):.1f} s for {float(room_s):.1f} s of picture"
+        warn(DubWarning("speech-stretched", f"{lengths}: spoken {how}, the most that is done, it is still {left}"))
     with ExitStack() as stack:
         found = []
         for part in parts:
@@ -66,6 +81,18 @@ def stretched(parts: Sequence[Part], out: Path, *, tempo: Fraction) -> Iterator[
                 heard, _ = stack.enter_context(media.stretched(part.heard, media.probe_sound(part.heard), out, tempo=tempo))
             found.append(replace(part, audible=audible, sound=sound, heard=heard))
         yield tuple(found)
+
+
+def arranged(
+    parts: Sequence[Part], options: DubOptions, out: Path, *, offset_s: Fraction, until_s: Fraction
+) -> AbstractContextManager[tuple[Path, SoundInfo]]:
+    """What is heard of all parts and of --mix, as ``media.arranged`` gives it."""
+    under = [media.Laid(part.audible, offset_s=offset_s) for part in parts[1:]]
+    if options.mix is not None:
+        mix = Mix.of(options.mix)
+        under.append(media.Laid(Path(mix.path), mix.gain_db))
+    first = parts[0]
+    return media.arranged(first.audible, first.sound, out, offset_s=offset_s, until_s=until_s, under=under, lufs=options.loudness)
 
 
 def require_different(parts: Sequence[Part], tracks: Sequence[FaceTrack]) -> None:

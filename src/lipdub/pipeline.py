@@ -11,40 +11,22 @@ from pathlib import Path
 import numpy as np
 
 from lipdub import __version__, media
+from lipdub.cast import followed
 from lipdub.choose import choose
-from lipdub.errors import OutputRefused
-from lipdub.faces.cache import AnalysisCache, Choices
+from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
-from lipdub.faces.follow import follow
-from lipdub.faces.more_footage import with_footage
 from lipdub.faces.track import DUBBED, FaceTrack
-from lipdub.media.label import drawable
-from lipdub.model import Model, open_model
-from lipdub.options import DubOptions, Mix, dub_options
-from lipdub.outcome import (
-    at_rest,
-    nothing_dubbed,
-    passed_through,
-    quiet_speech,
-    require_all,
-    require_faces,
-    silence_warnings,
-    speaking,
-    status_of,
-    stretch_missed,
-    together,
-    what_is_lost,
-)
-from lipdub.parts import parts_of, require_different, stretched
-from lipdub.records import DubReport, DubWarning, VideoInfo
+from lipdub.model import Model
+from lipdub.opened import open_dub
+from lipdub.options import DubOptions
+from lipdub.outcome import at_rest, nothing_dubbed, passed_through, require_all, silence_warnings, speaking, status_of, together, too_quiet
+from lipdub.parts import arranged, stretched
+from lipdub.records import DubReport, DubWarning
 from lipdub.render import Scene, Speaker, render
 from lipdub.speech.lip_track import listen, pauses_in
 from lipdub.stages import Clock, OnProgress, counted
-from lipdub.timeline import amounts, lesser, pictures_end_s, plan, tempo_for
+from lipdub.timeline import amounts, lesser, pictures_end_s, plan
 from lipdub.times import Range
-
-QUIET_GAIN = 4.0
-"""Speech that has to be raised by more to be heard, 12 dB, may not be what was meant."""
 
 
 def dub(
@@ -77,88 +59,44 @@ def dub(
         OutputRefused, UnreadableMedia, NoVideoStream, NoAudioStream, BundleNotFound, BundleInvalid, ProviderUnavailable,
         EncodingFailed, WriteFailed. NoFaceFound: no face in any frame, or with ``options.strict`` a frame that cannot be dubbed.
     """
-    started = time.perf_counter()
-    clock = Clock()
+    started, clock = time.perf_counter(), Clock()
     warnings: dict[DubWarning, None] = {}  # each once, in the order in which they were found
 
     def warn(warning: DubWarning) -> None:
         warnings[warning] = None
 
     tell = on_progress or (lambda stage, done, total: None)
-    named = [Path(path) for option in dub_options() if option.name != "model" for path in option.paths(getattr(options, option.name))]
-    media.check_output(out, inputs=[video, speech, *named], force=options.force)
-    if options.label is not None and not drawable(options.label):
-        raise OutputRefused(f"the label '{options.label}' has letters without a shape here; write it in Latin ones")
     with clock("open"):
-        encoder = media.encoder_for(out, options.encoder, crf=options.crf)
-        credentials = None if options.credentials is None else media.Credentials(Path(options.credentials), out)
-        info = media.probe(video)
-        for loss in what_is_lost(info):
-            warn(loss)
         # A track that was made before is of the photo as it was.
-        pictures, info = (video, info) if options.full_size or track is not None else media.fitted_photo(video, info, warn)
-        parts, offset_s = parts_of(speech, options, warn), Fraction(options.offset_ms, 1000)
-        ranges = None if options.ranges is None else media.ranges_of(options.ranges)
-        model = model or open_model(options.model, device=options.device, threads=options.threads)
-
-    def followed(place: Path, of: VideoInfo, choices: Choices = (None,)) -> list[tuple[FaceTrack, bool]]:
-        return follow(
-            place, of, choices, size=model.spec.crop.size, detectors=detectors, cache=cache, clock=clock,
-            on_frames=counted(tell, "finding faces", of.frames_guessed), limits=options.limits,
-        )  # fmt: skip
-
+        opened = open_dub(video, speech, out, options, model=model, full_size=options.full_size or track is not None, warn=warn)
+    info, model, parts, credentials = opened.info, opened.model, opened.parts, opened.credentials
+    offset_s = Fraction(options.offset_ms, 1000)
     with ExitStack() as stack:
-        found = [(track, True)] if track is not None else followed(pictures, info, [part.face for part in parts])
-        tracks, cached = [one for one, _ in found], all(known for _, known in found)
-        for one in tracks:
-            stack.callback(one.references.close)
-        for one in tracks:
-            tell("finding faces", len(one), len(one))  # what the file says of its length is a guess
-            require_faces(one, video)
-        require_different(parts, tracks)
-        if options.references is not None:
-            tracks[0] = with_footage(tracks[0], Path(options.references), lambda place, of: followed(place, of)[0])
-            stack.callback(tracks[0].references.close)
-        style = None
-        if options.style is not None:
-            ((style, _),) = followed(Path(options.style), media.probe(Path(options.style)))
-            stack.callback(style.references.close)
-            require_faces(style, Path(options.style))
-        first = tracks[0]
+        cast = stack.enter_context(followed(opened, track, detectors=detectors, cache=cache, clock=clock, tell=tell))
+        first = cast.tracks[0]
         pictures_s = Fraction(0) if info.is_still else pictures_end_s(first.pts, first.time_base, video_s=info.duration_s)
         if options.fit == "stretch" and not info.is_still:
-            longest_s, room_s = max(part.sound.end_s for part in parts), pictures_s - offset_s
-            tempo = tempo_for(longest_s, room_s)
-            if (missed := stretch_missed(longest_s, room_s, tempo)) is not None:
-                warn(missed)
-            parts = stack.enter_context(stretched(parts, out, tempo=tempo))
+            parts = stack.enter_context(stretched(parts, out, room_s=pictures_s - offset_s, warn=warn))
         speech_s = max(part.sound.end_s for part in parts) + offset_s
         shown = plan(first.pts, first.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
-        amount = None if ranges is None else amounts(shown.times_s, ranges)
+        amount = None if opened.ranges is None else amounts(shown.times_s, opened.ranges)
         if span is not None:
             begin, end = shown.within(span)
             offset_s -= int(shown.pts[begin]) * shown.time_base
             shown, amount = shown.part(begin, end), None if amount is None else amount[begin:end]
-        each = [status_of(one, shown, amount) for one in tracks]
+        each = [status_of(one, shown, amount) for one in cast.tracks]
         if options.strict:
             require_all(passed_through(together(each), shown), video)
         with clock("open"):  # before a frame is drawn: what cannot be written is said now
-            under = [media.Laid(part.audible, offset_s=offset_s) for part in parts[1:]]
-            if options.mix is not None:
-                mix = Mix.of(options.mix)
-                under.append(media.Laid(Path(mix.path), mix.gain_db))
-            arranged = media.arranged(
-                parts[0].audible, parts[0].sound, out, offset_s=offset_s, under=under, until_s=shown.duration_s, lufs=options.loudness
-            )
-            audible, sound = stack.enter_context(arranged)
+            audible, sound = stack.enter_context(arranged(parts, options, out, offset_s=offset_s, until_s=shown.duration_s))
             sound_plan = media.plan_sound(audible, out, duration_s=shown.duration_s, info=sound, warn=warn)
             kept = media.plan_kept(video, out, duration_s=shown.duration_s, keep_audio=options.keep_original_audio, warn=warn)
         speakers, silent = [], []
-        for number, (part, one) in enumerate(zip(parts, tracks, strict=True)):
+        for number, (part, one) in enumerate(zip(parts, cast.tracks, strict=True)):
             with clock("recall"):
                 pauses = pauses_in(part.heard)
-                if pauses.gain > QUIET_GAIN:
-                    warn(quiet_speech(pauses))
+                for quiet in too_quiet(pauses):
+                    warn(quiet)
                 lips = listen(
                     part.heard, model.memory, shown.times_s - float(offset_s), pauses=pauses, rest_in_pauses=options.silence == "close",
                     strength=options.strength, on_frames=counted(tell, "listening", len(shown)),
@@ -167,26 +105,27 @@ def dub(
             spoken = speaking(one, shown, lips) if options.only_when_speaking else None
             each[number] = at_rest(each[number], spoken)
             with clock("choose"):
-                choices = stack.enter_context(closing(choose(one, shown, lips, draw=options.draw, exclude_s=exclude_own_s, style=style)))
+                choices = choose(one, shown, lips, draw=options.draw, exclude_s=exclude_own_s, style=cast.style)
+                stack.enter_context(closing(choices))
             speakers.append(Speaker(one, lips, choices, lesser(amount, spoken)))
             silent.append(nothing_dubbed(each[number], lips, pauses, passed_through(each[number], shown), options.silence))
         status = together(each)
         spans = passed_through(status, shown)
         silent_video = stack.enter_context(media.unfinished(out))
         scene = Scene(
-            pictures, info, tuple(speakers), shown, model.spec, model.generator, keep_pauses=options.silence == "keep", kept=kept,
+            opened.pictures, info, tuple(speakers), shown, model.spec, model.generator, keep_pauses=options.silence == "keep", kept=kept,
             label=options.label, side_by_side=options.side_by_side, warn=warn,
         )  # fmt: skip
         if on_scene is not None:
             on_scene(scene)
         told = counted(tell, "redrawing", len(shown))
-        render(scene, silent_video, crf=options.crf, preset=options.preset, encoder=encoder, clock=clock, on_frames=told)
+        render(scene, silent_video, crf=options.crf, preset=options.preset, encoder=opened.encoder, clock=clock, on_frames=told)
         with clock("mux"):
             muxed = out if credentials is None else stack.enter_context(media.unfinished(out))
             force = options.force or credentials is not None
             media.mux(silent_video, audible, muxed, duration_s=shown.duration_s, force=force, sound=sound_plan, kept=kept, warn=warn)
             if credentials is not None:
-                media.check_output(out, inputs=[video, speech, *named], force=options.force)
+                media.check_output(out, inputs=opened.inputs, force=options.force)
                 credentials.sign(muxed, out)
     if not any(warning.kind == "clock-jump" for warning in warnings) and (cut := media.cut_off(info, pictures_s)) is not None:
         warn(cut)
@@ -198,6 +137,7 @@ def dub(
         frames=len(shown), dubbed=len(shown) - passed, passed_through=passed, spans=spans,
         silent_frames=int((in_pause & (status == DUBBED)).sum()),
         video_s=float(pictures_s), speech_s=float(speech_s), output_s=float(shown.duration_s),
-        wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cached,
-        warnings=tuple(warnings), pages=sum(len(one.pages) for one in tracks), painted=sum(speaker.choices.painted for speaker in speakers),
+        wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cast.cached,
+        warnings=tuple(warnings), pages=sum(len(one.pages) for one in cast.tracks),
+        painted=sum(speaker.choices.painted for speaker in speakers),
     )  # fmt: skip

@@ -1,0 +1,55 @@
+"""What a dub is made of, checked and opened before a frame is looked at: what cannot be done is said now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipdub import media
+from lipdub.errors import OutputRefused
+from lipdub.media.label import drawable
+from lipdub.model import Model, open_model
+from lipdub.options import DubOptions, dub_options
+from lipdub.outcome import what_is_lost
+from lipdub.parts import Part, parts_of
+from lipdub.records import VideoInfo, Warn
+from lipdub.times import Range
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Opened:
+    """inputs: all files that are read but for the model. pictures: the video, or a photo at the size that is dubbed; `info` is of them.
+    ranges: when the mouth is redrawn, None for always."""
+
+    video: Path
+    options: DubOptions
+    inputs: tuple[Path, ...]
+    pictures: Path
+    info: VideoInfo
+    parts: tuple[Part, ...]
+    ranges: tuple[Range, ...] | None
+    encoder: media.PictureEncoder
+    credentials: media.Credentials | None
+    model: Model
+
+
+def open_dub(video: Path, speech: Path, out: Path, options: DubOptions, *, model: Model | None, full_size: bool, warn: Warn) -> Opened:
+    """A dub of `video` by `speech`, ready to begin.
+
+    model: opened before, None to open the one of `options`. full_size: of a photo. Raises as ``dub``, but for what is found in frames.
+    """
+    named = [Path(path) for option in dub_options() if option.name != "model" for path in option.paths(getattr(options, option.name))]
+    inputs = (video, speech, *named)
+    media.check_output(out, inputs=inputs, force=options.force)
+    if options.label is not None and not drawable(options.label):
+        raise OutputRefused(f"the label '{options.label}' has letters without a shape here; write it in Latin ones")
+    encoder = media.encoder_for(out, options.encoder, crf=options.crf)
+    credentials = None if options.credentials is None else media.Credentials(Path(options.credentials), out)
+    info = media.probe(video)
+    for loss in what_is_lost(info):
+        warn(loss)
+    pictures, info = (video, info) if full_size else media.fitted_photo(video, info, warn)
+    parts = parts_of(speech, options, warn)
+    ranges = None if options.ranges is None else media.ranges_of(options.ranges)
+    model = model or open_model(options.model, device=options.device, threads=options.threads)
+    return Opened(video, options, inputs, pictures, info, parts, ranges, encoder, credentials, model)
