@@ -29,7 +29,7 @@ from lipdub.paste.blend import paste
 from lipdub.paste.detail import FineReference, LitReference
 from lipdub.paste.light import LEAST_RED, Light, match_colour, without_green
 from lipdub.paste.mask import mask_of
-from lipdub.records import ColorTags, Copied, Crops, CropSpec, Drawn, Face, Reference
+from lipdub.records import ColorTags, Copied, Crops, CropSpec, Drawn, Face, Own, Reference
 from lipdub.references.store import LEAST_GAIN
 
 SPEC = CropSpec(size=128, drawn=(56, 128, 16, 112), masked_from=64)
@@ -350,6 +350,36 @@ def test_what_was_copied_is_as_fine_as_the_video(roll_deg: float, x: float, y: f
     assert np.abs(broad[0] - broad[1]).max() < 6
     away_from_it = outside(crops, chunk)[0]
     assert (fine.picture(0).y[away_from_it] == chunk.picture(0).y[away_from_it]).all()
+
+
+@given(roll_deg=st.floats(-30, 30), height=st.floats(70, 300))
+@settings(max_examples=15, deadline=None)
+def test_what_is_the_frames_own_and_stays_is_the_same_to_the_level(roll_deg: float, height: float) -> None:
+    """Below and above the crop's own size."""
+    chunk = planes_chunk(textured_picture())
+    crops = crops_in(chunk, face_at((256, 256), height=height, roll_deg=roll_deg))
+    still = all_copied()
+    share = np.ones(still.paint_mask.shape, np.float32)
+    drawn = Drawn(crops.pixels.copy(), Copied(still.paint_mask, still.flow, Own(share, still.flow)))
+    before = chunk.data.copy()
+    paste(chunk, crops, drawn, np.ones(1, np.float32), SPEC)
+    assert np.abs(chunk.data.astype(int) - before).max() <= 1
+
+
+def test_what_is_the_frames_own_and_moves_is_as_sharp_as_the_frame() -> None:
+    """All of a frame's skin down by a tenth of the crop's side."""
+    away = 0.1
+    chunk = planes_chunk(textured_picture())
+    crops = crops_in(chunk, face_at((256, 256), height=280))
+    page, own = all_copied(), all_copied((0.0, -away))
+    picture = drawn_as_copied(crops, Reference(0, crops.pixels[0], None), own).pixels
+    drawn = Drawn(picture, Copied(page.paint_mask, page.flow, Own(np.ones(page.paint_mask.shape, np.float32), own.flow)))
+    before = chunk.picture(0).y.copy()
+    paste(chunk, crops, drawn, np.ones(1, np.float32), SPEC)
+    shift = np.column_stack([np.eye(2), crops.to_frame[0, :, 1] * away * SPEC.size])
+    wanted = cv2.warpAffine(before, shift, before.shape[::-1], flags=cv2.INTER_CUBIC).astype(int)
+    deep = mask_in_frame(crops, before.shape) > 0.99
+    assert np.abs(chunk.picture(0).y - wanted)[deep].mean() < 0.2 * np.abs(before - wanted)[deep].mean()
 
 
 def test_copied_detail_lies_where_the_flow_says() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub.generators.warp import CELL_PX, SMOOTHING, Warp, folds, thin_plate
-from lipdub.records import CropSpec
+from lipdub.records import CropSpec, Drawn
 
 CROP = CropSpec(128, (64, 128, 16, 112), 64)
 seeds = st.integers(0, 10**6)
@@ -124,3 +124,54 @@ def test_blending_takes_the_light_of_one_and_the_detail_of_the_other(share: floa
     other = np.asarray(100 + grain[1], np.uint8)
     kept = Warp(CROP).blended(one[None], other[None], share)[0]
     assert np.std(kept[~outside].astype(int) - one[~outside]) < 0.25 * np.std(other[~outside].astype(int) - one[~outside])
+
+
+def around(target: NDArray[np.uint8], page: NDArray[np.uint8], own: NDArray[np.float32], wanted: NDArray[np.float32]) -> Drawn:
+    """A target with the mouth of a page in which the points lie where they are wanted."""
+    warp = Warp(CROP)
+    return warp.around(warp.draw(target[None], page[None], wanted[None], wanted[None]), target[None], own[None], wanted[None])
+
+
+@given(opening=st.floats(0.005, 0.06), seed=seeds)
+@settings(max_examples=20, deadline=None)
+def test_skin_is_the_frames_own_and_lips_are_the_pages(opening: float, seed: int) -> None:
+    """Where nothing moves, the skin is the target's to the level; inside of the lips all is of the page, in the light of that skin."""
+    rng = np.random.default_rng(seed)
+    grain = rng.integers(-12, 13, (2, 128, 128, 3))
+    target, page = np.asarray(120 + grain[0], np.uint8), np.asarray(80 + grain[1], np.uint8)
+    points = face(opening)
+    drawn = around(target, page, points, points)
+    y0, y1, x0, x1 = CROP.drawn
+    box = drawn.pixels[0, y0:y1, x0:x1].astype(int)
+    assert drawn.copied is not None
+    assert drawn.copied.own is not None
+    share = drawn.copied.own.share[0]
+    assert set(np.unique(share[[0, -1]])) == {1.0}
+    assert np.abs(box - target[y0:y1, x0:x1])[share == 1].max() <= 1
+    inside = share == 0
+    assert inside.sum() > 100
+    of_page = page[y0:y1, x0:x1].astype(int) + 40
+    assert np.abs(box - of_page)[inside].mean() < 0.3 * np.abs(box - target[y0:y1, x0:x1])[inside].mean()
+
+
+@given(opening=st.floats(0.02, 0.06))
+@settings(max_examples=10, deadline=None)
+def test_the_old_mouth_is_nowhere_left(opening: float) -> None:
+    """A target whose mouth is wide open, a page whose mouth is shut: the dark inside has gone from the skin as well."""
+    y, x = np.mgrid[0:128, 0:128] / 128
+    inside = ((x - 0.5) / 0.096) ** 2 + ((y - 0.72) / opening) ** 2 <= 1
+    target = np.where(inside[..., None], 20, 180).astype(np.uint8).repeat(3, axis=2)
+    drawn = around(target, np.full_like(target, 180), face(opening), face(0.001))
+    assert drawn.pixels[0, 64:, 16:112].min() > 150
+
+
+def test_a_jaw_that_drops_takes_the_skin_along() -> None:
+    """A mole on the chin goes where the chin goes."""
+    target = np.full((128, 128, 3), 180, np.uint8)
+    target[118:121, 63:66] = 20
+    own = face(0.01)
+    wanted = own.copy()
+    wanted[40:, 1] += 0.04
+    drawn = around(target, target, own, wanted)
+    rows = np.flatnonzero(drawn.pixels[0, :, 64, 0] < 100)
+    assert rows.mean() == pytest.approx(119 + 0.04 * 128, abs=1.5)

@@ -194,15 +194,25 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Own:
+    """What of M drawn boxes (h, w) was taken from the targets themselves. share: float32 (M, h, w) in [0, 1]. flow: as that of `Copied`."""
+
+    share: NDArray[np.float32]
+    flow: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Copied:
     """Which pixels of M drawn boxes (h, w) were copied from the reference, and from where.
 
     paint_mask: uint8 (M, h, w), the share of each pixel that was painted and not copied, 255 all of it. flow: float32 (M, 2, h', w'),
-    (x, y): where a pixel was copied from, relative to its own place, in crop sides; at the middles of cells coarser than pixels.
+    (x, y): where a pixel was copied from, relative to its own place, in crop sides; at the middles of cells coarser than pixels. own: what
+    comes from the target itself, moved likewise.
     """
 
     paint_mask: NDArray[np.uint8]
     flow: NDArray[np.float32]
+    own: Own | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -213,6 +223,12 @@ class Copied:
             self.flow.dtype == np.float32 and self.flow.ndim == 4 and self.flow.shape[:2] == (len(self.paint_mask), 2),
             f"flow must be float32 ({len(self.paint_mask)}, 2, h', w'), got {self.flow.dtype} {self.flow.shape}",
         )
+        _require(self.own is None or self.own.share.shape == self.paint_mask.shape, "a share of its own for each pixel of the box")
+
+    def part(self, first: int, end: int) -> Copied:
+        """The boxes [first, end), views."""
+        own = None if self.own is None else Own(self.own.share[first:end], self.own.flow[first:end])
+        return Copied(self.paint_mask[first:end], self.flow[first:end], own)
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -241,8 +257,7 @@ class Drawn:
 
     def part(self, first: int, end: int) -> Drawn:
         """The crops [first, end), views."""
-        copied = None if self.copied is None else Copied(self.copied.paint_mask[first:end], self.copied.flow[first:end])
-        return Drawn(self.pixels[first:end], copied)
+        return Drawn(self.pixels[first:end], None if self.copied is None else self.copied.part(first, end))
 
 
 @dataclass(frozen=True, slots=True)

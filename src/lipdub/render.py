@@ -71,8 +71,8 @@ class _Part:
     """M mouths of a piece that are drawn in the same way.
 
     crops: of their frames. references: for each the page it is drawn from, as it looks in the frame. strength: float32 (M,), how far it is
-    redrawn. lip_features: float32 (M, C), what is painted; None for those that are warped. shown, wanted: float32 (M, 64, 2), where the
-    page's points are, and where they are to lie. beside: another page that is blended into some of them.
+    redrawn. lip_features: float32 (M, C), what is painted; None for those that are warped. shown, own, wanted: float32 (M, 64, 2), where
+    the points are on the page and in the frame, and where they are to lie. beside: another page that is blended into some of them.
     """
 
     crops: Crops
@@ -80,6 +80,7 @@ class _Part:
     strength: NDArray[np.float32]
     lip_features: NDArray[np.float32] | None
     shown: NDArray[np.float32]
+    own: NDArray[np.float32]
     wanted: NDArray[np.float32]
     beside: _Beside | None = None
 
@@ -183,8 +184,9 @@ def _cropped(scene: Scene, speaker: Speaker, frames: YuvChunk, sources: NDArray[
         others, beside = chosen.beside[rows], None
         if (slots := np.flatnonzero(others >= 0)).size:
             beside = _Beside(slots, lit(others[slots], rows[slots], crops.pixels[slots]), points(others[slots]))
+        own = np.concatenate([track.lips[of], track.outline[of]], axis=1).astype(np.float32)
         return _Part(
-            crops, lit(pages, rows, crops.pixels), strength[rows], lips.feature[rows] if painted else None, points(pages),
+            crops, lit(pages, rows, crops.pixels), strength[rows], lips.feature[rows] if painted else None, points(pages), own,
             chosen.points[rows], beside,
         )  # fmt: skip
 
@@ -237,7 +239,7 @@ def _warped(part: _Part, warp: Warp) -> Drawn:
         slots = beside.slots
         other = warp.draw(part.crops.pixels[slots], _seen(beside.references), beside.shown, part.wanted[slots])
         drawn.pixels[slots] = warp.blended(drawn.pixels[slots], other.pixels, BESIDE_SHARE)
-    return drawn
+    return warp.around(drawn, part.crops.pixels, part.own, part.wanted)
 
 
 def _seen(references: Sequence[LitReference]) -> NDArray[np.uint8]:

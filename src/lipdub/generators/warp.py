@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.records import Copied, CropSpec, Drawn
+from lipdub.records import Copied, CropSpec, Drawn, Own
 
 SMOOTHING = 0.0001
 """Of the spline, in squared unit crop."""
@@ -22,6 +22,11 @@ CELL_PX = 2
 """The flow is computed at the middles of cells of this many crop px."""
 FINE = 0.012
 """Detail is what is finer than this, sigma, in sides of the crop."""
+LIPS_REACH, SKIN_REACH = 0.025, 0.085
+"""The page is seen as far as the first of these around the lips, the frame's own skin from the second on; unit crop."""
+COLOUR_REACH = 0.1
+"""Sigma over which the colour between lips and skin is carried inwards, unit crop."""
+_OUTER_LIPS = 20
 
 _Float = TypeVar("_Float", np.float32, np.float64)
 
@@ -45,14 +50,55 @@ class Warp:
         y0, y1, x0, x1 = self._crop.drawn
         drawn = targets.copy()
         flow = np.empty((len(targets), 2, *self._cells), np.float32)
-        x, y = np.meshgrid(np.arange(x0, x1, dtype=np.float32), np.arange(y0, y1, dtype=np.float32))
         for slot in range(len(targets)):
             flow[slot] = self.flow(shown[slot], wanted[slot])
-            fine = self._crop.size * cv2.resize(np.moveaxis(flow[slot], 0, 2), (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
-            drawn[slot, y0:y1, x0:x1] = cv2.remap(
-                pages[slot], x + fine[..., 0], y + fine[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-            )
+            drawn[slot, y0:y1, x0:x1] = self._moved(pages[slot], flow[slot])
         return Drawn(drawn, Copied(np.zeros((len(targets), y1 - y0, x1 - x0), np.uint8), flow))
+
+    def around(self, drawn: Drawn, targets: NDArray[np.uint8], own: NDArray[np.float32], wanted: NDArray[np.float32]) -> Drawn:
+        """`drawn` by `draw`, with the mouth alone of the page: the skin around it is the target's own, moved as the lips and the jaw move,
+        and the page's colours are brought to it.
+
+        own: float32 (M, P, 2), unit crop: where the points lie in the targets.
+        """
+        assert drawn.copied is not None
+        y0, y1, x0, x1 = self._crop.drawn
+        pixels = drawn.pixels.copy()
+        share = np.empty((len(targets), y1 - y0, x1 - x0), np.float32)
+        flow = np.empty_like(drawn.copied.flow)
+        for slot, target in enumerate(targets):
+            flow[slot] = self.flow(own[slot], wanted[slot])
+            share[slot] = self._skin(wanted[slot, :_OUTER_LIPS])
+            skin, page = self._moved(target, flow[slot]).astype(np.float32), drawn.pixels[slot, y0:y1, x0:x1]
+            part = share[slot][..., None]
+            lit = page + self._carried(skin - page, share[slot])
+            pixels[slot, y0:y1, x0:x1] = np.clip(np.rint(lit + part * (skin - lit)), 0, 255)
+        return Drawn(pixels, Copied(drawn.copied.paint_mask, drawn.copied.flow, Own(share, flow)))
+
+    def _moved(self, picture: NDArray[np.uint8], flow: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The drawn box of a picture (S, S, 3), moved by a flow (2, h, w)."""
+        y0, y1, x0, x1 = self._crop.drawn
+        fine = self._crop.size * cv2.resize(np.moveaxis(flow, 0, 2), (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
+        fine[..., 0] += np.arange(x0, x1, dtype=np.float32)[None]
+        fine[..., 1] += np.arange(y0, y1, dtype=np.float32)[:, None]
+        return np.asarray(cv2.remap(picture, fine[..., 0], fine[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+    def _skin(self, lips: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Where the skin is the target's own, around the outer `lips` (P, 2): float32 (h, w), from 0 at the lips to 1."""
+        y0, y1, x0, x1 = self._crop.drawn
+        outside = np.full((y1 - y0, x1 - x0), 255, np.uint8)
+        corners = lips * self._crop.size - [x0 + 0.5, y0 + 0.5]
+        cv2.fillPoly(outside, [np.round(16 * corners).astype(np.int32)], (0,), cv2.LINE_8, 4)
+        away = cv2.distanceTransform(outside, cv2.DIST_L2, 3) / self._crop.size
+        along = np.clip((away - LIPS_REACH) / (SKIN_REACH - LIPS_REACH), 0, 1)
+        return np.asarray(along * along * (3 - 2 * along), np.float32)
+
+    def _carried(self, apart: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What skin and page differ by where they meet, carried smoothly into the mouth: float32 (h, w, 3)."""
+        sigma = COLOUR_REACH * self._crop.size
+        ring = 4 * share * (1 - share)
+        weighted = cv2.GaussianBlur(np.dstack([apart * ring[..., None], ring]), (0, 0), sigma)
+        return np.asarray(weighted[..., :3] / (weighted[..., 3:] + 1e-3), np.float32)
 
     def blended(self, one: NDArray[np.uint8], other: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
         """The drawn crops `one`, uint8 (M, S, S, 3), brought nearer to `other` by `share`, in all but fine detail: two pictures of a mouth

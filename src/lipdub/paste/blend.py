@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.media.planes import YuvChunk, planes_of
+from lipdub.media.planes import Size, YuvChunk, planes_of
 from lipdub.paste.detail import LitReference, warp_by_flow
 from lipdub.paste.light import largest, match_colour, without_green
 from lipdub.paste.mask import mask_of
@@ -44,7 +44,8 @@ def paste(
         if strength[slot] <= 0:
             continue
         to_frame = crops.to_frame[slot]
-        patch = _patch(crops, slot, drawn.pixels[slot], float(strength[slot]), spec)
+        own = None if drawn.copied is None else _Copied.of_own(drawn.copied, slot, spec)
+        patch = _patch(crops, slot, drawn.pixels[slot], float(strength[slot]), spec, lit=own is not None)
         if drawn.copied is not None:
             box = patch.drawn[y0:y1, x0:x1]
             box[...] = without_green(box, drawn.copied.paint_mask[slot], crops.pixels[slot])
@@ -57,15 +58,16 @@ def paste(
         fine = seen.planes if seen else None
         copied = None
         if seen is not None and fine is not None and drawn.copied is not None:
-            copied = _Copied.of(drawn.copied, slot, spec)
+            copied = _Copied.of_page(drawn.copied, slot, spec)
             # What is taken from the fine planes is in the page's own light; the frame's comes on top.
-            copies = copied.from_crop(seen.plain) * seen.light.gain
-            new[y0:y1, x0:x1] -= copied.share[..., None] * copies
+            new[y0:y1, x0:x1] -= copied.from_crop(seen.plain) * seen.light.gain
+        if own is not None:
+            new[y0:y1, x0:x1] -= own.from_crop(old)
         for planes, channels, matrix in (([luma], slice(0, 1), to_frame), (chroma, slice(1, 3), half)):
             brought = None
             if seen is not None and fine is not None and copied is not None:
                 brought = _Brought(copied, fine[min(1, channels.start)], seen.light.gain[channels])
-            _blend(planes, new[..., channels], change[..., channels], patch, matrix, spec, brought)
+            _blend(planes, new[..., channels], change[..., channels], patch, matrix, spec, brought, own)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -88,18 +90,41 @@ class _Copied:
     spec: CropSpec
 
     @classmethod
-    def of(cls, copied: Copied, slot: int, spec: CropSpec) -> _Copied:
-        painted = copied.paint_mask[slot]
-        height, width = painted.shape
-        flow = cv2.resize(np.moveaxis(copied.flow[slot], 0, 2), (width, height), interpolation=cv2.INTER_LINEAR)
-        return cls(np.float32(1) - painted * np.float32(1 / 255), np.asarray(flow, np.float32), spec)
+    def of_page(cls, copied: Copied, slot: int, spec: CropSpec) -> _Copied:
+        """What comes from the page."""
+        share = np.float32(1) - copied.paint_mask[slot] * np.float32(1 / 255)
+        if copied.own is not None:
+            share = share * (1 - copied.own.share[slot])
+        return cls._of(share, copied.flow[slot], spec)
+
+    @classmethod
+    def of_own(cls, copied: Copied, slot: int, spec: CropSpec) -> _Copied | None:
+        """What comes from the frame itself."""
+        return None if copied.own is None else cls._of(copied.own.share[slot], copied.own.flow[slot], spec)
+
+    @classmethod
+    def _of(cls, share: NDArray[np.float32], cells: NDArray[np.float32], spec: CropSpec) -> _Copied:
+        flow = cv2.resize(np.moveaxis(cells, 0, 2), share.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        return cls(share, np.asarray(flow, np.float32), spec)
 
     def from_crop(self, coarse: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The pixels that were copied, as the generator saw them: float32 (h, w, 3) of a crop (S, S, 3)."""
+        """Its share of the drawn box in crop px: float32 (h, w, 3) of a crop (S, S, 3)."""
         y0, y1, x0, x1 = self.spec.drawn
         x = np.arange(x0, x1, dtype=np.float32)[None, :] + np.float32(self.spec.size) * self.flow[..., 0]
         y = np.arange(y0, y1, dtype=np.float32)[:, None] + np.float32(self.spec.size) * self.flow[..., 1]
-        return np.asarray(cv2.remap(coarse, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)
+        moved = cv2.remap(coarse, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(self.share[..., None] * moved, np.float32)
+
+    def from_px(self, to_region: NDArray[np.float64], extent: Size) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`flow` as it lies in a region of a frame, in its px: across and down, float32 (H, W) each."""
+        moved = self.flow @ (self.spec.size * to_region[:, :2].T).astype(np.float32)
+        found = cv2.warpAffine(moved, to_region, extent, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        across, down = cv2.split(np.asarray(found, np.float32))
+        return np.asarray(across, np.float32), np.asarray(down, np.float32)
+
+    def over(self, to_region: NDArray[np.float64], extent: Size, interpolation: int) -> NDArray[np.float32]:
+        """`share` as it lies in a region of a frame, enlarged as the drawing is, so that all shares of a pixel still make up the whole."""
+        return np.asarray(cv2.warpAffine(self.share, to_region, extent, flags=interpolation, borderMode=cv2.BORDER_REPLICATE), np.float32)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -111,10 +136,11 @@ class _Brought:
     gain: NDArray[np.float32]
 
 
-def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, spec: CropSpec) -> _Patch:
+def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, spec: CropSpec, *, lit: bool) -> _Patch:
+    """lit: the drawing is in the frame's own light."""
     mask = mask_of(crops.outline[slot], spec)
     taken = crops.pixels[slot]
-    matched = match_colour(drawn, taken, mask)
+    matched = drawn.astype(np.float32) if lit else match_colour(drawn, taken, mask)
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     box = None if len(columns) == 0 else (int(columns[0]) - 1, int(rows[0]) - 1, int(columns[-1]) + 1, int(rows[-1]) + 1)
     weights = np.stack([mask * np.float32(strength), unchanged(matched, taken)], axis=-1)
@@ -143,11 +169,12 @@ def _blend(
     to_plane: NDArray[np.float64],
     spec: CropSpec,
     brought: _Brought | None = None,
+    own: _Copied | None = None,
 ) -> None:
     """Blend the channels of a crop into C planes (H, W) of one size in place, only where the mask reaches; where the picture is as it
     was, with the plane's own detail upon it.
 
-    drawn: float32 (S, S, C), less what is `brought`. change: float32 (S, S, C), the whole
+    drawn: float32 (S, S, C), less what is `brought` and what is the planes' `own`, moved. change: float32 (S, S, C), the whole
     drawing less what was there before. to_plane: (2, 3), crop px to px of the planes.
     """
     if patch.box is None:
@@ -166,20 +193,27 @@ def _blend(
     flags = cv2.INTER_CUBIC if float(np.hypot(matrix[0, 0], matrix[1, 0])) > 1 else cv2.INTER_LINEAR
     weights = cv2.warpAffine(patch.weights, matrix, extent, flags=cv2.INTER_LINEAR)
     alpha, same = weights[..., 0], weights[..., 1]
-    share, fine = None, None
+    share, fine, own_share = None, None, None
+    across = down = np.empty((0, 0), np.float32)
+    of_box = matrix.copy()
+    of_box[:, 2] += matrix[:, :2] @ [spec.drawn[2], spec.drawn[0]]
     if brought is not None:
-        of_box = matrix.copy()
-        of_box[:, 2] += matrix[:, :2] @ [spec.drawn[2], spec.drawn[0]]
-        # Enlarged as the drawing is, so that both shares of a pixel still make up the whole.
-        share = cv2.warpAffine(brought.copied.share, of_box, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        moved = warp_by_flow(brought.fine, brought.copied.flow, of_box, extent, box=spec.drawn, size=spec.size)
-        fine = moved.reshape(*extent[::-1], len(planes)) * brought.gain
+        share = brought.copied.over(of_box, extent, flags)
+        found = warp_by_flow(brought.fine, brought.copied.flow, of_box, extent, box=spec.drawn, size=spec.size)
+        fine = found.reshape(*extent[::-1], len(planes)) * brought.gain
+    if own is not None:
+        own_share = own.over(of_box, extent, flags)
+        across, down = own.from_px(of_box, extent)
+        across += np.arange(low[0], high[0], dtype=np.float32)[None]
+        down += np.arange(low[1], high[1], dtype=np.float32)[:, None]
     for channel, plane in enumerate(planes):
         pair = np.dstack([drawn[..., channel], change[..., channel]])
         levels = cv2.warpAffine(pair, matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
         new = levels[..., 0]
         if share is not None and fine is not None:
             new = new + share * fine[..., channel]
+        if own_share is not None:
+            new = new + own_share * cv2.remap(plane, across, down, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         region = plane[low[1] : high[1], low[0] : high[0]]
         # Where nothing changed the frame stays, but for that change: what the crop could not hold is there still.
         kept = region + levels[..., 1]
