@@ -33,7 +33,7 @@ from lipdub.speech.encoder import SpeechEncoder, feature_track
 from lipdub.speech.lip_track import lips_at
 from lipdub.speech.mel import SILENCE
 from lipdub.speech.whisper_mel import RATE_HZ
-from lipdub.train import checkpoints, export, features, networks, sound_variants
+from lipdub.train import checkpoints, export, features, hearing_bundle, networks, sound_variants, weights
 from lipdub.train.bottleneck import Bottleneck, fit_bottleneck, lip_scale, speaker_weights
 from lipdub.train.data import Clip, load_clips, opening_from_lips
 from lipdub.train.features import PreparedFeatures, load_features, prepare_features
@@ -724,6 +724,30 @@ def test_the_command_writes_a_bundle_that_hears_through_the_encoder(
     assert "--force" in refused.err
     again = run("train", "hearing", house / "prepared", "--model", out, "--encoder", house / "ear", "-o", out, "--steps", "2", "--force")
     assert again.code == 0, again.err
+
+
+def test_lip_points_address_the_slots_of_a_bundle_that_stays_as_it_is(
+    run: Run, house: Path, toy: Path, clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hearing_bundle, "MEASURED_S", 1.0)
+    out = tmp_path / "seen"
+    ran = run("train", "lips", house / "prepared", "--val", house / "prepared", "--model", toy, "-o", out, "--steps", "150")
+    assert ran.code == 0, ran.err
+    said = " ".join(ran.out.split())
+    assert f"wrote {out}: by true lips r " in said
+    assert said.endswith(f"worst of {len(clips)} clips")
+    assert float(said.partition(" r ")[2].split()[0]) > 0.8
+    for graph in bundle.TENSORS:
+        assert (out / graph).read_bytes() == (toy / graph).read_bytes()
+    config, memory, _ = weights.load_bundle_networks(out, bundle.load_spec(out))
+    before = weights.load_bundle_networks(toy, bundle.load_spec(toy))[1].state_dict()
+    assert config == replace(COMPACT, points_hidden=POINTS_HIDDEN)
+    added = {key for key in memory.state_dict() if key.startswith("point_encoder.")}
+    assert memory.state_dict().keys() == before.keys() | added
+    assert all(torch.equal(memory.state_dict()[key], value) for key, value in before.items())
+    # Without other people nothing is claimed of them.
+    ran = run("train", "lips", house / "prepared", "--model", toy, "-o", out, "--steps", "1", "--force")
+    assert (ran.code, " ".join(ran.out.split())) == (0, f"wrote {out}")
 
 
 def test_the_command_finds_offsets_and_stores_them(run: Run, house: Path, clips: list[Clip]) -> None:

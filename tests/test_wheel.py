@@ -73,6 +73,7 @@ CASES = {
     "prepare": Case("spoken.mp4 -o prepared"),
     "train encoder": Case("weights.pt -o encoder", TRAIN.format("train encoder")),
     "train hearing": Case("prepared -o hearing", TRAIN.format("train hearing")),
+    "train lips": Case("prepared -o lips", TRAIN.format("train lips")),
     "train memory": Case("prepared -o run", TRAIN.format("train memory")),
     "train expert": Case("prepared -o run", TRAIN.format("train expert")),
     "train reader": Case("prepared -o run", TRAIN.format("train reader")),

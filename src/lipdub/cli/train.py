@@ -156,6 +156,25 @@ def hearing(
     print_line(f"wrote {output}: {done.bytes / 2**20:.1f} MiB")
 
 
+@app.command("lips", cls=Command, epilog=EXAMPLES)
+def lips(
+    prepared: Annotated[list[Path], typer.Argument(help="Folders that lipdub prepare has written.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Bundle to write.")],
+    model: Annotated[str, typer.Option(help="Bundle whose slots are addressed.")] = "base",
+    val: Annotated[list[Path] | None, typer.Option(help="Prepared clips of other people, to measure on.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of 512 frames.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that exists.")] = False,
+) -> None:
+    """The lip side of a bundle anew: its slots are addressed by lip points. What it hears and draws stays as it is; a minute."""
+    from lipdub.train.hearing_bundle import train_points
+
+    with progress() as tell:
+        found = train_points(prepared, output, model=model, held_out=val or [], steps=steps, seed=seed, force=force, tell=tell)
+    measured = f": by true lips r {sum(found) / len(found):.3f} mean, {min(found):.3f} worst of {len(found)} clips" if found else ""
+    print_line(f"wrote {output}{measured}")
+
+
 @stage_command(steps=3000, rate=8e-4)
 def memory(
     preset: Annotated[Preset, typer.Option(help="compact: about 1 GFLOP a frame, made for CPUs. paper: the published sizes.")] = "compact",

@@ -146,12 +146,12 @@ def write_bundle(
     half: bool,
     beside: Mapping[str, bytes],
     force: bool,
-    generator_graph: Path | None = None,
+    graphs: Sequence[Path] = (),
 ) -> Exported:
     """Write the bundle folder `out` from networks in inference mode: graphs that agree with torch, weights, the description `spec` (its
     hashes, `has_flow` and `network` are filled in), and the files `beside` them by name.
 
-    generator_graph: the graph of this generator where there is one, which is copied as it is.
+    graphs: those of these networks that there are already, under their names in bundles; they are copied as they are.
 
     Raises OutputRefused, ExportFailed, WriteFailed; all of it is written, or nothing.
     """
@@ -163,9 +163,9 @@ def write_bundle(
         bundle.GENERATOR_GRAPH: (_Drawing(generator), partial(_generator_example, config)),
     }
     with whole_folder(out) as folder:
-        if generator_graph is not None:
-            del networks[bundle.GENERATOR_GRAPH]
-            shutil.copyfile(generator_graph, folder / bundle.GENERATOR_GRAPH)
+        for path in graphs:
+            del networks[path.name]
+            shutil.copyfile(path, folder / path.name)
         differences = {
             graph: export_graph(network, example, bundle.tensors(graph, spec), folder / graph, half=half)
             for graph, (network, example) in networks.items()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lipdub import __version__
@@ -18,13 +19,17 @@ from lipdub.stages import OnProgress
 from lipdub.train.data import Clip, load_clips
 from lipdub.train.export import MODEL_CARD, Exported, check_folder, write_bundle
 from lipdub.train.features import find_encoder
-from lipdub.train.hearing import HearingSettings, hearing_config, train_hearing
+from lipdub.train.hearing import POINTS_HIDDEN, HearingSettings, hearing_config, train_hearing
 from lipdub.train.labelled_speech import SpokenFeatures
+from lipdub.train.lip_side import LipSettings, recall_by_lips, train_lip_side
+from lipdub.train.networks import LipMemory
 from lipdub.train.weights import load_bundle_networks
 
 FAINT_DB = (-90, -80, -70, -65, -60, -55, -50)
 """Levels of noise that counts as silence, dB of full scale."""
 _SILENCE_S = 10.0
+MEASURED_S = 4.0
+"""Clips that are shorter say little of a correlation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +61,7 @@ def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force:
     described = encoder.load_spec(folder)
     # Where the new bundle will look for it: better told now than after the training.
     encoder.find(described.name, described.graphs[encoder.GRAPH], beside=out)
-    try:
-        spec = replace(spec, name=out.resolve().name)
-    except ValueError as error:
-        raise OutputRefused(f"'{out}' cannot be the folder of a bundle: {error}; give another one") from error
+    spec = renamed(spec, out)
     speech_encoder = SpeechEncoder(folder, described, device="cpu")
     config = hearing_config(base_config, described, slots=job.slots, drawn_kappa=job.drawn_kappa)
     assert config.encoder is not None
@@ -74,11 +76,51 @@ def train_bundle(prepared: Sequence[Path], out: Path, job: HearingJob, *, force:
         spec, mel=None, encoder=config.encoder, slots=config.slots, network=config, tap_distance_s=job.tap_distance_s, voice_bands=0,
         graphs={}, created_with=__version__,
     )  # fmt: skip
-    card = source / MODEL_CARD
     return write_bundle(
-        out, new, config, memory, generator, half=True, beside={MODEL_CARD: card.read_bytes()} if card.is_file() else {}, force=force,
-        generator_graph=source / bundle.GENERATOR_GRAPH,
+        out, new, config, memory, generator, half=True, beside=_card_of(source), force=force, graphs=[source / bundle.GENERATOR_GRAPH]
+    )
+
+
+def train_points(
+    prepared: Sequence[Path], out: Path, *, model: str, held_out: Sequence[Path], steps: int, seed: int, force: bool, tell: OnProgress
+) -> list[float]:
+    """Write the bundle `out`: that of `model`, whose slots are addressed by lip points from now on; slots, hearing and drawing stay as they
+    are, graphs and all. Gives `recall_by_lips` of the clips in `held_out` that are ``MEASURED_S`` long or longer.
+
+    prepared: folders of ``lipdub prepare``.
+
+    Raises BundleNotFound, BundleInvalid, TrainingDataError, CheckpointInvalid, OutputRefused, ExportFailed, WriteFailed.
+    """
+    check_folder(out, force=force)
+    source = bundle.resolve(model)
+    spec = bundle.load_spec(source)
+    config, base, generator = load_bundle_networks(source, spec)
+    config = replace(config, points_hidden=POINTS_HIDDEN)
+    clips, measured = ([clip for place in places for clip in load_clips(place, size=config.size)] for places in (prepared, held_out))
+    torch.manual_seed(seed)
+    memory = LipMemory(config)
+    memory.load_state_dict({**memory.state_dict(), **base.state_dict()})
+    settings = LipSettings(steps=steps)
+    train_lip_side(memory, config, clips, settings, balance=HearingSettings().balance, seed=seed, tell=tell, slots_stay=True)
+    write_bundle(
+        out, renamed(spec, out), config, memory.eval(), generator, half=True, beside=_card_of(source), force=force,
+        graphs=[source / graph for graph in bundle.TENSORS],
     )  # fmt: skip
+    return recall_by_lips(memory, config, [clip for clip in measured if clip.times_s[-1] - clip.times_s[0] >= MEASURED_S])
+
+
+def renamed(spec: bundle.BundleSpec, out: Path) -> bundle.BundleSpec:
+    """The description of a bundle that is to lie at `out`. Raises OutputRefused: no bundle can be called so."""
+    try:
+        return replace(spec, name=out.resolve().name)
+    except ValueError as error:
+        raise OutputRefused(f"'{out}' cannot be the folder of a bundle: {error}; give another one") from error
+
+
+def _card_of(source: Path) -> dict[str, bytes]:
+    """The model card of a bundle, for one that is made of it."""
+    card = source / MODEL_CARD
+    return {MODEL_CARD: card.read_bytes()} if card.is_file() else {}
 
 
 def resting_windows(speech_encoder: SpeechEncoder, taps: tuple[int, ...]) -> NDArray[np.float32]:

@@ -18,8 +18,8 @@ from lipdub.bundles.network import NetworkConfig
 from lipdub.stages import OnProgress
 from lipdub.train import losses
 from lipdub.train.bottleneck import lip_scale, speaker_weights
-from lipdub.train.data import Clip
-from lipdub.train.memory_stage import drawn_boxes, lip_windows
+from lipdub.train.data import Clip, opening_from_lips
+from lipdub.train.memory_stage import correlation, drawn_boxes, lip_windows
 from lipdub.train.networks import LipMemory
 
 EVENED_LIPS = (0.4, 2.5)
@@ -58,16 +58,19 @@ def warmed(rate: float, step: int, steps: int) -> float:
 
 
 def train_lip_side(
-    memory: LipMemory, config: NetworkConfig, clips: list[Clip], settings: LipSettings, *, balance: float, seed: int, tell: OnProgress
-) -> None:
-    """Train the point encoder of `memory`, its slots, and the head that reads lip points from what they bring. balance: see
-    `speaker_weights`."""
+    memory: LipMemory, config: NetworkConfig, clips: list[Clip], settings: LipSettings, *, balance: float, seed: int, tell: OnProgress,
+    slots_stay: bool = False,
+) -> None:  # fmt: skip
+    """Train the point encoder of `memory`, its slots, and the head that reads lip points from what they bring; where the slots stay, the
+    point encoder alone. balance: see `speaker_weights`."""
     assert memory.point_encoder is not None
     windows = torch.from_numpy(np.concatenate([clip.lip_windows(np.arange(len(clip)), config.frames) for clip in clips]))
     factor = torch.from_numpy(np.concatenate([np.full(len(clip), evened(clip), np.float32) for clip in clips]))
     cumulative = np.cumsum(speaker_weights(clips, balance), dtype=np.float64)
     cumulative /= cumulative[-1]
-    trained = [*memory.point_encoder.parameters(), memory.memory.values, *memory.landmark_head.parameters()]
+    trained = [*memory.point_encoder.parameters()]
+    if not slots_stay:
+        trained += [memory.memory.values, *memory.landmark_head.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=settings.rate, betas=(0.9, 0.98), weight_decay=1e-2)
     random = np.random.default_rng((seed, 1))
     for step in range(settings.steps):
@@ -84,6 +87,17 @@ def train_lip_side(
         total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         tell("learning lips", step + 1, settings.steps)
+
+
+@torch.no_grad()
+def recall_by_lips(memory: LipMemory, config: NetworkConfig, clips: list[Clip]) -> list[float]:
+    """Correlation of the opening that `memory` recalls by a clip's lip points with the opening that they show, one for each of `clips`."""
+    found = []
+    for clip in clips:
+        windows = torch.from_numpy(clip.lip_windows(np.arange(len(clip)), config.frames))
+        recalled = opening_from_lips(memory.landmarks(memory.by_points(windows).recalled))
+        found.append(correlation(recalled.numpy(), clip.opening))
+    return found
 
 
 def fit_to_slots(
