@@ -213,6 +213,31 @@ def test_steady_changes_do_not_flicker(seed):
     assert pixels.flicker(one, one + change, one) == pytest.approx(2 * float(np.abs(change).mean()), rel=1e-4)
 
 
+def open_mouth(teeth: tuple[int, int, int], light: float, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A crop of skin with an open mouth full of teeth, in a light, and its lips."""
+    angle = np.arange(20) / 20 * 2 * np.pi + np.pi
+    ring = np.stack([0.5 + 0.1 * np.cos(angle), 0.7 + 0.05 * np.sin(angle)], axis=1)
+    picture = np.full((128, 128, 3), (180, 130, 110), np.float32)
+    cv2.fillPoly(picture, [np.round(128 * ring).astype(np.int32)], teeth)
+    noise = np.random.default_rng(seed).normal(0, 3, picture.shape)
+    return np.clip(light * (picture + noise), 0, 255).astype(np.uint8), np.concatenate([ring, ring]).astype(np.float32)
+
+
+@given(SEEDS, st.floats(0.5, 1.2))
+def test_green_and_grey_teeth_are_off_colour_and_another_light_is_not(seed, light):
+    own = np.concatenate([pixels.mouth_tints(*open_mouth((190, 170, 150), 1.0, one)) for one in range(20)])
+
+    def off(teeth: tuple[int, int, int], light: float = 1.0) -> float:
+        return pixels.off_colour(pixels.mouth_tints(*open_mouth(teeth, light, seed)), own)
+
+    assert off((190, 170, 150), light) < 0.1
+    assert off((170, 190, 150)) > 0.9
+    assert off((150, 170, 165)) > 0.9
+    assert math.isnan(pixels.off_colour(own, own[:10]))
+    assert math.isnan(pixels.off_colour(own[:0], own))
+    assert len(pixels.mouth_tints(open_mouth((10, 8, 8), 1.0, seed)[0], open_mouth((0, 0, 0), 1.0, 0)[1])) == 0
+
+
 # -------------------------------------------------------------------------------------------------------------- outside
 
 

@@ -39,6 +39,8 @@ class PictureMeters:
     _mouths: list[tuple[int, NDArray[np.float32], NDArray[np.float32]]] = field(default_factory=list)
     _light: list[tuple[float, float]] = field(default_factory=list)
     """`light_below` of dub and source."""
+    _tints: tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]] = field(default_factory=lambda: ([], []))
+    """`mouth_tints` of dub and source."""
     _jumps: list[tuple[float, float]] = field(default_factory=list)
     _before: tuple[int, NDArray[np.float32], NDArray[np.float32]] | None = None
     """Number of the frame before, and its dub and source in the 128-px crop."""
@@ -66,7 +68,11 @@ class PictureMeters:
             return
         aligned = self.track.similarity[pair.row]
         pictures = pair.dub, pair.source
-        small = [pixels.luma_of(crop.take_one(picture, aligned, FACE_PX)) for picture in pictures]
+        crops = [crop.take_one(picture, aligned, FACE_PX) for picture in pictures]
+        for tints, shown, lips in zip(self._tints, crops, (pair.lips, self.track.lips[pair.row].astype(np.float32)), strict=True):
+            if np.isfinite(lips).all():
+                tints.append(pixels.mouth_tints(shown, lips))
+        small = [pixels.luma_of(shown) for shown in crops]
         native = [pixels.luma_of(crop.take_one(picture, aligned, self._native_px)) for picture in pictures]
         mask = mask_of((self.track.outline[pair.row].astype(np.float32) * self.spec.size).astype(np.float32), self.spec)
         if self.spec.size != FACE_PX:
@@ -94,8 +100,8 @@ class PictureMeters:
             del self._mouths[0]
 
     def figures(self) -> dict[str, float]:
-        """sharpness, sharpness_128, edges, seam, flicker (all over the source's own), light (%), jumps (share), outside_psnr (dB); NaN
-        where nothing was seen."""
+        """sharpness, sharpness_128, edges, seam, flicker (all over the source's own), light (%), off_colour, jumps (shares), outside_psnr
+        (dB); NaN where nothing was seen."""
         frames = np.array(self._frames or [(np.nan,) * 10], np.float64)
         medians, (across, beside, own_across, own_beside) = np.median(frames[:, :6], axis=0), frames[:, 6:].sum(axis=0)
         return {
@@ -103,6 +109,7 @@ class PictureMeters:
             "seam": _ratio(_ratio(across, beside), _ratio(own_across, own_beside)),
             "flicker": _ratio(sum(dub for dub, _ in self._flicker), sum(own for _, own in self._flicker)),
             "light": self._light_off(),
+            "off_colour": pixels.off_colour(*(np.concatenate([np.zeros((0, 2), np.float32), *tints]) for tints in self._tints)),
             "jumps": self._share_of_jumps(),
             "outside_psnr": self.outside.rgb_db(),
         }

@@ -19,6 +19,7 @@ from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.paste.mask import mask_of
 from lipdub.records import CropSpec
 from lipdub.references.pages import still_part
+from lipdub.references.shapes import INNER
 
 MOUTH = (68 / FACE_PX, 106 / FACE_PX, 38 / FACE_PX, 90 / FACE_PX)
 """The mouth box (y0, y1, x0, x1) in unit crop coordinates: 38 x 52 px of the 128-px crop."""
@@ -31,6 +32,10 @@ LIGHT_FLOOR = 8.0
 SSIM_SIGMA, SSIM_WINDOW = 1.5, 11
 SEAM_REACH = 0.035
 """Half the length of a step of the seam score, unit crop: what lies between is the mask's soft edge."""
+DARK, MOST_TINTS, FEWEST_TINTS = 0.3, 64, 500
+"""Pixels darker than this share of the skin have no colour to speak of; of a frame so many are looked at, of a clip so many are needed."""
+BEYOND = 0.001
+"""Of the person's own tints, this share counts as noise on either side."""
 GROW_PX = 8
 """A codec spreads a change within its blocks: this far around the mask no pixel is counted."""
 
@@ -163,6 +168,32 @@ def light_below(luma: NDArray[np.float32], mask: NDArray[np.float32]) -> float:
         return float("nan")
     above = still_part(luma)
     return float(np.log((luma[skin].mean() + LIGHT_FLOOR) / (above.mean() + LIGHT_FLOOR)))
+
+
+def mouth_tints(crop_rgb: NDArray[np.uint8], lips: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How green and how red pixels inside the mouth are: float32 (n, 2), n from 0 to ``MOST_TINTS``; dark ones are left out.
+
+    crop_rgb: uint8 (S, S, 3), an aligned crop. lips: float32 (40, 2), unit crop. Colours are shares of those of the still skin above, so
+    the light does not count: green less the mean of red and blue, and red less green, over the brightness of the pixel.
+    """
+    size = len(crop_rgb)
+    inside = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(inside, [np.round(16 * (lips[INNER] * size - 0.5)).astype(np.int32)], (1,), cv2.LINE_8, 4)
+    skin = still_part(crop_rgb).reshape(-1, 3).mean(axis=0) + LIGHT_FLOOR
+    shown = crop_rgb[cv2.erode(inside, np.ones((3, 3), np.uint8)) > 0].astype(np.float32) / skin
+    bright = shown.mean(axis=1)
+    red, green, blue = (shown[bright > DARK] / bright[bright > DARK, None]).T
+    tints = np.column_stack([green - (red + blue) / 2, red - green]).astype(np.float32)
+    return tints[:: max(1, -(-len(tints) // MOST_TINTS))]
+
+
+def off_colour(drawn: NDArray[np.float32], own: NDArray[np.float32]) -> float:
+    """Share of the `drawn` tints (n, 2) that are greener or greyer than nearly all of the person's `own` (m, 2); NaN where there are too
+    few to tell."""
+    if len(own) < FEWEST_TINTS or not len(drawn):
+        return float("nan")
+    greenest, greyest = np.quantile(own[:, 0], 1 - BEYOND), np.quantile(own[:, 1], BEYOND)
+    return float(((drawn[:, 0] > greenest) | (drawn[:, 1] < greyest)).mean())
 
 
 def jump(before: NDArray[np.float32], now: NDArray[np.float32], mask: NDArray[np.float32]) -> float:

@@ -53,6 +53,7 @@ FIGURES: Final = (
     Figure("seam", "of source", "one", "step across the mask's border over the steps beside it, over the same of the source"),
     Figure("flicker", "of source", "one", "second difference in time in the mouth box over the source's"),
     Figure("light", "%", "lower", "drawn skin too light or too dark beside the frame's own still skin, worst twentieth of the frames"),
+    Figure("off_colour", "share", "lower", "pixels inside the mouth that are greener or greyer than 99.9 % of the source's"),
     Figure("jumps", "share", "lower", "frames that change more under the mask than 99 % of the source's do"),
     Figure("outside_psnr", "dB", "higher", "PSNR to the source outside the mask, RGB, encoding included"),
     Figure("faceless", "share", "lower", "frames in which the source has a face and the dub none"),

@@ -48,7 +48,7 @@ from lipdub.pipeline import dub
 from lipdub.reports import plain
 from lipdub.stages import cores
 
-FIGURES_VERSION = 5
+FIGURES_VERSION = 6
 """Goes up whenever a figure is measured otherwise than before: kept results are measured again then."""
 SILENCE_S = 4.0
 """So long is the sound of digital silence that each clip is dubbed with for the silent leak."""
