@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from lipdub.bundles import bundle, encoder
 from lipdub.bundles.network import EncoderUse
 from lipdub.errors import CheckpointInvalid, LipdubError, OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.faces.detector import DetectorFactory, FaceDetector
+from lipdub.faces.more_footage import bank_of
 from lipdub.media.planes import Picture
 from lipdub.model import open_model
 from lipdub.records import Face, MelSpec
@@ -127,6 +129,7 @@ def toy(made: Path, tmp_path: Path) -> Path:
 def of_clip(monkeypatch: pytest.MonkeyPatch, clip: Clip) -> None:
     """Every video is that toy person, already prepared."""
     monkeypatch.setattr(adapting, "_prepared", lambda video, folder, config, source, detectors, tell: clip)
+    monkeypatch.setattr(adapting, "_bank", lambda video, size, detectors, tell: b"mouths")
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +332,7 @@ def test_a_few_steps_adapt_the_generator_and_not_the_memory(of_clip: None, toy: 
     assert contents(toy) == before, "the bundle it comes from is not touched"
     out = tmp_path / "Anna B"
     assert {file.name for file in out.iterdir()} == {
-        "bundle.json", "memory.onnx", "generator.onnx", "weights.safetensors", "MODEL_CARD.md", "adapted.json",
+        "bundle.json", "memory.onnx", "generator.onnx", "weights.safetensors", "MODEL_CARD.md", "adapted.json", "bank.npz",
     }  # fmt: skip
     spec = bundle.load_spec(out)
     assert spec == done.spec
@@ -636,7 +639,12 @@ def test_the_command_from_video_to_bundle(footage: Path, toy: Path, tmp_path: Pa
         assert part in ran.out, part
     assert (tmp_path / "anna.png").exists()
     assert "lipdub adapt " in (tmp_path / "anna" / "MODEL_CARD.md").read_text()
-    assert open_model("./anna", device="cpu", threads=1).spec.name == "anna"
+    opened = open_model("./anna", device="cpu", threads=1)
+    assert opened.spec.name == "anna"
+    assert opened.bank == Path("anna") / "bank.npz"
+    with closing((mouths := bank_of(opened.bank)).references):
+        assert len(mouths.pages.of(mouths.main_person)) > 0
+        assert mouths.references.size == COMPACT.size
     again = run("adapt", footage / "person.mp4", "-o", "anna", "--model", "./toy", "--steps", "3")
     assert again.code == 1
     assert again.err.splitlines() == ["error: 'anna' already holds a bundle; add --force to replace it"]

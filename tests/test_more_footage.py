@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,10 +15,12 @@ from fakes import write_fake_bundle
 from test_pipeline import dubbed, loud, write_wav
 
 from lipdub import media
-from lipdub.errors import NoFaceFound, UnreadableMedia
+from lipdub.bundles import bundle
+from lipdub.errors import BundleInvalid, NoFaceFound, UnreadableMedia
 from lipdub.faces.follow import follow
 from lipdub.faces.more_footage import videos_in, with_footage
 from lipdub.faces.track import FaceTrack
+from lipdub.faces.track_file import write_track
 from lipdub.records import VideoInfo
 
 
@@ -49,7 +52,7 @@ def track(clips: Path) -> Iterator[FaceTrack]:
 
 def test_pages_of_other_videos_come_after_the_videos_own(clips: Path, track: FaceTrack) -> None:
     own = len(track.pages)
-    whole = with_footage(track, clips / "more", followed)
+    whole = with_footage(track, [(file, followed(file, media.probe(file))[0]) for file in videos_in(clips / "more")])
     with closing(whole.references):
         others = [followed(file, media.probe(file))[0] for file in videos_in(clips / "more")]
         assert len(whole.pages) == whole.references.count == own + sum(len(other.pages) for other in others)
@@ -77,6 +80,26 @@ def test_a_dub_counts_the_pages_of_more_footage(clips: Path, tmp_path: Path) -> 
         for references in (None, str(clips / "more" / "b.mp4"), str(clips / "more"))
     ]
     assert counts[0] < counts[1] < counts[2]
+
+
+def test_a_dub_counts_the_pages_of_its_bundle(clips: Path, tmp_path: Path) -> None:
+    adapted = Path(shutil.copytree(clips / "fake", tmp_path / "anna"))
+    spec, more = bundle.load_spec(adapted), clips / "more" / "b.mp4"
+    ((track, _),) = follow(more, media.probe(more), size=spec.crop.size)
+    with closing(track.references):
+        write_track(track, adapted / bundle.BANK)
+    spec = bundle.finish(adapted, spec)
+    counts = [dubbed(clips, tmp_path / "out.mp4", video="a.mp4", model=str(model), force=True).pages for model in (clips / "fake", adapted)]
+    assert counts[1] == counts[0] + len(track.pages)
+    # It counts as part of the bundle: another one is told, and so is what no lipdub of this version wrote.
+    (adapted / bundle.BANK).write_bytes(b"mouths of tomorrow")
+    with pytest.raises(BundleInvalid, match=r"bank\.npz was altered"):
+        dubbed(clips, tmp_path / "new.mp4", video="a.mp4", model=str(adapted))
+    assert bundle.finish(adapted, spec).graphs != spec.graphs
+    with pytest.raises(BundleInvalid, match="run lipdub adapt again") as caught:
+        dubbed(clips, tmp_path / "new.mp4", video="a.mp4", model=str(adapted))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new.mp4").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from lipdub import media
 from lipdub.faces.cache import AnalysisCache, Choices
 from lipdub.faces.detector import DetectorFactory
 from lipdub.faces.follow import follow
-from lipdub.faces.more_footage import with_footage
+from lipdub.faces.more_footage import bank_of, videos_in, with_footage
 from lipdub.faces.track import FaceTrack
 from lipdub.opened import Opened
 from lipdub.outcome import require_faces
@@ -37,6 +37,7 @@ def followed(
     """The cast of a dub, whose references are closed at the end. All but `opened` as for ``dub``.
 
     Raises UnreadableMedia, NoVideoStream; NoFaceFound: nobody in a video, or nobody who is meant. OutputRefused: two parts are of one face.
+    BundleInvalid: mouths in the bundle that are not of this version.
     """
     options = opened.options
 
@@ -45,6 +46,12 @@ def followed(
             place, of, choices, size=opened.model.spec.crop.size, detectors=detectors, cache=cache, clock=clock,
             on_frames=counted(tell, "finding faces", of.frames_guessed), limits=options.limits,
         )  # fmt: skip
+
+    def footage() -> Iterator[tuple[Path, FaceTrack]]:
+        for video in () if options.references is None else videos_in(Path(options.references)):
+            yield video, seen(video, media.probe(video))[0][0]
+        if (bank := opened.model.bank) is not None:
+            yield bank, bank_of(bank)
 
     with ExitStack() as stack:
         found = [(track, True)] if track is not None else seen(opened.pictures, opened.info, [part.face for part in opened.parts])
@@ -55,8 +62,8 @@ def followed(
             tell("finding faces", len(one), len(one))  # what the file says of its length is a guess
             require_faces(one, opened.video)
         require_different(opened.parts, tracks)
-        if options.references is not None:
-            tracks[0] = with_footage(tracks[0], Path(options.references), lambda place, of: seen(place, of)[0])
+        if options.references is not None or opened.model.bank is not None:
+            tracks[0] = with_footage(tracks[0], footage())
             stack.callback(tracks[0].references.close)
         style = None
         if options.style is not None:

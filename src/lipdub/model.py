@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lipdub.bundles import bundle
 from lipdub.bundles.bundle import BundleSpec
@@ -13,11 +14,13 @@ from lipdub.speech.memory import Memory, OnnxMemory
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """memory: turns speech into lip motion. generator: draws it. Both are of the bundle that `spec` describes."""
+    """memory: turns speech into lip motion. generator: draws it. Both are of the bundle that `spec` describes. bank: file with mouths of
+    the person that it was adapted to."""
 
     spec: BundleSpec
     memory: Memory
     generator: Generator
+    bank: Path | None = None
 
 
 def open_model(name_or_path: str, *, device: Device = "auto", threads: int | None = None) -> Model:
@@ -29,4 +32,5 @@ def open_model(name_or_path: str, *, device: Device = "auto", threads: int | Non
     folder = bundle.resolve(name_or_path)
     spec = bundle.load_spec(folder)
     generator = open_generator(folder, spec, device=device, threads=threads)
-    return Model(spec, OnnxMemory(folder, spec, device=device, threads=threads), generator)
+    bank = folder / bundle.BANK if bundle.BANK in spec.graphs else None
+    return Model(spec, OnnxMemory(folder, spec, device=device, threads=threads), generator, bank)

@@ -99,6 +99,8 @@ Only in a bundle that says `has_flow`: painted, in [0, 1], the share of each pix
 from the reference. flow, (x, y) in crop sides: where it was copied from, minus its own place, at the middles of cells of `FLOW_STRIDE` px.
 """
 _OF_FLOW: Final = (PAINT_MASK, FLOW)
+BANK: Final = "bank.npz"
+"""Mouths of the person that a bundle was adapted to, as ``faces.track_file`` writes them; only in such a bundle."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 SHA256_DIGITS: Final = re.compile(r"[0-9a-f]{64}")
@@ -128,7 +130,7 @@ class BundleSpec:
     training_data: str
     """One line, shown to users."""
     graphs: dict[str, str] = field(hash=False)
-    """File name to sha256 (64 hex digits); empty until `finish`."""
+    """File name to sha256 (64 hex digits), that of the `BANK` too where there is one; empty until `finish`."""
     created_with: str
     """Version of lipdub."""
     tap_distance_s: float = 0.0
@@ -159,7 +161,7 @@ class BundleSpec:
             (all(math.isfinite(value) for value in self.rest_feature), "rest_feature must be finite"),
             (self.license, "license must not be empty"),
             (
-                not self.graphs or set(self.graphs) == set(TENSORS),
+                not self.graphs or set(self.graphs) - {BANK} == set(TENSORS),
                 f"graphs must name {_listed(TENSORS)}, got {_listed(self.graphs)}",
             ),
             (all(SHA256_DIGITS.fullmatch(digest) for digest in self.graphs.values()), "graphs must map to sha256 hex digests"),
@@ -299,7 +301,8 @@ def finish(folder: Path, spec: BundleSpec) -> BundleSpec:
     The last step of an export: ``bundle.json`` is written to a temporary name and renamed, so a folder that has one is
     whole. Raises BundleInvalid where a graph is missing, WriteFailed.
     """
-    whole = replace(spec, graphs={graph: sha256(folder / graph) for graph in TENSORS})
+    hashed = [*TENSORS, *([BANK] if (folder / BANK).exists() else [])]
+    whole = replace(spec, graphs={file: sha256(folder / file) for file in hashed})
     write_whole(folder / SPEC_FILE, whole.to_json())
     return whole
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from lipdub import media
-from lipdub.errors import NoFaceFound, UnreadableMedia
+from lipdub.errors import BundleInvalid, NoFaceFound, UnreadableMedia
 from lipdub.faces.track import FaceTrack
-from lipdub.records import VideoInfo
+from lipdub.faces.track_file import TrackDamaged, read_track
 from lipdub.references.pages import Pages
 from lipdub.references.store import ReferenceStore
-
-Followed = Callable[[Path, VideoInfo], tuple[FaceTrack, bool]]
-"""What is seen in a video, and whether that was known, as ``follow`` gives it."""
 
 
 def videos_in(place: Path) -> list[Path]:
@@ -30,18 +27,25 @@ def videos_in(place: Path) -> list[Path]:
     return found
 
 
-def with_footage(track: FaceTrack, place: Path, followed: Followed) -> FaceTrack:
-    """`track` with the pages of its main person that the video at `place` shows, or each video of a folder: who is on most frames is the
-    same person in all of them. A store of its own holds all pages; frames are numbered on from those of `track`, with a gap before each
-    video.
+def bank_of(file: Path) -> FaceTrack:
+    """The mouths of a person that ``lipdub adapt`` put into a bundle. Raises BundleInvalid: another version of lipdub wrote them."""
+    try:
+        return read_track(file)
+    except (TrackDamaged, OSError) as error:
+        raise BundleInvalid(f"'{file}' cannot be read by this lipdub ({error}); run lipdub adapt again") from error
 
-    Raises UnreadableMedia, NoVideoStream. NoFaceFound: a video shows nobody who can be drawn from.
+
+def with_footage(track: FaceTrack, footage: Iterable[tuple[Path, FaceTrack]]) -> FaceTrack:
+    """`track` with the pages of its main person that other videos show, by name and as they were followed: who is on most frames is the
+    same person in all of them. A store of its own holds all pages; frames are numbered on from those of `track`, with a gap before each
+    video. The other tracks are closed.
+
+    Raises NoFaceFound: a video shows nobody who can be drawn from; and what `footage` raises.
     """
     store, parts, first = ReferenceStore(track.references.size), [track.pages], len(track) + 1
     try:
         store.copy(track.references, np.arange(len(track.pages)))
-        for video in videos_in(place):
-            other, _ = followed(video, media.probe(video))
+        for video, other in footage:
             with closing(other.references):
                 numbers = other.pages.of(other.main_person)
                 if not len(numbers):

@@ -7,6 +7,7 @@ those of the bundle at the beginning, the new bundle holds the old weights.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import logging
 import math
@@ -31,6 +32,8 @@ from lipdub.bundles import bundle, encoder
 from lipdub.bundles.network import NetworkConfig
 from lipdub.errors import OutputRefused, TrainingDataError, TrainingError, WriteFailed
 from lipdub.faces.detector import DetectorFactory, FaceDetector, MediapipeDetector
+from lipdub.faces.follow import follow
+from lipdub.faces.track_file import write_track
 from lipdub.options import Device
 from lipdub.stages import OnProgress, counted
 from lipdub.train import export
@@ -170,8 +173,9 @@ def adapt(
     """Fine-tune the bundle `model` on the person in `video` and write the bundle folder `out`. sheet: where to write a picture of the
     held-out part: true, drawn before, drawn after. command: for the model card. detectors: makes what finds faces.
 
-    Where no weights are better on the held-out part, `out` holds those of `model` as they are, and ``kept_base`` is set: whatever goes on
-    with `out` works either way. All of `out` is written, or nothing; the frames of the video lie in a temporary folder meanwhile.
+    `out` also keeps the person's mouths, which its dubs of other videos and photos of the person are drawn from, too. Where no weights are
+    better on the held-out part, `out` holds those of `model` as they are, and ``kept_base`` is set: whatever goes on with `out` works
+    either way. All of `out` is written, or nothing; the frames of the video lie in a temporary folder meanwhile.
 
     Raises:
         OutputRefused, BundleNotFound, BundleInvalid, CheckpointInvalid (a bundle without weights to train on), UnreadableMedia,
@@ -199,6 +203,7 @@ def adapt(
         stage.start_from(weights)
         course = _train(stage, fabric, settings, held, spec, detector, tell, on_judged)
         learned_s, held_out_s = _seconds(clip.times_s[:end]), _seconds(clip.times_s[first:])
+    bank = _bank(video, config.size, detectors, tell)
     best = course.best
     adapted = Adapted(
         spec=spec, adapted_from=spec.name, kept_base=best is None, before=course.before,
@@ -206,7 +211,7 @@ def adapt(
         stopped=course.stopped, learned_s=learned_s, held_out_s=held_out_s, wall_s=time.monotonic() - started, differences={}, bytes=0,
     )  # fmt: skip
     tell("writing", 0, 1)
-    adapted = _write(adapted, best, source, config, video, out, command, force)
+    adapted = _write(adapted, best, source, config, video, bank, out, command, force)
     if sheet is not None:
         _write_sheet(sheet, [held.crops, course.drawn_before] + ([] if best is None else [best.drawn]))
     tell("writing", 1, 1)
@@ -382,14 +387,24 @@ def is_better(found: Judged, best: Judged, before: Judged) -> bool:
 # ---- what is written
 
 
+def _bank(video: Path, size: int, detectors: DetectorFactory, tell: OnProgress) -> bytes:
+    """Mouths of the person in `video`, for crops of side `size` px, as a bundle keeps them."""
+    info, file = media.probe(video), io.BytesIO()
+    ((track, _),) = follow(video, info, size=size, detectors=detectors, on_frames=counted(tell, "keeping mouths", info.frames_guessed))
+    with closing(track.references):
+        write_track(track, file)
+    return file.getvalue()
+
+
 def _write(
-    adapted: Adapted, best: _Weights | None, source: Path, config: NetworkConfig, video: Path, out: Path, command: str, force: bool
-) -> Adapted:
-    """The bundle folder `out`: new weights, or those of the bundle `source` as they are."""
+    adapted: Adapted, best: _Weights | None, source: Path, config: NetworkConfig, video: Path, bank: bytes, out: Path, command: str,
+    force: bool,
+) -> Adapted:  # fmt: skip
+    """The bundle folder `out`: new weights, or those of the bundle `source` as they are, and the person's mouths."""
     old = adapted.spec
     spec = replace(old, name=_bundle_name(out), created_with=__version__, graphs={})
     beside = {NOTE_FILE: _note(adapted, video, command), export.MODEL_CARD: _card(adapted, spec, source, video, command)}
-    content = {name: text.encode() for name, text in beside.items()}
+    content = {bundle.BANK: bank, **{name: text.encode() for name, text in beside.items()}}
     if best is None:
         spec, size = export.copy_bundle(source, out, spec, beside=content, force=force)
         return replace(adapted, spec=spec, bytes=size)

@@ -194,9 +194,9 @@ def copy_bundle(
 
 def _finish(folder: Path, spec: bundle.BundleSpec, beside: Mapping[str, bytes]) -> tuple[bundle.BundleSpec, int]:
     """What lies in `folder` becomes a bundle: the spec with its hashes, and the bytes written."""
-    whole = bundle.finish(folder, spec)
     for name, content in beside.items():
         (folder / name).write_bytes(content)
+    whole = bundle.finish(folder, spec)
     return whole, sum(path.stat().st_size for path in folder.iterdir())
 
 
