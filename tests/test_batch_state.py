@@ -107,9 +107,11 @@ def test_changed_options_and_models_are_done_again(folder, tmp_path):
     assert (step.action, step.why) == ("redo", "its model changed")
 
 
-@pytest.mark.parametrize(("option", "value"), [("mix", "music.wav:-6"), ("driver", "music.wav"), ("ranges", "cues.srt")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("mix", "music.wav:-6"), ("driver", "music.wav"), ("ranges", "cues.srt"), ("lips", "lips.csv")]
+)
 def test_files_that_options_name_count_by_their_content(folder, option, value):
-    for name in ("music.wav", "cues.srt"):
+    for name in ("music.wav", "cues.srt", "lips.csv"):
         (folder / name).write_bytes(b"one")
     chosen = DubOptions(**{option: str(folder / value)})
     path = manifest(folder, *scripted_rows(folder, "good"))

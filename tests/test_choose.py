@@ -21,6 +21,7 @@ from lipdub.references.pages import Pages
 from lipdub.references.shapes import LOWER_INNER_LIP, inner_opening
 from lipdub.references.store import ReferenceStore
 from lipdub.speech.lip_track import Lips, LipTrack
+from lipdub.speech.mouth_shapes import SHAPES
 from lipdub.timeline import Timeline
 
 SIZE = 16
@@ -71,11 +72,11 @@ def track_of(openings: NDArray[np.float64], *, person: NDArray[np.int32] | None 
 
 
 @contextmanager
-def heard(openings: NDArray[np.float64]) -> Iterator[LipTrack]:
-    """Lips that are recalled: how far they open beyond rest in each frame."""
+def heard(openings: NDArray[np.float64], shapes: NDArray[np.float32] | None = None) -> Iterator[LipTrack]:
+    """Lips that are recalled: how far they open beyond rest in each frame, and the shapes that they shall have instead."""
     spec = fake_spec(points=True)
     count = len(openings)
-    found = LipTrack(spec)
+    found = LipTrack(spec, 1.0, shapes)
     points = lips_of(openings) - lips_of(np.zeros(count))
     found.add(Lips(np.zeros((count, spec.lip_channels), np.float32), (openings == 0).astype(np.float32), points))
     with closing(found):
@@ -172,6 +173,17 @@ def test_a_mouth_that_never_opens_is_painted_open() -> None:
     with track_of(speaking(60)) as track, heard(speaking(60, seed=1)) as lips:
         assert (drawn(track, lips).page >= 0).all()
         assert (drawn(track, lips, draw="paint").page == -1).all()
+
+
+def test_shapes_that_are_asked_for_change_nothing_where_they_are_not() -> None:
+    """Neither how far all else is moved, nor what the mouth is drawn from."""
+    shapes = np.full((60, len(SHAPES)), np.nan, np.float32)
+    shapes[20:50, 0] = 1
+    with track_of(speaking(60)) as track, heard(speaking(60, seed=1)) as lips, heard(speaking(60, seed=1), shapes) as others:
+        plain, shaped = drawn(track, lips), drawn(track, others)
+    assert (shaped.page >= 0).all()
+    np.testing.assert_array_equal(np.delete(shaped.points, slice(20, 50), axis=0), np.delete(plain.points, slice(20, 50), axis=0))
+    assert (inner_opening(shaped.points[20:50]) > inner_opening(plain.points[20:50]) + 0.02).all()
 
 
 def test_own_frames_can_be_forbidden() -> None:

@@ -25,6 +25,7 @@ from lipdub.speech import lip_track
 from lipdub.speech.lip_track import BLOCK_FRAMES, PAUSE, Lips, LipTrack, lips_at, lips_of, listen, pauses_in
 from lipdub.speech.mel import log_mel
 from lipdub.speech.memory import OnnxMemory, Recall
+from lipdub.speech.mouth_shapes import SHAPES, shapes_of
 from lipdub.speech.pauses import Pauses
 from lipdub.speech.windows import windows_of
 
@@ -216,6 +217,38 @@ def test_pauses_are_counted(speech: Path, memory: OnnxMemory, rest: bool) -> Non
         assert repr(track) == f"LipTrack(frames={len(TIMES_S)}, pauses={track.pauses})"
 
 
+# ---- curves in the place of what is heard
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0])
+def test_shapes_stand_in_for_what_was_heard_and_the_strength_is_theirs_too(strength: float) -> None:
+    shapes = np.full((30, len(SHAPES)), np.nan, np.float32)
+    shapes[10:20, 0] = 0.7
+    lips = replace(some_lips(30, points=True), points=0.02 * some_lips(30, points=True).points)
+    with closing(LipTrack(replace(SPEC, points=True), strength, shapes)) as track:
+        track.add(lips.moved(strength, REST))
+        heard, found = track.heard(5, 25), track.frames(5, 25)
+    assert lips.points is not None
+    np.testing.assert_array_equal(heard.points, np.float32(strength) * lips.points[5:25])
+    moved = np.abs(found.points - heard.points).max(axis=(1, 2)) > 1e-4
+    assert moved.tolist() == [5 <= frame < 15 and strength > 0 for frame in range(20)]
+    np.testing.assert_allclose(shapes_of(found.points)["jawOpen"][5:15], 0.7 * strength, atol=5e-3)
+    np.testing.assert_array_equal(found.feature, heard.feature)
+
+
+def test_a_pause_of_the_curves_brings_the_lips_to_rest(speech: Path, memory: OnnxMemory) -> None:
+    plain = heard(speech, memory)
+    curves = np.full((len(TIMES_S), 1 + len(SHAPES)), np.nan, np.float32)
+    curves[::2, 0] = 1 - plain.silence[::2]
+    silence = plain.silence.copy()
+    silence[::2] = curves[::2, 0]
+    with closing(listen(speech, memory, TIMES_S, rest_in_pauses=True, curves=curves)) as track:
+        lips = track.frames(0, len(track))
+        np.testing.assert_array_equal(track.in_pause, silence > PAUSE)
+    np.testing.assert_array_equal(lips.silence, silence)
+    np.testing.assert_array_equal(lips.feature, plain.feature + silence[:, None] * (REST - plain.feature))
+
+
 # ---- where it is kept
 
 
@@ -302,8 +335,8 @@ def tracks(monkeypatch: pytest.MonkeyPatch) -> list[LipTrack]:
     """All that are made from here on, with four cores and small blocks."""
     made: list[LipTrack] = []
 
-    def noted(spec: BundleSpec, strength: float = 1.0) -> LipTrack:
-        made.append(LipTrack(spec, strength))
+    def noted(spec: BundleSpec, strength: float = 1.0, shapes: NDArray[np.float32] | None = None) -> LipTrack:
+        made.append(LipTrack(spec, strength, shapes))
         return made[-1]
 
     monkeypatch.setattr(lip_track, "LipTrack", noted)

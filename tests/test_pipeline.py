@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from lipdub import media
 from lipdub import render as rendering
-from lipdub.errors import LipdubError, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
+from lipdub.bundles import bundle
+from lipdub.errors import CurvesInvalid, LipdubError, NoAudioStream, NoFaceFound, OutputRefused, UnreadableMedia
 from lipdub.faces import crop
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.track import WHY
@@ -34,6 +35,7 @@ from lipdub.model import open_model
 from lipdub.options import DubOptions, dub_options
 from lipdub.pipeline import dub
 from lipdub.records import DubReport
+from lipdub.references.shapes import inner_opening
 from lipdub.stages import Clock
 
 FRAMES, SIDE, RATE = 25, 256, 16000
@@ -324,6 +326,38 @@ def test_a_driver_moves_the_lips_and_the_speech_is_heard(house: Path, tmp_path: 
     assert (change[1:11] > 25).all()
     assert np.abs(change[16:]).max() < 12
     assert np.abs(np.concatenate([*media.read_audio(tmp_path / "out.mp4", RATE)])).max() < 0.01
+
+
+@pytest.mark.parametrize(("fit", "speech", "offset_ms", "opened"), [("video", 1.0, 200, (13, 19)), ("stretch", 0.92, 0, (9, 15))])
+def test_curves_move_the_lips_at_the_times_of_the_speech(
+    house: Path, tmp_path: Path, fit: str, speech: float, offset_ms: int, opened: tuple[int, int]
+) -> None:
+    """Also where it begins later, or is spoken slower; all other frames are as heard."""
+    (tmp_path / "lips.csv").write_text("time_s;jawOpen\n0,31;1\n0,53;1\n")
+    write_wav(tmp_path / "speech.wav", np.concatenate([loud(speech / 2), quiet(speech / 2)]))
+    chosen: dict[str, Any] = {"model": str(bundle.resolve("base")), "draw": "warp", "fit": fit, "offset_ms": offset_ms, "force": True}
+    points: list[NDArray[np.float32]] = []
+    for lips in (None, str(tmp_path / "lips.csv")):
+        dubbed(
+            house, tmp_path / "out.mp4", speech=str(tmp_path / "speech.wav"), lips=lips, **chosen,
+            on_scene=lambda scene: points.append(scene.speakers[0].choices.frames(0, FRAMES).points),
+        )  # fmt: skip
+    wider = inner_opening(points[1]) - inner_opening(points[0])
+    assert (wider[slice(*opened)] > 0.02).all()
+    assert np.abs(np.delete(wider, slice(*opened))).max() == 0
+
+
+def test_curves_that_move_nothing_are_said(house: Path, tmp_path: Path) -> None:
+    (tmp_path / "lips.csv").write_text("time_s,jawOpen\n0,1\n")
+    lips = str(tmp_path / "lips.csv")
+    with pytest.raises(OutputRefused, match="leave out one of --lips and --draw paint"):
+        dubbed(house, tmp_path / "out.mp4", lips=lips, draw="paint")
+    with pytest.raises(CurvesInvalid, match="cannot read the lip motion"):
+        dubbed(house, tmp_path / "out.mp4", lips=str(tmp_path / "none.csv"))
+    assert [file.name for file in tmp_path.iterdir()] == ["lips.csv"]
+    report = dubbed(house, tmp_path / "out.mp4", lips=lips)
+    assert [warning.kind for warning in report.warnings] == ["lips-painted"]
+    assert f"in {FRAMES} frames" in report.warnings[0].text
 
 
 def test_a_mix_is_heard_and_moves_no_lips(house: Path, tmp_path: Path, clip: NDArray[np.uint8]) -> None:

@@ -218,7 +218,7 @@ class _Wishes:
             return False
         shapes, openings, short = shape_of(pages.lips), inner_opening(pages.lips), []
         for first, end in self._samples(person):
-            wanted = self.points(first, end)[:, :40]
+            wanted = self.points(first, end, as_heard=True)[:, :40]
             nearest = [int(np.abs(shapes - shape).mean(axis=1).argmin()) for shape in shape_of(wanted)]
             short.append(inner_opening(wanted) - openings[nearest])
         return float(np.quantile(np.concatenate(short), COVERED_SHARE)) <= MOST_SHORT
@@ -233,11 +233,11 @@ class _Wishes:
         ]
         return blocks[:: -(-len(blocks) // SAMPLES)]
 
-    def points(self, first: int, end: int) -> NDArray[np.float32]:
+    def points(self, first: int, end: int, *, as_heard: bool = False) -> NDArray[np.float32]:
         """Lips and outline of the output frames [first, end), all of one shot: float32 (n, 64, 2), unit crop."""
         track, source = self.track, self.shown.source[first:end]
         person = int(track.person[source[0]])
-        lips = self._lips.frames(first, end)
+        lips = (self._lips.heard if as_heard else self._lips.frames)(first, end)
         mouth, gain = self._mouths[person], self._gain[person]
         resting, usual = mouth.at(track.pose[source]), self._slow(source)
         # How far the mouth has moved in the crop without speaking, by its upper lip and corners.
@@ -269,7 +269,7 @@ class _Wishes:
         """How far the recalled lips open and widen in speech as heard, float32 (2,)."""
         found = []
         for first in range(0, len(self._lips), BLOCK_FRAMES):
-            lips = self._lips.frames(first, min(len(self._lips), first + BLOCK_FRAMES))
+            lips = self._lips.heard(first, min(len(self._lips), first + BLOCK_FRAMES))
             if lips.points is not None:
                 found.append(_openings_and_widths(lips.points)[lips.silence < PAUSE])
         spoken = np.concatenate([np.zeros((0, 2), np.float32), *found])

@@ -16,6 +16,7 @@
     ├── ManifestError            a batch manifest that cannot be run
     ├── StorageFailed            a file in the cloud that cannot be looked at, fetched or put
     ├── ClusterFailed            a cluster that cannot be reached, or that lacks what the rows ask for
+    ├── CurvesInvalid            a file of lip motion that cannot be read
     ├── PhonemesError            an alignment that cannot be read, or no synthesiser where speech is to be made
     └── TrainingError            training data, checkpoints and export
         ├── TrainingDataError    too little or unusable prepared data
@@ -96,6 +97,10 @@ class StorageFailed(LipdubError):
 
 class ClusterFailed(LipdubError):
     """A cluster cannot be reached, or it lacks what the rows of a batch ask for."""
+
+
+class CurvesInvalid(LipdubError):
+    """A file of lip motion cannot be read, or holds what lips cannot do."""
 
 
 class PhonemesError(LipdubError):

@@ -246,6 +246,13 @@ class DubOptions:
         places=_mixed,
         check=Mix.of,
     )
+    lips: str | None = _option(
+        None,
+        "Move the lips as this .csv or .json says at the times that it has, else as heard: curves that lipdub lips wrote of SPEECH and you "
+        "changed. Where mouths are drawn from the video's own.",
+        group="Look",
+        places=_whole,
+    )
 
     def __post_init__(self) -> None:
         for option in dub_options():

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lipdub import media
 from lipdub.errors import NoAudioStream, OutputRefused
@@ -17,6 +18,7 @@ from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.media.sound import SoundInfo
 from lipdub.options import DubOptions, FaceChoice, Mix, Voice
 from lipdub.records import DubWarning, Warn
+from lipdub.speech.lip_curves import LipCurves, read_curves
 from lipdub.timeline import tempo_for
 
 SAME_SHARE = 0.5
@@ -28,21 +30,35 @@ MISSED_S = 0.1
 @dataclass(frozen=True, slots=True)
 class Part:
     """face: None for who is most prominent in each shot. audible: what the output carries of this person, and `sound`, what it is. heard:
-    what the lips follow."""
+    what the lips follow. curves: what they do instead, by the times of the speech before it was spoken `tempo` times as fast."""
 
     face: FaceChoice | None
     audible: Path
     sound: SoundInfo
     heard: Path
+    curves: LipCurves | None = None
+    tempo: Fraction = Fraction(1)
 
     @property
     def name(self) -> str:
         """The part as a user knows it."""
         return f"the face that speaks '{self.audible.name}'"
 
+    def curves_at(self, times_s: NDArray[np.float64]) -> NDArray[np.float32] | None:
+        """What the lips do at times (n,) of the sound, as ``listen`` takes it."""
+        return None if self.curves is None else self.curves.at(times_s * float(self.tempo))
+
+    def curves_missed(self, painted: int) -> list[DubWarning]:
+        """The warning that the curves are in vain in so many frames, where there are both."""
+        if self.curves is None or not painted:
+            return []
+        text = f"--lips moves nothing in {painted} frames, whose mouths are painted by the network; --draw warp draws the person's own"
+        return [DubWarning("lips-painted", text)]
+
 
 def parts_of(speech: Path, options: DubOptions, warn: Warn) -> tuple[Part, ...]:
-    """The parts that are asked for, the one of `speech` first. Raises UnreadableMedia; NoAudioStream: nothing of a speech is left."""
+    """The parts that are asked for, the one of `speech` first. Raises UnreadableMedia; NoAudioStream: nothing of a speech is left;
+    CurvesInvalid."""
     others = () if options.also is None else Voice.others(options.also)
     face = FaceChoice.of(options.face) if options.face is not None else FaceChoice(1) if others else None
     found = []
@@ -55,6 +71,10 @@ def parts_of(speech: Path, options: DubOptions, warn: Warn) -> tuple[Part, ...]:
         driver = Path(options.driver)
         media.probe_sound(driver, warn)
         found[0] = replace(found[0], heard=driver)
+    if options.lips is not None:
+        if options.draw == "paint":
+            raise OutputRefused("--lips moves nothing where mouths are painted by the network; leave out one of --lips and --draw paint")
+        found[0] = replace(found[0], curves=read_curves(Path(options.lips)))
     return tuple(found)
 
 
@@ -79,7 +99,7 @@ def stretched(parts: Sequence[Part], out: Path, *, room_s: Fraction, warn: Warn)
             heard = audible
             if part.heard != part.audible:
                 heard, _ = stack.enter_context(media.stretched(part.heard, media.probe_sound(part.heard), out, tempo=tempo))
-            found.append(replace(part, audible=audible, sound=sound, heard=heard))
+            found.append(replace(part, audible=audible, sound=sound, heard=heard, tempo=tempo))
         yield tuple(found)
 
 

@@ -57,7 +57,8 @@ def dub(
 
     Raises:
         OutputRefused, UnreadableMedia, NoVideoStream, NoAudioStream, BundleNotFound, BundleInvalid, ProviderUnavailable,
-        EncodingFailed, WriteFailed. NoFaceFound: no face in any frame, or with ``options.strict`` a frame that cannot be dubbed.
+        EncodingFailed, WriteFailed, CurvesInvalid. NoFaceFound: no face in any frame, or with ``options.strict`` a frame that cannot be
+        dubbed.
     """
     started, clock = time.perf_counter(), Clock()
     warnings: dict[DubWarning, None] = {}  # each once, in the order in which they were found
@@ -91,15 +92,15 @@ def dub(
             audible, sound = stack.enter_context(arranged(parts, options, out, offset_s=offset_s, until_s=shown.duration_s))
             sound_plan = media.plan_sound(audible, out, duration_s=shown.duration_s, info=sound, warn=warn)
             kept = media.plan_kept(video, out, duration_s=shown.duration_s, keep_audio=options.keep_original_audio, warn=warn)
-        speakers, silent = [], []
+        speakers, silent, heard_s = [], [], shown.times_s - float(offset_s)
         for number, (part, one) in enumerate(zip(parts, cast.tracks, strict=True)):
             with clock("recall"):
                 pauses = pauses_in(part.heard)
                 for quiet in too_quiet(pauses):
                     warn(quiet)
                 lips = listen(
-                    part.heard, model.memory, shown.times_s - float(offset_s), pauses=pauses, rest_in_pauses=options.silence == "close",
-                    strength=options.strength, on_frames=counted(tell, "listening", len(shown)),
+                    part.heard, model.memory, heard_s, pauses=pauses, rest_in_pauses=options.silence == "close", strength=options.strength,
+                    curves=part.curves_at(heard_s), on_frames=counted(tell, "listening", len(shown)),
                 )  # fmt: skip
                 stack.enter_context(closing(lips))
             spoken = speaking(one, shown, lips) if options.only_when_speaking else None
@@ -107,6 +108,8 @@ def dub(
             with clock("choose"):
                 choices = choose(one, shown, lips, draw=options.draw, exclude_s=exclude_own_s, style=cast.style)
                 stack.enter_context(closing(choices))
+            for missed in part.curves_missed(choices.painted):
+                warn(missed)
             speakers.append(Speaker(one, lips, choices, lesser(amount, spoken)))
             silent.append(nothing_dubbed(each[number], lips, pauses, passed_through(each[number], shown), options.silence))
         status = together(each)

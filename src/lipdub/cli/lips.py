@@ -13,6 +13,7 @@ EXAMPLES = paragraphs("""
 [bold]Examples[/bold]
   lipdub lips speech.wav -o lips.csv
   lipdub lips speech.wav -o lips.json --rate 30
+  lipdub sync talk.mp4 speech.wav -o dubbed.mp4 --lips lips.csv
 """)
 
 
@@ -27,6 +28,9 @@ def lips(
     """Write what the lips do in SPEECH as curves for animators, under ARKit's names: jawOpen, mouthPucker, mouthStretchLeft, ...
 
     0 is the resting mouth, 1 as far as people move it; `pause` tells where the speech pauses.
+
+    lipdub sync --lips takes the file again, changed as you like: columns, cells and rows may be left out, and there the lips move as heard.
+    Between two values of a column that are less than half a second apart they move in a straight line.
     """
     import csv
     import io
@@ -55,4 +59,4 @@ def lips(
         text = table.getvalue()
     write_whole(output, text)
     if not quiet:
-        print_line(f"wrote {output}: {len(rows)} moments, {rate:g} a second, {len(found.shapes)} shapes")
+        print_line(f"wrote {output}: {len(rows)} moments, {rate:g} a second, {len(found.curves) - 1} shapes")

@@ -1,68 +1,63 @@
-"""Lip motion as curves for animators: what a face rig calls its mouth shapes.
-
-Names are those of ARKit's blend shapes (developer.apple.com, ``ARFaceAnchor.BlendShapeLocation``) where the meaning is equal: 0 is the
-resting mouth, 1 as far as people move it. What lips do behind closed teeth is not heard: ``mouthClose``, ``mouthRoll`` and their like are
-left out.
-"""
+"""Lip motion as curves that animators see and change: told of a speech, and read again from the file that they were written to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.errors import BundleInvalid
-from lipdub.references.shapes import CORNERS, EYE_DISTANCE, LOWER_INNER_LIP, UPPER_INNER_LIP, inner_opening, mouth_width
+from lipdub.errors import BundleInvalid, CurvesInvalid
 from lipdub.speech.lip_track import lips_at, pauses_in
 from lipdub.speech.memory import Memory
+from lipdub.speech.mouth_shapes import SHAPES, shapes_of
+from lipdub.tables import TableError, read_table, text_of
 
-FULLY_OPEN = 0.35
-"""Opening, over eye distance, that is a fully open jaw of speech: footage passes 0.24 in one frame of a thousand."""
-FULLY_NARROW, FULLY_WIDE = 0.052, 0.027
-"""How much narrower the mouth gets, and how far out a corner goes, in one frame of a thousand; unit crop."""
-FULLY_UP, FULLY_DOWN = 0.03, 0.06
-"""How far the upper lip is raised and the lower one drops, likewise."""
+CURVES: Final = ("pause", *SHAPES)
+"""From 0 (sounding) to 1, and ARKit's shapes."""
+APART_S: Final = 0.5
+"""Values that lie as far apart tell nothing of the time between them."""
+_NAMES: Final = {name.lower(): name for name in ("time_s", *CURVES)}
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class LipCurves:
-    """Curves of N moments. times_s: float64 (N,). pause: float32 (N,), from 0 (sounding) to 1. shapes: by ARKit's name, float32 (N,) in
-    [0, 1]."""
+    """Curves of N moments. times_s: float64 (N,), rising. curves: by name, any of ``CURVES``, float32 (N,) in [0, 1], NaN where nothing is
+    said."""
 
     times_s: NDArray[np.float64]
-    pause: NDArray[np.float32]
-    shapes: dict[str, NDArray[np.float32]]
+    curves: dict[str, NDArray[np.float32]]
 
     def __post_init__(self) -> None:
-        if any(len(curve) != len(self.times_s) for curve in (self.pause, *self.shapes.values())):
+        if any(len(curve) != len(self.times_s) for curve in self.curves.values()):
             raise ValueError("all curves have a value for each moment")
+        if (np.diff(self.times_s) <= 0).any():
+            raise ValueError("times must rise")
 
     def rows(self) -> Iterator[dict[str, float]]:
-        """One moment after the other: time_s, pause, and the shapes."""
+        """One moment after the other: time_s, and the curves."""
         for row, time_s in enumerate(self.times_s.tolist()):
-            values = {"pause": self.pause, **self.shapes}
-            yield {"time_s": round(time_s, 6), **{name: round(float(curve[row]), 4) for name, curve in values.items()}}
+            yield {"time_s": round(time_s, 6), **{name: round(float(curve[row]), 4) for name, curve in self.curves.items()}}
 
-
-def shapes_of(points: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """ARKit's shapes of lips (n, 40, 2) relative to the resting mouth, unit crop; each float32 (n,) in [0, 1]."""
-    right, left = (points[:, corner, 0] for corner in CORNERS[:2])  # the person's right corner lies left in the picture
-    up, down = -points[:, UPPER_INNER_LIP, 1], points[:, LOWER_INNER_LIP, 1]
-    found = {
-        "jawOpen": inner_opening(points) / (FULLY_OPEN * EYE_DISTANCE),
-        "mouthPucker": -mouth_width(points) / FULLY_NARROW,
-        "mouthStretchLeft": left / FULLY_WIDE,
-        "mouthStretchRight": -right / FULLY_WIDE,
-        "mouthUpperUpLeft": up / FULLY_UP,
-        "mouthUpperUpRight": up / FULLY_UP,
-        "mouthLowerDownLeft": down / FULLY_DOWN,
-        "mouthLowerDownRight": down / FULLY_DOWN,
-    }
-    return {name: np.clip(curve, 0, 1).astype(np.float32) for name, curve in found.items()}
+    def at(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+        """The curves at other times (n,), float32 (n, 9) in the order of ``CURVES``: on the straight line between two values that are less
+        than ``APART_S`` apart, else NaN."""
+        found = np.full((len(times_s), len(CURVES)), np.nan, np.float32)
+        asked = np.round(times_s, 6)  # as in a file
+        for column, name in enumerate(CURVES):
+            if (curve := self.curves.get(name)) is None or not (said := ~np.isnan(curve)).any():
+                continue
+            said_s = self.times_s[said]
+            after, before = np.searchsorted(said_s, asked), np.searchsorted(said_s, asked, "right") - 1
+            near = said_s[np.minimum(after, len(said_s) - 1)] - said_s[np.maximum(before, 0)] < APART_S
+            found[near, column] = np.interp(asked[near], said_s, curve[said], np.nan, np.nan)
+        return found
 
 
 def lip_curves(speech: Path, memory: Memory, *, rate_hz: float, seconds: float) -> LipCurves:
@@ -79,4 +74,78 @@ def lip_curves(speech: Path, memory: Memory, *, rate_hz: float, seconds: float) 
             assert lips.points is not None  # the bundle tells them
             points.append(lips.points * (1 - lips.silence)[:, None, None])
             silence.append(lips.silence)
-    return LipCurves(times_s, np.concatenate(silence), shapes_of(np.concatenate(points)))
+    return LipCurves(times_s, {"pause": np.concatenate(silence), **shapes_of(np.concatenate(points))})
+
+
+def read_curves(file: Path) -> LipCurves:
+    """The curves in JSON as ``lipdub lips`` writes it, or in a table with the column time_s and any of ``CURVES``; cells may be empty.
+
+    Raises CurvesInvalid: no such file, another format, a name that there is not, numbers out of range, times that do not rise.
+    """
+    try:
+        text = text_of(file.read_bytes())
+    except OSError as error:
+        raise CurvesInvalid(f"cannot read the lip motion '{file}': {error.strerror or error}; check the path") from error
+    except TableError as error:
+        raise CurvesInvalid(f"cannot read the lip motion '{file}': it {error}") from error
+    try:
+        rows = _json_rows(text) if file.suffix.lower() == ".json" else _table_rows(text)
+        numbers = np.fromiter(_numbers(rows), np.float64).reshape(-1, len(_NAMES))
+    except (ValueError, RecursionError) as error:
+        raise CurvesInvalid(f"'{file}' holds no lip motion: {' '.join(str(error).split())}") from error
+    curves = dict(zip(CURVES, numbers[:, 1:].T.astype(np.float32), strict=True))
+    said = {name: curve for name, curve in curves.items() if not np.isnan(curve).all()}
+    if not said:
+        raise CurvesInvalid(f"'{file}' holds no lip motion: no row has a value; write it as lipdub lips does")
+    return LipCurves(numbers[:, 0].copy(), said)
+
+
+def _table_rows(text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row stands, and its cells by column."""
+    table = read_table(text, _NAMES)
+    if "time_s" not in table.columns:
+        raise ValueError(f"line {table.line}: no column time_s; its first line names the columns, as lipdub lips writes them")
+    if len(set(table.columns)) < len(table.columns):
+        raise ValueError(f"line {table.line}: a column is there twice; keep one")
+    for line, cells in table.rows:
+        if any(cells[len(table.columns) :]):
+            raise ValueError(f"line {line}: more cells than columns; put semicolons between cells whose decimals have a comma")
+        yield f"line {line}", dict(zip(table.columns, cells, strict=False))
+
+
+def _json_rows(text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """The same of JSON."""
+    told = json.loads(text)
+    moments = told.get("moments") if isinstance(told, dict) else None
+    if not isinstance(moments, list):
+        raise ValueError("it has no list of moments; write it as lipdub lips does")
+    for number, moment in enumerate(moments, 1):
+        if not isinstance(moment, dict):
+            raise ValueError(f"moment {number}: not an object; write it as lipdub lips does")
+        yield f"moment {number}", {name.lower(): "" if value is None else str(value) for name, value in moment.items()}
+
+
+def _numbers(rows: Iterable[tuple[str, dict[str, str]]]) -> Iterator[float]:
+    """Time and curves of each row, one number after the other; NaN where a cell is empty."""
+    before_s = -math.inf
+    for where, cells in rows:
+        if unknown := [name for name in cells if name not in _NAMES]:
+            raise ValueError(f"{where}: there is no curve '{unknown[0]}'; there are {', '.join(CURVES)}")
+        time_s = _number(cells.get("time_s", ""))
+        if not max(0, before_s) <= time_s < math.inf or time_s == before_s:
+            raise ValueError(f"{where}: time_s must be seconds, more than in the row before, got '{cells.get('time_s', '')}'")
+        before_s = time_s
+        yield time_s
+        for name in CURVES:
+            number = _number(cell := cells.get(name.lower(), ""))
+            if cell and not 0 <= number <= 1:
+                raise ValueError(f"{where}: {name} must be a number from 0 to 1, or empty, got '{cell}'")
+            yield number
+
+
+def _number(cell: str) -> float:
+    """A number with a point or a comma before its decimals, NaN for anything else."""
+    try:
+        return float(cell.replace(",", "."))
+    except ValueError:
+        return math.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from lipdub import media
 from lipdub.bundles.bundle import POINTS, BundleSpec
 from lipdub.row_file import RowFile
 from lipdub.speech.memory import Memory, Recalls
+from lipdub.speech.mouth_shapes import reshaped
 from lipdub.speech.pauses import Pauses, brought, pauses_of
 from lipdub.speech.voice import open_voice
 from lipdub.speech.windows import SpeechWindows, windows_of
@@ -49,6 +50,10 @@ class Lips:
         points = None if self.points is None else self.points * (1 - self.silence)[:, None, None]
         return Lips(feature, self.silence, points, self.address)
 
+    def pausing(self, pause: NDArray[np.float32]) -> Lips:
+        """The same, pausing as far as `pause` (N,) says; as it is where that is NaN."""
+        return replace(self, silence=np.where(np.isnan(pause), self.silence, pause))
+
     def moved(self, strength: float, rest_feature: NDArray[np.float32]) -> Lips:
         """The same, moved `strength` times as far from the resting mouth, whose feature is (C,)."""
         points = None if self.points is None else strength * self.points
@@ -59,10 +64,12 @@ class LipTrack:
     """Lip motion at each frame of an output, in order; N frames. Lies in an unnamed temporary file, so that memory does not grow with
     the speech. For one thread at a time.
 
-    strength: how far the lips were moved, times what was heard."""
+    strength: how far the lips were moved, times what was heard. shapes: float32 (N, 8), in the order of ``SHAPES``, what the lips are to
+    look like before they are moved so far; NaN where, and None if, they are as heard."""
 
-    def __init__(self, spec: BundleSpec, strength: float = 1.0) -> None:
+    def __init__(self, spec: BundleSpec, strength: float = 1.0, shapes: NDArray[np.float32] | None = None) -> None:
         self.strength = strength
+        self._shapes = shapes
         self._columns = np.cumsum([spec.lip_channels, 1, 2 * POINTS if spec.points else 0]).tolist()
         self.has_points = spec.points
         """Whether the bundle tells where the lips lie."""
@@ -92,7 +99,15 @@ class LipTrack:
         return int(self.in_pause.sum())
 
     def frames(self, first: int, end: int) -> Lips:
-        """The frames [first, end)."""
+        """The frames [first, end), with the shapes that are asked for."""
+        lips = self.heard(first, end)
+        if self._shapes is None or lips.points is None or not self.strength:
+            return lips
+        points = self.strength * reshaped(lips.points / np.float32(self.strength), self._shapes[first:end])
+        return replace(lips, points=points)
+
+    def heard(self, first: int, end: int) -> Lips:
+        """The frames [first, end) as heard."""
         feature, silence, points, _ = np.split(self._rows.rows(np.arange(first, end)), self._columns, axis=1)
         return Lips(feature, silence[:, 0], points.reshape(end - first, POINTS, 2) if self.has_points else None)
 
@@ -142,20 +157,24 @@ def listen(
     pauses: Pauses | None = None,
     rest_in_pauses: bool,
     strength: float = 1.0,
+    curves: NDArray[np.float32] | None = None,
     on_frames: Callable[[int], None] | None = None,
 ) -> LipTrack:
     """The lip motion that `speech` asks for at the times `times_s` (N,), float64, rising; the caller closes it.
 
     pauses: as for `lips_at`. rest_in_pauses: the resting mouth takes over where the speech pauses. strength: how far the lips move, times
-    what is heard. on_frames: told how many frames each step took.
+    what is heard. curves: float32 (N, 9), a pause and shapes in the place of what is heard, NaN where they stay. on_frames: told how many
+    frames each step took.
 
     Raises UnreadableMedia, NoAudioStream, BundleInvalid.
     """
-    track = LipTrack(memory.spec, strength)
+    track = LipTrack(memory.spec, strength, None if curves is None else curves[:, 1:])
     rest = np.asarray(memory.spec.rest_feature, np.float32)
     try:
         with closing(lips_at(speech, memory, times_s, pauses)) as pieces:
             for lips in pieces:
+                if curves is not None:
+                    lips = lips.pausing(curves[len(track) : len(track) + len(lips), 0])
                 lips = lips.at_rest_in_pauses(rest) if rest_in_pauses else lips
                 track.add(lips if strength == 1 else lips.moved(strength, rest))
                 if on_frames is not None:
