@@ -17,9 +17,11 @@ from fakes import write_fake_bundle
 from test_pipeline import RATE, dubbed, frames_of, loud, mouths, quiet
 
 from lipdub import media
-from lipdub.checkup.preview import AROUND_S, preview
+from lipdub.checkup.preview import AROUND_S, _stretch, preview
 from lipdub.errors import LipdubError, OutputRefused
-from lipdub.options import DubOptions
+from lipdub.options import DubOptions, FaceChoice, Voice
+from lipdub.records import DubWarning
+from lipdub.speech.lip_curves import read_curves
 from lipdub.times import Range
 
 SECONDS, KEY_FRAMES = 16, 20
@@ -33,6 +35,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     way = (pictures + pictures[::-1]) * (SECONDS // 2)
     draw_video(folder / "clip.mkv", pictures=way, fps=25, options={"g": str(KEY_FRAMES), "crf": "18", "sc_threshold": "0"})
     write_wav(folder / "speech.wav", np.concatenate([loud(0.6), quiet(0.6)] * 13 + [loud(0.4)]))
+    write_wav(folder / "short.wav", np.concatenate([loud(0.6), quiet(0.6)] * 11 + [loud(0.4)]))
     write_fake_bundle(folder / "fake")
     return folder
 
@@ -60,7 +63,10 @@ def test_an_excerpt_begins_with_the_key_frame_before_a_time(film: Path, tmp_path
     source = film / "clip.mkv"
     if suffix == ".mp4":
         source = tmp_path / "clip.mp4"
-        draw_video(source, frames=250, options={"g": str(KEY_FRAMES), "sc_threshold": "0", "bf": "2"})
+        draw_video(
+            source, frames=250, time_base=Fraction(1, 12800),
+            options={"g": str(KEY_FRAMES), "sc_threshold": "0", "bf": "3", "b_strategy": "0"},
+        )  # fmt: skip
     start_s = media.key_frame_s(source, at_s)
     assert start_s == Fraction(4, 5) * int(Fraction(str(at_s)) / Fraction(4, 5))
     (tmp_path / "out").mkdir()
@@ -85,11 +91,16 @@ def test_a_sound_is_cut_to_the_sample(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- preview
 
 
-@pytest.mark.parametrize("offset_ms", [0, 470, -330])
-def test_a_range_is_what_the_whole_dub_shows_there(film: Path, tmp_path: Path, temporary: None, offset_ms: int) -> None:
+@pytest.mark.parametrize(
+    ("speech", "fit", "offset_ms"),
+    [("speech.wav", "video", 0), ("speech.wav", "longest", 470), ("speech.wav", "speech", -330), ("short.wav", "stretch", 470)],
+)
+def test_a_range_is_what_the_whole_dub_shows_there(
+    film: Path, tmp_path: Path, temporary: None, speech: str, fit: str, offset_ms: int
+) -> None:
     span = Range(9.0, 10.6)
-    dubbed(film, tmp_path / "whole.mp4", video="clip.mkv", speech="speech.wav", fit="video", offset_ms=offset_ms)
-    report = preview(film / "clip.mkv", film / "speech.wav", tmp_path / "part.mp4", span, options(film, offset_ms=offset_ms))
+    dubbed(film, tmp_path / "whole.mp4", video="clip.mkv", speech=speech, fit=fit, offset_ms=offset_ms)
+    report = preview(film / "clip.mkv", film / speech, tmp_path / "part.mp4", span, options(film, fit=fit, offset_ms=offset_ms))
     whole, part = frames_of(tmp_path / "whole.mp4")[225:265], frames_of(tmp_path / "part.mp4")
     assert report.frames == report.dubbed == len(part) == 40
     assert report.output == str(tmp_path / "part.mp4")
@@ -101,6 +112,54 @@ def test_a_range_is_what_the_whole_dub_shows_there(film: Path, tmp_path: Path, t
         heard, cut = np.concatenate([*one])[9 * RATE : 9 * RATE + 25000], np.concatenate([*other])[:25000]
     loudness = [np.abs(sound[: len(sound) // 400 * 400]).reshape(-1, 400).mean(axis=1) for sound in (heard, cut)]
     assert np.corrcoef(*loudness)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize(("fit", "offset_ms"), [("longest", 0), ("longest", 470), ("stretch", -330)])
+def test_curves_are_those_of_the_whole_speech(film: Path, tmp_path: Path, fit: str, offset_ms: int) -> None:
+    times_s = np.arange(0, 14, 0.1)
+    values = np.random.default_rng(0).random(len(times_s))
+    (tmp_path / "lips.csv").write_text("time_s,jawOpen\n" + "".join(f"{t},{v}\n" for t, v in zip(times_s, values, strict=True)))
+    chosen = options(film, fit=fit, offset_ms=offset_ms, lips=str(tmp_path / "lips.csv"))
+    cut = _stretch(film / "clip.mkv", film / "short.wav", tmp_path, Range(9.0, 10.6), chosen, lambda _: None)
+    shown_s = np.arange(0, 1.6, 0.04)
+    tempo = 13.6 / (SECONDS + 0.33) if fit == "stretch" else 1  # slower by 15 % at most
+    wanted = read_curves(tmp_path / "lips.csv").at((9 + shown_s - offset_ms / 1000) * max(tempo, 1 / 1.15))
+    assert cut.options.lips is not None
+    found = read_curves(Path(cut.options.lips)).at(cut.span.start_s + shown_s - cut.options.offset_ms / 1000)
+    np.testing.assert_allclose(found, wanted, atol=0.01)
+
+
+def test_a_place_names_the_same_face_in_the_excerpt(film: Path, tmp_path: Path) -> None:
+    video, speech, span = film / "clip.mkv", film / "speech.wav", Range(9.0, 10.6)
+    warned: list[DubWarning] = []
+    chosen = options(film, face="128,120@8.5", also=f"anna.png={speech};2={speech}")
+    cut = _stretch(video, speech, tmp_path, span, chosen, warned.append)
+    assert cut.options.face is not None
+    face, others = FaceChoice.of(cut.options.face), Voice.others(cut.options.also or "")
+    assert face.place_px == (128, 120)
+    assert face.at_s - cut.span.start_s == pytest.approx(8.5 - span.start_s)
+    assert [other.face for other in others] == [FaceChoice(picture="anna.png"), FaceChoice(2)]
+    assert len({cut.speech, *(Path(other.speech) for other in others)}) == 3
+    assert [warning.kind for warning in warned] == ["faces-near"]
+    with pytest.raises(OutputRefused, match=r"a preview looks at 4\.0 to 15\.6 s alone"):
+        _stretch(video, speech, tmp_path, span, options(film, face="128,120@2"), warned.append)
+
+
+def test_after_the_speech_the_mouth_rests(film: Path, tmp_path: Path, temporary: None) -> None:
+    write_wav(film / "second.wav", loud(1.0))
+    report = preview(
+        film / "clip.mkv", film / "second.wav", tmp_path / "part.mp4", Range(9.0, 9.6), options(film, mix=str(film / "second.wav"))
+    )
+    assert (report.frames, report.silent_frames) == (15, 15)
+
+
+def test_a_picture_shows_the_dub_alone(film: Path, tmp_path: Path, temporary: None) -> None:
+    """What is for a file of video changes nothing in it."""
+    for name, more in (("a.png", {}), ("b.png", {"side_by_side": True, "encoder": "libvpx-vp9"})):
+        preview(film / "clip.mkv", film / "speech.wav", tmp_path / name, 3.2, options(film, **more))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with pytest.raises(OutputRefused, match="input"):
+        preview(film / "clip.mkv", film / "speech.wav", tmp_path / "a.png", 3.2, options(film, face=str(tmp_path / "a.png"), force=True))
 
 
 def test_ranges_are_those_of_the_whole_video(film: Path, tmp_path: Path, temporary: None) -> None:
@@ -146,13 +205,14 @@ def test_a_moment_is_a_picture(film: Path, tmp_path: Path, temporary: None, vide
         (Range(3, 4), "a.png", OutputRefused),
         (99.0, "a.png", OutputRefused),
         (Range(16.5, 17), "a.mp4", OutputRefused),
+        (14.5, "a.png", OutputRefused),  # the output ends with the speech
     ],
 )
 def test_what_cannot_be_shown_is_one_line(
     film: Path, tmp_path: Path, temporary: None, moment: Range | float, out: str, error: type[LipdubError]
 ) -> None:
     with pytest.raises(error) as caught:
-        preview(film / "clip.mkv", film / "speech.wav", tmp_path / out, moment, options(film))
+        preview(film / "clip.mkv", film / "short.wav", tmp_path / out, moment, options(film, fit="speech"))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / out).exists()
 

@@ -9,7 +9,7 @@ from lipdub import media
 from lipdub.errors import OutputRefused
 from lipdub.media.label import drawable
 from lipdub.model import Model, open_model
-from lipdub.options import DubOptions, dub_options
+from lipdub.options import DubOptions
 from lipdub.outcome import what_is_lost
 from lipdub.parts import Part, parts_of
 from lipdub.records import VideoInfo, Warn
@@ -38,8 +38,7 @@ def open_dub(video: Path, speech: Path, out: Path, options: DubOptions, *, model
 
     model: opened before, None to open the one of `options`. full_size: of a photo. Raises as ``dub``, but for what is found in frames.
     """
-    named = [Path(path) for option in dub_options() if option.name != "model" for path in option.paths(getattr(options, option.name))]
-    inputs = (video, speech, *named)
+    inputs = (video, speech, *map(Path, options.files))
     media.check_output(out, inputs=inputs, force=options.force)
     if options.label is not None and not drawable(options.label):
         raise OutputRefused(f"the label '{options.label}' has letters without a shape here; write it in Latin ones")

@@ -259,6 +259,11 @@ class DubOptions:
             option.check(getattr(self, option.name))
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The files and folders that are named, but for the model."""
+        return tuple(path for option in dub_options() if option.name != "model" for path in option.paths(getattr(self, option.name)))
+
+    @property
     def limits(self) -> FaceLimits:
         """Which faces are dubbed."""
         return FaceLimits(self.min_face, float(self.max_yaw))

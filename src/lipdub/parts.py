@@ -78,13 +78,8 @@ def parts_of(speech: Path, options: DubOptions, warn: Warn) -> tuple[Part, ...]:
     return tuple(found)
 
 
-@contextmanager
-def stretched(parts: Sequence[Part], out: Path, *, room_s: Fraction, warn: Warn) -> Iterator[tuple[Part, ...]]:
-    """The parts spoken so much faster or slower that the longest lasts `room_s`, in files beside `out` that are removed at the end. warn:
-    told where that is more than is done.
-
-    Raises EncodingFailed, WriteFailed.
-    """
+def tempo_of(parts: Sequence[Part], room_s: Fraction, warn: Warn) -> Fraction:
+    """How many times as fast the parts are to be spoken for the longest to last `room_s`. warn: told where that is more than is done."""
     longest_s = max(part.sound.end_s for part in parts)
     tempo = tempo_for(longest_s, room_s)
     if abs(left_s := longest_s / tempo - room_s) > MISSED_S:
@@ -92,6 +87,12 @@ def stretched(parts: Sequence[Part], out: Path, *, room_s: Fraction, warn: Warn)
         left = f"{abs(float(left_s)):.1f} s {'longer' if left_s > 0 else 'shorter'}"
         lengths = f"the speech lasts {float(longest_s):.1f} s for {float(room_s):.1f} s of picture"
         warn(DubWarning("speech-stretched", f"{lengths}: spoken {how}, the most that is done, it is still {left}"))
+    return tempo
+
+
+@contextmanager
+def stretched(parts: Sequence[Part], out: Path, *, tempo: Fraction) -> Iterator[tuple[Part, ...]]:
+    """The parts spoken `tempo` times as fast, in files beside `out` that are removed at the end. Raises EncodingFailed, WriteFailed."""
     with ExitStack() as stack:
         found = []
         for part in parts:

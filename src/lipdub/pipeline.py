@@ -20,7 +20,7 @@ from lipdub.model import Model
 from lipdub.opened import open_dub
 from lipdub.options import DubOptions
 from lipdub.outcome import at_rest, nothing_dubbed, passed_through, require_all, silence_warnings, speaking, status_of, together, too_quiet
-from lipdub.parts import arranged, stretched
+from lipdub.parts import arranged, stretched, tempo_of
 from lipdub.records import DubReport, DubWarning
 from lipdub.render import Scene, Speaker, render
 from lipdub.speech.lip_track import listen, pauses_in
@@ -77,7 +77,8 @@ def dub(
         first = cast.tracks[0]
         pictures_s = Fraction(0) if info.is_still else pictures_end_s(first.pts, first.time_base, video_s=info.duration_s)
         if options.fit == "stretch" and not info.is_still:
-            parts = stack.enter_context(stretched(parts, out, room_s=pictures_s - offset_s, warn=warn))
+            tempo = tempo_of(parts, pictures_s - offset_s, warn)
+            parts = stack.enter_context(stretched(parts, out, tempo=tempo))
         speech_s = max(part.sound.end_s for part in parts) + offset_s
         shown = plan(first.pts, first.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
         amount = None if opened.ranges is None else amounts(shown.times_s, opened.ranges)

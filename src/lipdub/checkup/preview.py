@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import json
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,11 +20,13 @@ from lipdub.errors import OutputRefused
 from lipdub.faces import crop
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.media.planes import RgbPicture
-from lipdub.options import DubOptions, dub_options, is_picture
+from lipdub.options import DubOptions, FaceChoice, Mix
+from lipdub.parts import parts_of, tempo_of
 from lipdub.paste.mask import mask_of
 from lipdub.pipeline import dub
-from lipdub.records import DubReport, DubWarning
+from lipdub.records import DubReport, DubWarning, Warn
 from lipdub.render import Scene
+from lipdub.speech.lip_curves import LipCurves
 from lipdub.stages import OnProgress
 from lipdub.times import Range, written
 
@@ -46,6 +48,48 @@ class _Stretch:
     span: Range
 
 
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The seconds that are looked at: `lasts_s` from `start_s` of the video on. A speech, spoken `tempo` times as fast, goes on in them
+    from its own `heard_from_s` on. What is cut out lies in `folder`."""
+
+    folder: Path
+    start_s: Fraction
+    lasts_s: float
+    heard_from_s: Fraction
+    tempo: Fraction
+
+    def speech(self, sound: Path, name: str) -> str:
+        """What is heard of a speech."""
+        return self.sound(sound, name, self.heard_from_s * self.tempo, self.tempo)
+
+    def sound(self, sound: Path, name: str, from_s: Fraction, tempo: Fraction = Fraction(1)) -> str:
+        """What is heard of a sound from its own second `from_s` on."""
+        media.sound_excerpt(sound, self.folder / name, start_s=from_s, seconds=self.lasts_s * float(tempo), tempo=tempo)
+        return str(self.folder / name)
+
+    def curves(self, curves: LipCurves) -> str | None:
+        """A file of the curves in these seconds, None where they say nothing."""
+        times_s = curves.times_s / float(self.tempo) - float(self.heard_from_s)
+        near = (times_s >= 0) & (times_s <= self.lasts_s)
+        rows = LipCurves(times_s[near], {name: curve[near] for name, curve in curves.curves.items()}).rows()
+        moments = [row for row in rows if len(row) > 1]
+        (self.folder / "lips.json").write_text(json.dumps({"moments": moments}))
+        return str(self.folder / "lips.json") if moments else None
+
+    def face(self, choice: FaceChoice | None) -> str | None:
+        """A choice as it is made in these seconds. Raises OutputRefused: it names a place at another time."""
+        if choice is None:
+            return None
+        if choice.number is not None or choice.picture is not None:
+            return choice.picture or str(choice.number)
+        (x, y), at_s = choice.place_px, choice.at_s - float(self.start_s)
+        if not 0 <= at_s <= self.lasts_s:
+            seen = f"{float(self.start_s):.1f} to {float(self.start_s) + self.lasts_s:.1f} s"
+            raise OutputRefused(f"a preview looks at {seen} alone; name the face by a place then, not at {choice.at_s:g} s")
+        return f"{x},{y}@{at_s:.6f}"
+
+
 def preview(
     video: Path,
     speech: Path,
@@ -63,10 +107,14 @@ def preview(
     Raises as `lipdub.dub`; OutputRefused, too: a picture of a range, or a video of a moment.
     """
     wants_picture = not isinstance(moment, Range)
-    (media.check_picture if wants_picture else media.check_output)(out, inputs=[video, speech], force=options.force)
+    inputs = [video, speech, *map(Path, options.files)]
+    warned: list[DubWarning] = []
+    (media.check_picture if wants_picture else media.check_output)(out, inputs=inputs, force=options.force)
     span = moment if isinstance(moment, Range) else Range(max(0.0, moment - SHOWN_S), moment + SHOWN_S)
     with tempfile.TemporaryDirectory() as folder:
-        cut = _stretch(video, speech, Path(folder), span, options)
+        cut = _stretch(video, speech, Path(folder), span, options, warned.append)
+        if wants_picture:  # what makes a file of video is not for it
+            cut = replace(cut, options=replace(cut.options, side_by_side=False, encoder="auto", credentials=None))
         dubbed = Path(folder) / "dubbed.mp4" if wants_picture else out
         found: list[_Explained] = []
         at_s = 0.0 if isinstance(moment, Range) else moment - span.start_s
@@ -76,47 +124,46 @@ def preview(
                 found.append(_explained(scene, at_s))
 
         report = dub(cut.video, cut.speech, dubbed, cut.options, detectors=detectors, span=cut.span, on_scene=keep, on_progress=on_progress)
+        warnings = (*warned, *report.warnings)
         if wants_picture:
-            sheet = _laid_out(found[0], _frame(dubbed, at_s), report.warnings)
+            sheet = _laid_out(found[0], _frame(dubbed, at_s), warnings)
             write_whole(out, media.encode_picture(sheet, out.suffix))
-    return replace(report, video=str(video), speech=str(speech), output=str(out), options=options)
+    return replace(report, video=str(video), speech=str(speech), output=str(out), options=options, warnings=warnings)
 
 
-def _stretch(video: Path, speech: Path, folder: Path, span: Range, options: DubOptions) -> _Stretch:
-    """What has to be looked at to dub `span`."""
+def _stretch(video: Path, speech: Path, folder: Path, span: Range, options: DubOptions, warn: Warn) -> _Stretch:
+    """What has to be looked at to dub `span`. warn: told what a dub of the whole would be told of lengths and sounds."""
     info, offset_s = media.probe(video), Fraction(options.offset_ms, 1000)
-    start_s = Fraction(0)
+    parts, tempo, start_s = parts_of(speech, options, warn), Fraction(1), Fraction(0)
+    if options.fit == "stretch" and info.duration_s is not None:
+        tempo = tempo_of(parts, info.duration_s - offset_s, warn)
+    speech_s = max(part.sound.end_s for part in parts) / tempo + offset_s
+    for shown, ends_s in ((video, info.duration_s), (speech, speech_s if info.is_still or options.fit == "speech" else None)):
+        if ends_s is not None and span.start_s >= ends_s:
+            raise OutputRefused(f"'{shown}' ends at {float(ends_s):.1f} s; give an earlier time than {span.start_s:g} s")
     if not info.is_still:
-        if info.duration_s is not None and span.start_s >= info.duration_s:
-            raise OutputRefused(f"'{video}' ends at {float(info.duration_s):.1f} s; give an earlier time than {span.start_s:g} s")
         start_s = media.key_frame_s(video, max(0.0, span.start_s - AROUND_S))
         video = media.excerpt(video, folder, seconds=span.end_s + AROUND_S - float(start_s), start_s=start_s)
-    # The speech begins at `offset_s` of the film; from there on it is cut at a whole millisecond of the excerpt.
-    heard_from_s = max(Fraction(0), Fraction(round(1000 * (start_s - offset_s)), 1000))
+        if any(part.face is not None and part.face.number is not None for part in parts):
+            warn(DubWarning("faces-near", "faces are numbered by the seconds around alone; in the whole video a number may be another's"))
     lasts_s = span.end_s + AROUND_S - float(start_s)
-
-    def taken(sound: str | Path, name: str, from_s: Fraction) -> str:
-        media.sound_excerpt(Path(sound), folder / name, start_s=from_s, seconds=lasts_s)
-        return str(folder / name)
-
-    def cut(name: str, from_s: Fraction) -> str | None:
-        option, value = next(one for one in dub_options() if one.name == name), getattr(options, name)
-        names = (f"{name}{number}.wav" for number in itertools.count())
-
-        def put(path: str) -> str:
-            return path if is_picture(path) else taken(path, next(names), from_s)
-
-        return None if value is None else option.with_paths(value, put)
-
+    # The speech begins at `offset_s` of the film; from there on it is cut at a whole millisecond of the excerpt.
+    window = _Window(folder, start_s, lasts_s, max(Fraction(0), Fraction(round(1000 * (start_s - offset_s)), 1000)), tempo)
+    (first, *others), mix = parts, None if options.mix is None else Mix.of(options.mix)
     # Where no range reaches into the excerpt one behind its end says so.
     nowhere = f"{lasts_s + 1:.3f}-{lasts_s + 2:.3f}"
-    ranges = None if options.ranges is None else written(media.ranges_of(options.ranges), earlier_s=float(start_s)) or nowhere
     here = replace(
-        options, fit="longest", force=True, ranges=ranges, offset_ms=round(1000 * (heard_from_s + offset_s - start_s)),
-        also=cut("also", heard_from_s), driver=cut("driver", heard_from_s), mix=cut("mix", start_s),
+        options, fit="longest" if options.fit == "stretch" else options.fit, force=True,
+        ranges=None if options.ranges is None else written(media.ranges_of(options.ranges), earlier_s=float(start_s)) or nowhere,
+        offset_ms=round(1000 * (window.heard_from_s + offset_s - start_s)),
+        driver=None if options.driver is None else window.speech(first.heard, "driver.wav"),
+        lips=None if first.curves is None else window.curves(first.curves),
+        face=window.face(first.face),
+        also=";".join(f"{window.face(one.face)}={window.speech(one.audible, f'also{n}.wav')}" for n, one in enumerate(others)) or None,
+        mix=None if mix is None else f"{window.sound(Path(mix.path), 'mix.wav', start_s)}:{mix.gain_db:g}",
     )  # fmt: skip
-    shown = Range(max(0.0, span.start_s - float(start_s)), span.end_s - float(start_s))
-    return _Stretch(video, Path(taken(speech, "speech.wav", heard_from_s)), here, shown)
+    begin_s = max(0.0, span.start_s - float(start_s))
+    return _Stretch(video, Path(window.speech(first.audible, "speech.wav")), here, Range(begin_s, span.end_s - float(start_s)))
 
 
 def _frame(video: Path, at_s: float) -> NDArray[np.uint8]:

@@ -16,6 +16,8 @@ from lipdub.media.sound import probe_sound
 
 _LITTLE_S = 0.0005
 """Where a seek goes to: a little behind a key frame, so that rounding does not lead to the one before."""
+_LEAST_S = 0.1
+"""A sound that has ended goes on in silence for so long."""
 
 
 def key_frame_s(video: Path, at_s: float) -> Fraction:
@@ -39,18 +41,21 @@ def excerpt(video: Path, folder: Path, *, seconds: float, start_s: Fraction = Fr
     suffix = video.suffix.lower() if video.suffix.lower() in CONTAINERS else ".mkv"
     out = folder / f"excerpt{suffix}"
     from_here = {"ss": f"{float(start_s) + _LITTLE_S:.6f}"} if start_s else {}
+    back = {"output_ts_offset": _LITTLE_S} if start_s else {}  # an .mp4 does not show what lies before zero
     with whole_file(out) as part:
         taken = ffmpeg.input(url_of(video), t=f"{seconds:.3f}", **from_here)
-        run_ffmpeg(taken.video.output(url_of(part), c="copy", format=CONTAINERS[suffix].muxer), out)
+        run_ffmpeg(taken.video.output(url_of(part), c="copy", format=CONTAINERS[suffix].muxer, **back), out)
     return out
 
 
-def sound_excerpt(sound: Path, out: Path, *, start_s: Fraction, seconds: float) -> None:
-    """Write `out`, a .wav: `seconds` of `sound` from `start_s` on, from time zero. Raises UnreadableMedia, NoAudioStream, EncodingFailed,
-    WriteFailed."""
+def sound_excerpt(sound: Path, out: Path, *, start_s: Fraction, seconds: float, tempo: Fraction = Fraction(1)) -> None:
+    """Write `out`, a .wav: `seconds` of `sound` from `start_s` on, from time zero, spoken `tempo` times as fast; a little silence where it
+    has ended before. Raises UnreadableMedia, NoAudioStream, EncodingFailed, WriteFailed."""
     with opened(sound) as container:
         if not container.streams.audio:
             probe_sound(sound)  # says what it is instead
     with whole_file(out) as part:
-        taken = ffmpeg.input(url_of(sound), ss=f"{float(start_s):.6f}", t=f"{seconds:.3f}")
-        run_ffmpeg(taken.audio.output(url_of(part), format="wav", **{"c:a": "pcm_s24le"}), out)
+        taken = ffmpeg.input(url_of(sound), ss=f"{float(start_s):.6f}", t=f"{seconds:.3f}").audio
+        taken = taken if tempo == 1 else taken.filter("atempo", f"{float(tempo):.6f}")
+        taken = taken.filter("apad", whole_dur=_LEAST_S)
+        run_ffmpeg(taken.output(url_of(part), format="wav", **{"c:a": "pcm_s24le"}), out)

@@ -41,9 +41,10 @@ class LipCurves:
             raise ValueError("times must rise")
 
     def rows(self) -> Iterator[dict[str, float]]:
-        """One moment after the other: time_s, and the curves."""
+        """One moment after the other: time_s, and the curves that say something."""
         for row, time_s in enumerate(self.times_s.tolist()):
-            yield {"time_s": round(time_s, 6), **{name: round(float(curve[row]), 4) for name, curve in self.curves.items()}}
+            said = {name: round(float(curve[row]), 4) for name, curve in self.curves.items() if not np.isnan(curve[row])}
+            yield {"time_s": round(time_s, 6), **said}
 
     def at(self, times_s: NDArray[np.float64]) -> NDArray[np.float32]:
         """The curves at other times (n,), float32 (n, 9) in the order of ``CURVES``: on the straight line between two values that are less
