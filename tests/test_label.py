@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lipdub.media.label import Label, drawable
-from lipdub.media.planes import YuvChunk, YuvColor, i420_bytes
+from lipdub.media.planes import EIGHT_BITS, TEN_BITS, Depth, YuvChunk, YuvColor, i420_samples
 from lipdub.options import DubOptions
 
 TEXT = "Dubbed by AI"
 
 
-def chunk(height: int, width: int, *, full: bool = False, frames: int = 2) -> YuvChunk:
-    data = np.full((frames, i420_bytes(height, width)), 120, np.uint8)
-    return YuvChunk(0, data, height, width, YuvColor(0.299, 0.114, full), np.arange(frames), Fraction(1, 25))
+def chunk(height: int, width: int, *, depth: Depth = EIGHT_BITS) -> YuvChunk:
+    data = np.full((2, i420_samples(height, width)), 120 * depth.step, depth.dtype)
+    return YuvChunk(0, data, height, width, YuvColor(0.299, 0.114, False, depth), np.arange(2), Fraction(1, 25))
 
 
 @given(st.integers(24, 400), st.integers(24, 700), st.sampled_from([TEXT, "x", "A line of letters wider than most pictures"]))
@@ -39,13 +39,15 @@ def test_a_label_is_seen_and_leaves_the_rest_alone(height: int, width: int, text
     np.testing.assert_array_equal(frames.data[0], frames.data[1])
 
 
-def test_colour_fades_under_the_letters_to_grey() -> None:
-    frames = chunk(240, 320)
-    frames.picture(0).u[...] = 90
+@pytest.mark.parametrize("depth", [EIGHT_BITS, TEN_BITS])
+def test_colour_fades_under_the_letters_to_grey(depth: Depth) -> None:
+    frames = chunk(240, 320, depth=depth)
+    frames.picture(0).u[...] = 90 * depth.step
     Label(TEXT, 240, 320).put_on(frames)
-    plate = frames.picture(0).u[frames.picture(0).u != 90]
-    assert plate.min() > 90
-    assert plate.max() <= 128
+    plate = frames.picture(0).u[frames.picture(0).u != 90 * depth.step]
+    assert plate.min() > 90 * depth.step
+    assert plate.max() <= 128 * depth.step
+    assert frames.picture(0).y.max() == 235 * depth.step
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lipdub.media.planes import EIGHT_BITS, TEN_BITS, Depth
 from lipdub.paste.detail import blur_between
 from lipdub.paste.light import MOST_GAIN, Light
 from lipdub.references.pages import still_part
@@ -24,25 +25,26 @@ def skin(side: int = 128, *, seed: int = 0) -> Levels:
     return np.stack([130 + broad + fine, np.full((side, side), 112), np.full((side, side), 150)], axis=2).astype(np.float32)
 
 
+@pytest.mark.parametrize("depth", [EIGHT_BITS, TEN_BITS])
 @given(gain=st.floats(0.3, MOST_GAIN - 0.1), offset=st.floats(-60, 60), colour=st.floats(0, MOST_GAIN - 0.1))
 @settings(max_examples=40, deadline=None)
-def test_any_light_is_undone(gain: float, offset: float, colour: float) -> None:
+def test_any_light_is_undone(depth: Depth, gain: float, offset: float, colour: float) -> None:
     """A fade, an exposure step, black and white: the page looks as the frame does."""
-    page = skin()
+    page = skin() * depth.step
     frame = page.copy()
-    frame[..., 0] = gain * page[..., 0] + offset
-    frame[..., 1:] = 128 + colour * (page[..., 1:] - 128)
-    assert np.abs(Light.between(page, frame).upon(page) - frame).max() < 0.5
+    frame[..., 0] = gain * page[..., 0] + offset * depth.step
+    frame[..., 1:] = depth.grey + colour * (page[..., 1:] - depth.grey)
+    assert np.abs(Light.between(page, frame, depth).upon(page) - frame).max() < 0.5 * depth.step
 
 
 @pytest.mark.parametrize("level", [0.0, 16.0, 255.0])
 def test_a_frame_without_a_picture_gives_numbers(level: float) -> None:
     """Black, or blown out: all of the page goes there."""
     flat = np.stack([np.full((128, 128), level), np.full((128, 128), 128), np.full((128, 128), 128)], axis=2).astype(np.float32)
-    lit = Light.between(skin(), flat).upon(skin())
+    lit = Light.between(skin(), flat, EIGHT_BITS).upon(skin())
     assert np.isfinite(lit).all()
     assert np.abs(lit[..., 0].mean() - level) < 6
-    back = Light.between(flat, skin())
+    back = Light.between(flat, skin(), EIGHT_BITS)
     assert np.isfinite(back.upon(flat)).all()
     assert (back.gain <= MOST_GAIN).all()
 
@@ -50,17 +52,18 @@ def test_a_frame_without_a_picture_gives_numbers(level: float) -> None:
 def test_what_speech_moves_does_not_count() -> None:
     page, frame = skin(), skin()
     frame[80:] = 30
-    assert np.abs(Light.between(page, frame).upon(page) - page).max() < 0.01
+    assert np.abs(Light.between(page, frame, EIGHT_BITS).upon(page) - page).max() < 0.01
 
 
+@pytest.mark.parametrize("depth", [EIGHT_BITS, TEN_BITS])
 @pytest.mark.parametrize("sigma_px", [1.0, 1.5, 2.5, 4.0])
-def test_the_blur_of_a_frame_is_found(sigma_px: float) -> None:
-    page = skin(300)[..., 0]
-    assert blur_between(page, still_part(cv2.GaussianBlur(page, (0, 0), sigma_px))) == pytest.approx(sigma_px, rel=0.15)
+def test_the_blur_of_a_frame_is_found(sigma_px: float, depth: Depth) -> None:
+    page = skin(300)[..., 0] * depth.step
+    assert blur_between(page, still_part(cv2.GaussianBlur(page, (0, 0), sigma_px)), depth) == pytest.approx(sigma_px, rel=0.15)
 
 
 def test_a_frame_that_is_as_sharp_blurs_nothing() -> None:
     page = skin(300)[..., 0]
-    assert blur_between(page, still_part(page)) == 0
-    assert blur_between(cv2.GaussianBlur(page, (0, 0), 2), still_part(page)) == 0
-    assert blur_between(page, still_part(0.4 * page + 20)) < 1e-6  # darker is not less sharp
+    assert blur_between(page, still_part(page), EIGHT_BITS) == 0
+    assert blur_between(cv2.GaussianBlur(page, (0, 0), 2), still_part(page), EIGHT_BITS) == 0
+    assert blur_between(page, still_part(0.4 * page + 20), EIGHT_BITS) < 1e-6  # darker is not less sharp

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 
 from lipdub.faces import crop
 from lipdub.faces.landmarks import LIPS
-from lipdub.media.planes import YuvChunk, YuvColor, planes_of
+from lipdub.media.planes import TEN_BITS, YuvChunk, YuvColor, planes_of
 from lipdub.paste.blend import paste
 from lipdub.paste.detail import FineReference, LitReference
 from lipdub.paste.light import LEAST_RED, Light, match_colour, without_green
@@ -124,6 +126,43 @@ def test_inside_the_mask_the_new_picture_is_taken() -> None:
     pasted(chunk, crops, drawn)
     x, y = int(middle[0]), int(middle[1])
     np.testing.assert_allclose(chunk.picture(0).rgb(x, y, x + 1, y + 1)[0, 0], (250, 10, 10), atol=12)
+
+
+def test_ten_bits_are_pasted_as_eight_are() -> None:
+    """The same drawing, from a page with light and detail of its own, but finer; outside of it every bit stays."""
+    face = face_at((256, 256), height=280)
+    eight, reference = planes_chunk(np.roll(textured_picture(), 37, axis=1)), reference_of(planes_chunk(textured_picture()), face)
+    color = replace(eight.color, depth=TEN_BITS)
+    lowest = np.random.default_rng(0).integers(0, 4, eight.data.shape, np.uint16)
+    ten = replace(eight, data=4 * eight.data.astype(np.uint16) + lowest, color=color)
+    results = []
+    for chunk in (eight, ten):
+        before, crops = chunk.data.copy(), crops_in(chunk, face)
+        similarity = crop.fit_similarity(face.landmarks)
+        lit = LitReference.of(FineReference(reference, chunk.color), crops.pixels[0], chunk.picture(0), similarity)
+        assert lit.planes is not None
+        assert lit.planes[0].dtype == chunk.data.dtype
+        drawn = drawn_as_copied(crops, replace(reference, pixels=lit.pixels), all_copied((0.02, -0.01)))
+        paste(chunk, crops, drawn, np.ones(1, np.float32), SPEC, [lit])
+        for old, new, where in zip(*(planes_of(data[0], 512, 512) for data in (before, chunk.data)), outside(crops, chunk), strict=True):
+            assert (old[where] == new[where]).all()
+            assert (old[~where] != new[~where]).mean() > 0.5
+        results.append(chunk.data.astype(np.float64) / chunk.color.depth.step)
+    away = np.abs(results[0] - results[1])
+    assert away.mean() < 0.5
+    assert np.percentile(away, 99.9) < 4
+
+
+@pytest.mark.parametrize("brighter", [0, 3])
+def test_a_gradient_of_ten_bits_has_no_bands_where_little_changed(brighter: int) -> None:
+    """A ramp of which one level of 8 bits is 16 px wide keeps all of its steps under the mask, and over the mask's edge."""
+    planar = planes_chunk(np.zeros((512, 512, 3), np.uint8))
+    data = np.full(planar.data.shape, 512, np.uint16)
+    planes_of(data[0], 512, 512)[0][...] = 400 + np.arange(512) // 4
+    chunk = replace(planar, data=data, color=replace(planar.color, depth=TEN_BITS))
+    crops = crops_in(chunk, face_at((256, 256), height=280))
+    pasted(chunk, crops, np.clip(crops.pixels.astype(int) + brighter, 0, 255).astype(np.uint8))
+    assert np.abs(np.diff(chunk.picture(0).y.astype(int), axis=1)).max() <= 2
 
 
 def test_strength_fades_from_the_frame_to_the_drawing() -> None:

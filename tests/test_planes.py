@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import cv2
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub.media.planes import RgbPicture, YuvChunk, YuvColor, YuvPicture, i420_bytes, planes_of
+from lipdub.media.planes import TEN_BITS, Depth, RgbPicture, YuvChunk, YuvColor, YuvPicture, i420_samples, planes_of
 
 BT709, BT601_FULL = YuvColor(0.2126, 0.0722, False), YuvColor(0.299, 0.114, True)
 
@@ -66,13 +67,42 @@ def test_a_region_that_is_averaged_begins_at_even_pixels() -> None:
 @pytest.mark.parametrize("color", [BT709, BT601_FULL])
 def test_black_white_and_grey_have_their_levels(color: YuvColor) -> None:
     low, high = (0, 255) if color.full else (16, 235)
-    matrix = color.from_rgb()
+    matrix, ten = color.from_rgb(), replace(color, depth=TEN_BITS).from_rgb()
     np.testing.assert_allclose(matrix @ [0, 0, 0, 1], [low, 128, 128], atol=1e-9)
     np.testing.assert_allclose(matrix @ [255, 255, 255, 1], [high, 128, 128], atol=1e-9)
+    np.testing.assert_allclose(ten @ [0, 0, 0, 1], [4 * low, 512, 512], atol=1e-9)
+    np.testing.assert_allclose(ten @ [255, 255, 255, 1], [1023 if color.full else 940, 512, 512], atol=1e-9)
     np.testing.assert_allclose(color.to_rgb() @ [*(matrix @ [200, 30, 90, 1]), 1], [200, 30, 90], atol=1e-9)
     grey = planar(np.full((8, 8, 3), 255, np.uint8), color).grey(2)
     assert grey.shape == (4, 4)
     assert (grey == 1).all()
+
+
+@pytest.mark.parametrize("full", [False, True])
+@given(seed=st.integers(0, 2**32 - 1), box=st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 40), st.integers(1, 40)))
+@settings(max_examples=30, deadline=None)
+def test_four_times_the_levels_of_eight_bits_are_the_same_colours_in_ten(full: bool, seed: int, box: tuple[int, int, int, int]) -> None:
+    """Also where they lie beyond what RGB holds. In full range, whose highest levels are 255 and 1023, to within one level."""
+    rng, x0, y0 = np.random.default_rng(seed), *box[:2]
+    y, u, v = (rng.integers(0, 256, (side, side), np.uint8) for side in (60, 30, 30))
+    color = YuvColor(0.2126, 0.0722, full)
+    one, other = (
+        YuvPicture(y, u, v, color, 60, 60),
+        YuvPicture(*(plane.astype(np.uint16) * 4 for plane in (y, u, v)), replace(color, depth=TEN_BITS), 60, 60),
+    )
+    shown = [picture.rgb(x0, y0, x0 + box[2], y0 + box[3]).astype(int) for picture in (one, other)]
+    # Chroma between two levels of 8 bits is rounded to one of them before it becomes a colour: to half a level, by up to 2.1.
+    assert np.abs(shown[0] - shown[1]).max() <= (3 if full else 2)
+    averaged = [picture.rgb(0, 0, 60, 60, size=(20, 20)).astype(int) for picture in (one, other)]
+    assert np.abs(averaged[0] - averaged[1]).max() <= (3 if full else 2)
+    assert np.abs(one.grey(3) - other.grey(3)).max() < 0.004
+
+
+@pytest.mark.parametrize("bits", [7, 9, 12, 16])
+def test_levels_have_eight_or_ten_bits(bits: int) -> None:
+    with pytest.raises(ValueError, match="8 or 10 bits"):
+        Depth(bits)
+    assert Depth.holding(bits).bits == (8 if bits < 9 else 10)
 
 
 def test_brightness_is_about_the_same_in_planes_and_pixels() -> None:
@@ -88,7 +118,7 @@ def test_shares_of_colour_must_make_sense(red: float, blue: float) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7), (1, 1), (6, 3)])
 def test_planes_share_the_memory_of_their_chunk(height: int, width: int) -> None:
-    data = np.zeros((2, i420_bytes(height, width)), np.uint8)
+    data = np.zeros((2, i420_samples(height, width)), np.uint8)
     chunk = YuvChunk(5, data, height, width, BT709, np.array([10, 20]), Fraction(1, 25))
     for value, plane in enumerate(planes_of(chunk.data[1], height, width), 1):
         plane[:] = value

@@ -42,10 +42,10 @@ def open_dub(video: Path, speech: Path, out: Path, options: DubOptions, *, model
     media.check_output(out, inputs=inputs, force=options.force)
     if options.label is not None and not drawable(options.label):
         raise OutputRefused(f"the label '{options.label}' has letters without a shape here; write it in Latin ones")
-    encoder = media.encoder_for(out, options.encoder, crf=options.crf)
     credentials = None if options.credentials is None else media.Credentials(Path(options.credentials), out)
     info = media.probe(video)
-    for loss in what_is_lost(info):
+    encoder = media.encoder_for(out, options.encoder, crf=options.crf, bits=8 if info.is_still else info.bits)
+    for loss in what_is_lost(info, encoder):
         warn(loss)
     pictures, info = (video, info) if full_size else media.fitted_photo(video, info, warn)
     parts = parts_of(speech, options, warn)

@@ -181,8 +181,8 @@ class DubOptions:
     )
     encoder: Encoder = _option(
         "auto",
-        "Encoder of the pictures. auto: H.264 by x264, in .webm VP9. libx265 and libsvtav1 make smaller files; nvenc and videotoolbox "
-        "encode on an NVIDIA card and on a Mac.",
+        "Encoder of the pictures. auto: H.264 by x264, in .webm VP9; of videos with more than 8 bits a colour, HEVC by x265 with 10, in "
+        ".webm VP9 or AV1. libx265 and libsvtav1 make smaller files; nvenc and videotoolbox encode on an NVIDIA card and on a Mac.",
         group="Output",
     )
     side_by_side: bool = _option(False, "Show the source on the left and the dub on the right of one video.", group="Output")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lipdub.errors import NoFaceFound
 from lipdub.faces.people import moving
 from lipdub.faces.track import DUBBED, NO_FACE, WHY, FaceTrack, runs
+from lipdub.media import PictureEncoder
 from lipdub.options import Silence
 from lipdub.records import NOTHING_DUBBED, DubWarning, Span, VideoInfo
 from lipdub.speech.lip_track import LipTrack
@@ -103,15 +104,20 @@ def silence_warnings(names: Sequence[str], each: Sequence[list[DubWarning]]) -> 
     ]
 
 
-def what_is_lost(info: VideoInfo) -> list[DubWarning]:
-    """The warnings of what the output cannot hold of a video's pictures."""
+def what_is_lost(info: VideoInfo, encoder: PictureEncoder) -> list[DubWarning]:
+    """The warnings of what the output, which `encoder` makes, cannot hold of a video's pictures."""
     found = []
     if info.is_transparent:
         found.append(DubWarning("transparency", "transparent parts of the picture are laid on white"))
-    if info.bits > 8 and not info.is_still:
+    if info.bits > encoder.bits and not info.is_still:
         hdr = ", high dynamic range" if info.color.transfer in HDR_TRANSFERS else ""
-        text = f"the pictures have {info.bits} bits a colour{hdr}: the output has 8, with the same colour tags; smooth gradients may band"
-        found.append(DubWarning("fewer-bits", text))
+        bands = "; smooth gradients may band" if encoder.bits == 8 else ""
+        kept = f"the output has {encoder.bits} by {encoder.name}, with the same colour tags{bands}"
+        found.append(DubWarning("fewer-bits", f"the pictures have {info.bits} bits a colour{hdr}: {kept}"))
+    unsaid = {"mastering display": info.hdr.display, "content light level": info.hdr.light} if encoder.hdr is None else {}
+    if left_out := [*(name for name, value in unsaid.items() if value is not None), *info.hdr.others]:
+        text = f"metadata of high dynamic range that are left out: {', '.join(left_out)}; the colour tags are kept"
+        found.append(DubWarning("hdr-metadata", text))
     if info.is_interlaced:
         text = "the pictures are interlaced: both fields stay woven in each picture; deinterlace the video before if it shows combs"
         found.append(DubWarning("interlaced", text))

@@ -38,6 +38,29 @@ class ColorTags:
 
 
 @dataclass(frozen=True, slots=True)
+class MasteringDisplay:
+    """The display that a video was graded on (SMPTE ST 2086). primaries: x and y of red, green, blue and white (CIE 1931). luminance: the
+    most and the least, cd/m2."""
+
+    primaries: tuple[tuple[Fraction, Fraction], ...]
+    luminance: tuple[Fraction, Fraction]
+
+    def __post_init__(self) -> None:
+        _require(len(self.primaries) == 4, f"a display has three primaries and a white, got {len(self.primaries)}")
+
+
+@dataclass(frozen=True, slots=True)
+class HdrMetadata:
+    """What a video says of its high dynamic range beside its colour tags. display: it was graded on, None where that is not said. light:
+    of the brightest pixel, and the mean of the brightest frame, cd/m2 (MaxCLL and MaxFALL, CTA-861.3). others: names of what no encoder
+    here can write."""
+
+    display: MasteringDisplay | None = None
+    light: tuple[int, int] | None = None
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class VideoInfo:
     """What a video (or photo) says of itself before any frame is decoded.
 
@@ -46,7 +69,7 @@ class VideoInfo:
     counter-clockwise that were applied to the stored pictures (0, 90, 180, 270). sample_aspect_ratio: pixel width over
     height. is_still: a photo, shown for as long as the speech lasts. has_audio: the file also holds sound. is_transparent: parts of
     the first picture are, and are laid on white. bits: of a colour in a pixel, as stored. is_interlaced: the first picture is woven of two
-    fields.
+    fields. hdr: what the first picture says of its high dynamic range.
     """
 
     path: Path
@@ -63,6 +86,7 @@ class VideoInfo:
     is_transparent: bool = False
     bits: int = 8
     is_interlaced: bool = False
+    hdr: HdrMetadata = field(default_factory=HdrMetadata)
 
     def __post_init__(self) -> None:
         _require(self.width > 0 and self.height > 0, f"a picture needs a size, got {self.width}x{self.height}")

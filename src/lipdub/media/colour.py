@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from av.video.reformatter import Interpolation
 
-from lipdub.media.planes import YuvColor
+from lipdub.media.planes import Depth, YuvColor
 from lipdub.records import ColorTags, VideoInfo
 
 UNSPECIFIED = 2
@@ -22,10 +22,10 @@ def sws_matrix(matrix: int, shown_height: int) -> int:
     return SWS_MATRIX.get(matrix, 1 if shown_height >= 720 else 5)
 
 
-def yuv_color(matrix: int, *, full: bool, shown_height: int) -> YuvColor:
-    """How planes of that AVColorSpace make colours."""
+def yuv_color(matrix: int, *, full: bool, shown_height: int, depth: Depth) -> YuvColor:
+    """How planes of that AVColorSpace and depth make colours."""
     red, blue = _SHARES[sws_matrix(matrix, shown_height)]
-    return YuvColor(red, blue, full)
+    return YuvColor(red, blue, full, depth)
 
 
 def written_color(info: VideoInfo, *, padded: bool) -> ColorTags:

@@ -12,14 +12,13 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from lipdub.media.colour import EXACT, FULL, LIMITED, SWS_MATRIX, UNSPECIFIED, sws_matrix, written_color, yuv_color
-from lipdub.media.planes import YuvChunk, fitted, i420_bytes, planes_of
+from lipdub.media.planes import EIGHT_BITS, Depth, Levels, Size, YuvChunk, fitted, i420_samples, planes_of
 from lipdub.media.turning import AS_STORED, display_matrix, upright
 from lipdub.records import ColorTags, FrameChunk, VideoInfo
 
 Chunk = TypeVar("Chunk", FrameChunk, YuvChunk, covariant=True)
-_PLANAR = ("yuv420p", "yuvj420p")
-BACKDROP = 255
-"""Level of red, green and blue behind transparent parts: white, as a page is."""
+_RGB = {1: ("rgb24", "rgba"), 2: ("rgb48le", "rgba64le")}
+"""RGB of so many bytes a level, without and with transparency."""
 
 
 class Converter(Protocol[Chunk]):
@@ -42,23 +41,24 @@ class Converter(Protocol[Chunk]):
 
 
 class ToRgb:
-    """Converts decoded frames of one stream to upright RGB of one size: that of the first frame."""
+    """Converts decoded frames of one stream to upright RGB of one size, that of the first frame: uint8, or, where it is on its way to
+    planes of more than 8 bits, uint16."""
 
-    def __init__(self, first: av.VideoFrame, path: Path) -> None:
+    def __init__(self, first: av.VideoFrame, path: Path, *, depth: Depth = EIGHT_BITS) -> None:
         self._reformatter = VideoReformatter()
-        self._path = path
+        self._path, self._depth = path, depth
         self._turn = display_matrix(first, path)
         self._stored = first.width, first.height
         shown = upright(np.empty((first.height, first.width, 3), np.uint8), self._turn)
         self.height, self.width = shown.shape[:2]
         self.frame_bytes = 3 * self.height * self.width
         self._pixels = np.empty((0, self.height, self.width, 3), np.uint8)
-        self._format = "rgba" if may_be_transparent(first) else "rgb24"
+        self._format = _RGB[depth.dtype.itemsize][may_be_transparent(first)]
 
-    def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3) RGB, a view of memory of its own."""
+    def __call__(self, frame: av.VideoFrame) -> Levels:
+        """Levels (H, W, 3) RGB, a view of memory of its own."""
         if not self.fits(frame):
-            return fitted(ToRgb(frame, self._path)(frame), (self.width, self.height))
+            return fitted(ToRgb(frame, self._path, depth=self._depth)(frame), (self.width, self.height))
         width, height = self._stored
         coded_as_rgb = frame.format.is_rgb or frame.format.has_palette
         rgb = self._reformatter.reformat(
@@ -95,7 +95,8 @@ class ToRgb:
 
 
 class ToPlanes:
-    """Converts decoded frames of one stream to upright 8-bit planes with chroma at half the sides, as the encoder takes them.
+    """Converts decoded frames of one stream to upright planes with chroma at half the sides, as the encoder takes them: of 8 bits, or of
+    10 where the first frame, which is no photo, has more than 8.
 
     Planes of that kind are copied bit for bit. Other YUV is resampled and keeps its matrix and range. Photos, and what is coded as
     RGB, go through RGB to YUV of limited range (`colour.written_color`). Transparent parts are laid on white.
@@ -103,9 +104,11 @@ class ToPlanes:
 
     def __init__(self, first: av.VideoFrame, path: Path, *, photo: bool) -> None:
         self._reformatter = VideoReformatter()
-        self._by_rgb = ToRgb(first, path)
+        self._depth = EIGHT_BITS if photo else Depth.holding(bits_of(first.format))
+        self._by_rgb = ToRgb(first, path, depth=self._depth)
         self.height, self.width = self._by_rgb.height, self._by_rgb.width
-        self.frame_bytes = i420_bytes(self.height, self.width)
+        self._samples = i420_samples(self.height, self.width)
+        self.frame_bytes = self._samples * self._depth.dtype.itemsize
         self._turn = display_matrix(first, path)
         self._stored = first.width, first.height
         matrix = int(first.colorspace)
@@ -117,12 +120,12 @@ class ToPlanes:
         full = int(first.color_range) == FULL and not mends_rgb
         self._range = FULL if full else LIMITED
         self._matrix = sws_matrix(UNSPECIFIED if mends_rgb else matrix, self.height)
-        self._color = yuv_color(UNSPECIFIED if mends_rgb else matrix, full=full, shown_height=self.height)
-        self._data = np.empty((0, self.frame_bytes), np.uint8)
+        self._color = yuv_color(UNSPECIFIED if mends_rgb else matrix, full=full, shown_height=self.height, depth=self._depth)
+        self._data: Levels = np.empty((0, self._samples), self._depth.dtype)
 
     def begin(self, count: int) -> None:
         """See `Converter`."""
-        self._data = np.empty((count, self.frame_bytes), np.uint8)
+        self._data = np.empty((count, self._samples), self._depth.dtype)
 
     def put(self, slot: int, frame: av.VideoFrame) -> None:
         """See `Converter`."""
@@ -138,27 +141,27 @@ class ToPlanes:
         """See `Converter`."""
         return YuvChunk(index, self._data[:count], self.height, self.width, self._color, pts, time_base)
 
-    def _planes(self, frame: av.VideoFrame) -> list[NDArray[np.uint8]]:
+    def _planes(self, frame: av.VideoFrame) -> list[Levels]:
         """The planes of a frame as they are stored; upright where they were made of RGB."""
+        pix_fmt, dtype = self._depth.pix_fmt, self._depth.dtype
         if self._through_rgb or not self._by_rgb.fits(frame):
-            frame = rgb_to_yuv(self._reformatter, self._by_rgb(frame), self._matrix, self._range)
-        # Pictures that are stored bottom-up have planes that run backwards.
-        elif frame.format.name not in _PLANAR or (frame.width, frame.height) != self._stored or frame.planes[0].line_size < 0:
-            frame = self._reformatter.reformat(
-                frame,
-                width=self._stored[0],
-                height=self._stored[1],
-                format="yuv420p",
-                src_colorspace=self._matrix,
-                dst_colorspace=self._matrix,
-                src_color_range=self._range,
-                dst_color_range=self._range,
-                interpolation=EXACT,
-            )
+            frame = rgb_to_yuv(self._reformatter, self._by_rgb(frame), self._matrix, self._range, pix_fmt)
+        # The j says full range. Pictures that are stored bottom-up have planes that run backwards.
+        elif (
+            frame.format.name.replace("yuvj", "yuv") != pix_fmt
+            or (frame.width, frame.height) != self._stored
+            or frame.planes[0].line_size < 0
+        ):
+            frame = resampled(self._reformatter, frame, self._stored, self._matrix, self._range, pix_fmt)
         return [
-            np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]  # type: ignore[call-overload]
+            np.frombuffer(plane, dtype).reshape(-1, plane.line_size // dtype.itemsize)[: plane.height, : plane.width]  # type: ignore[call-overload]
             for plane in frame.planes
         ]
+
+
+def bits_of(pixels: av.VideoFormat | None) -> int:
+    """Of a colour in a pixel; 8 where that is not known."""
+    return 8 if pixels is None else max(part.bits for part in pixels.components)
 
 
 def may_be_transparent(frame: av.VideoFrame) -> bool:
@@ -171,26 +174,44 @@ def is_transparent(frame: av.VideoFrame) -> bool:
     return may_be_transparent(frame) and bool(frame.reformat(format="rgba").to_ndarray()[..., 3].min() < 255)
 
 
-def on_backdrop(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) RGB: `pixels` with transparent parts laid on white. pixels: uint8 (H, W, 4) RGBA, or (H, W, 3) without any."""
+def on_backdrop(pixels: Levels) -> Levels:
+    """RGB (H, W, 3): `pixels` with transparent parts laid on white, as a page is. pixels: RGBA (H, W, 4), or (H, W, 3) without any."""
     if pixels.shape[2] == 3:
         return pixels
-    color, alpha = pixels[..., :3], pixels[..., 3:].astype(np.uint16)
-    if alpha.min() == 255:
+    white = int(np.iinfo(pixels.dtype).max)
+    color, alpha = pixels[..., :3], pixels[..., 3:].astype(f"u{2 * pixels.itemsize}")
+    if alpha.min() == white:
         return color
-    return ((color * alpha + BACKDROP * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return ((color * alpha + white * (white - alpha) + white // 2) // white).astype(pixels.dtype)
 
 
-def rgb_to_yuv(reformatter: VideoReformatter, pixels: NDArray[np.uint8], matrix: int, color_range: int) -> av.VideoFrame:
-    """RGB, uint8 (H, W, 3), as a frame of yuv420p with even sides (the last row or column repeated), in swscale's `matrix`."""
+def rgb_to_yuv(reformatter: VideoReformatter, pixels: Levels, matrix: int, color_range: int, pix_fmt: str) -> av.VideoFrame:
+    """RGB levels (H, W, 3) as a frame of `pix_fmt` with even sides (the last row or column repeated), in swscale's `matrix`."""
     height, width = pixels.shape[:2]
     if height % 2 or width % 2:
         pixels = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     return reformatter.reformat(
-        av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24"),
-        format="yuv420p",
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), _RGB[pixels.itemsize][0]),
+        format=pix_fmt,
         src_color_range=FULL,
         dst_colorspace=matrix,
+        dst_color_range=color_range,
+        interpolation=EXACT,
+    )
+
+
+def resampled(
+    reformatter: VideoReformatter, frame: av.VideoFrame, size: Size, matrix: int, color_range: int, pix_fmt: str
+) -> av.VideoFrame:
+    """A frame of YUV as YUV of another kind or size, in the same swscale's `matrix` and range."""
+    return reformatter.reformat(
+        frame,
+        width=size[0],
+        height=size[1],
+        format=pix_fmt,
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+        src_color_range=color_range,
         dst_color_range=color_range,
         interpolation=EXACT,
     )
@@ -205,5 +226,7 @@ def to_planes(chunk: FrameChunk, info: VideoInfo | None = None) -> YuvChunk:
     color = ColorTags(range=FULL) if info is None else written_color(info, padded=bool(height % 2 or width % 2))
     full = color.range == FULL
     reformatter, matrix = VideoReformatter(), sws_matrix(color.matrix, height)
-    data = np.stack([rgb_to_yuv(reformatter, pixels, matrix, FULL if full else LIMITED).to_ndarray().ravel() for pixels in chunk.pixels])
-    return YuvChunk(chunk.index, data, height, width, yuv_color(color.matrix, full=full, shown_height=height), chunk.pts, chunk.time_base)
+    made = yuv_color(color.matrix, full=full, shown_height=height, depth=EIGHT_BITS)
+    how = matrix, FULL if full else LIMITED, made.depth.pix_fmt
+    data = np.stack([rgb_to_yuv(reformatter, pixels, *how).to_ndarray().ravel() for pixels in chunk.pixels])
+    return YuvChunk(chunk.index, data, height, width, made, chunk.pts, chunk.time_base)

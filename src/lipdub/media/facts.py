@@ -69,21 +69,21 @@ def versions() -> str:
     return f"PyAV {av.__version__}, libavcodec {codec}"
 
 
-def complaint_of_encoder(codec: str, options: dict[str, str] | None = None) -> str:
-    """Why an encoder inside PyAV does not encode one picture or a moment of silence, in one line; "" where it does."""
+def complaint_of_encoder(codec: str, options: dict[str, str] | None = None, pix_fmt: str = "yuv420p") -> str:
+    """Why an encoder inside PyAV does not encode one picture of `pix_fmt` or a moment of silence, in one line; "" where it does."""
     try:
         context = av.CodecContext.create(codec, "w")
         context.options = options or {}
-        packets = list(_encoded_sound(context) if isinstance(context, av.AudioCodecContext) else _encoded_picture(context))
+        packets = list(_encoded_sound(context) if isinstance(context, av.AudioCodecContext) else _encoded_picture(context, pix_fmt))
     except (av.error.FFmpegError, ValueError, TypeError, OSError) as error:
         return " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return "" if sum(packet.size for packet in packets) > 0 else "it gave no data"
 
 
-def _encoded_picture(context: av.CodecContext) -> list[Any]:
+def _encoded_picture(context: av.CodecContext, pix_fmt: str) -> list[Any]:
     assert isinstance(context, av.VideoCodecContext)
     context.width = context.height = _SIDE_PX
-    context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, 25), Fraction(25)
+    context.pix_fmt, context.time_base, context.framerate = pix_fmt, Fraction(1, 25), Fraction(25)
     frame = av.VideoFrame.from_ndarray(np.full((_SIDE_PX * 3 // 2, _SIDE_PX), 128, np.uint8), format="yuv420p")
     frame.pts, frame.time_base = 0, Fraction(1, 25)
     return [*context.encode(frame), *context.encode(None)]

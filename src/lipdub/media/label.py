@@ -45,13 +45,12 @@ class Label:
             self._put(chunk.picture(row))
 
     def _put(self, picture: YuvPicture) -> None:
-        white, black = (255.0, 0.0) if picture.color.full else (235.0, 16.0)
-        here = picture.y[self._rows, self._columns]
-        dark = black + (1 - PLATE_DARK) * (here - black)
-        here[...] = np.rint(dark + self._letters * (white - dark))
+        here, grey = picture.y[self._rows, self._columns], picture.color.depth.grey
+        dark = picture.color.black + (1 - PLATE_DARK) * (here - float(picture.color.black))
+        here[...] = np.rint(dark + self._letters * (picture.color.white - dark))
         half = slice(self._rows.start // 2, self._rows.stop // 2), slice(self._columns.start // 2, self._columns.stop // 2)
         for plane in (picture.u[half], picture.v[half]):
-            plane[...] = np.rint(128 + (1 - self._half) * (1 - PLATE_DARK) * (plane.astype(np.float32) - 128))
+            plane[...] = np.rint(grey + (1 - self._half) * (1 - PLATE_DARK) * (plane.astype(np.float32) - grey))
 
 
 def drawable(text: str) -> bool:

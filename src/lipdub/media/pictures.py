@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from lipdub.errors import UnreadableMedia
 from lipdub.media.clock import NO_PTS, FrameClock, shown_until_s
-from lipdub.media.converting import Chunk, Converter, ToPlanes, ToRgb, is_transparent
+from lipdub.media.converting import Chunk, Converter, ToPlanes, ToRgb, bits_of, is_transparent
 from lipdub.media.files import decoded, is_photo_format, opened, origin_of_s, video_stream
-from lipdub.media.planes import YuvChunk, i420_bytes
+from lipdub.media.hdr import hdr_of
+from lipdub.media.planes import Depth, YuvChunk, i420_samples
 from lipdub.media.turning import quarter_turns
 from lipdub.records import ColorTags, DubWarning, FrameChunk, VideoInfo, Warn
 
@@ -72,8 +73,9 @@ def probe(path: Path) -> VideoInfo:
             is_still=is_still,
             has_audio=has_audio,
             is_transparent=is_transparent(first),
-            bits=max(part.bits for part in first.format.components),
+            bits=bits_of(first.format),
             is_interlaced=bool(first.interlaced_frame),
+            hdr=hdr_of(first),
         )
 
 
@@ -175,7 +177,8 @@ def read_span(path: Path, pts: NDArray[np.int64], first: int, end: int) -> YuvCh
         stream = video_stream(container, path)
         time_base = stream.time_base
         assert time_base is not None
-        frame_bytes = i420_bytes(stream.codec_context.height, stream.codec_context.width)
+        coded = stream.codec_context
+        frame_bytes = i420_samples(coded.height, coded.width) * Depth.holding(bits_of(coded.format)).dtype.itemsize
         first = max(first, end - max(1, min(SPAN_FRAMES, PLANES_BYTES // max(1, frame_bytes))))
         wanted, found = pts[first:end], set[int]()
         shift = -round(origin_of_s(container) / time_base)

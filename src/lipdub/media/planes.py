@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 import cv2
 import numpy as np
@@ -17,6 +17,54 @@ from numpy.typing import NDArray
 
 Size = tuple[int, int]
 """Width and height in px."""
+
+Levels = NDArray[np.unsignedinteger[Any]]
+"""Of luma, chroma or colours, uint8 or uint16 as their `Depth` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How many bits a level of luma or chroma has: 8 or 10 (ITU-T H.273, 8.3)."""
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in (8, 10):
+            raise ValueError(f"levels have 8 or 10 bits, got {self.bits}")
+
+    @classmethod
+    def holding(cls, bits: int) -> Depth:
+        """The one for pictures of that many bits; of more than 10 the lowest are lost."""
+        return EIGHT_BITS if bits <= 8 else TEN_BITS
+
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """Of arrays that hold levels."""
+        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
+
+    @property
+    def step(self) -> int:
+        """How many levels make up one of 8 bits."""
+        return 1 << (self.bits - 8)
+
+    @property
+    def top(self) -> int:
+        """The highest level."""
+        return (1 << self.bits) - 1
+
+    @property
+    def grey(self) -> int:
+        """The level of chroma without colour."""
+        return 1 << (self.bits - 1)
+
+    @property
+    def pix_fmt(self) -> str:
+        """What FFmpeg calls planes of it whose chroma has half the sides."""
+        return "yuv420p" if self.bits == 8 else "yuv420p10le"
+
+
+EIGHT_BITS: Final = Depth(8)
+TEN_BITS: Final = Depth(10)
 
 
 class Picture(Protocol):
@@ -66,19 +114,30 @@ class RgbPicture:
 
 @dataclass(frozen=True, slots=True)
 class YuvColor:
-    """How luma and chroma make colours: the shares of red and blue in luma (ITU-T H.273, table 4), and whether levels use all of
-    0 to 255 or the studio's 16 to 235 (chroma 240)."""
+    """How luma and chroma make colours: the shares of red and blue in luma (ITU-T H.273, table 4), whether levels use their whole range
+    or the studio's (of 8 bits 16 to 235, chroma 240), and how many bits they have."""
 
     red: float
     blue: float
     full: bool
+    depth: Depth = EIGHT_BITS
 
     def __post_init__(self) -> None:
         if not (0 < self.red < 1 and 0 < self.blue < 1 and self.red + self.blue < 1):
             raise ValueError(f"shares of red and blue must leave some for green, got {self.red = }, {self.blue = }")
 
+    @property
+    def black(self) -> int:
+        """The level of luma of black."""
+        return 0 if self.full else 16 * self.depth.step
+
+    @property
+    def white(self) -> int:
+        """The level of luma of white."""
+        return self.depth.top if self.full else 235 * self.depth.step
+
     def from_rgb(self) -> NDArray[np.float64]:
-        """Matrix (3, 4) from R, G, B and 1 to Y, U and V, all of them levels from 0 to 255."""
+        """Matrix (3, 4) from R, G, B, which go from 0 to 255, and 1 to levels of Y, U and V."""
         return _from_rgb(self)
 
     def to_rgb(self) -> NDArray[np.float64]:
@@ -90,9 +149,8 @@ class YuvColor:
 def _from_rgb(color: YuvColor) -> NDArray[np.float64]:
     luma = np.array([color.red, 1 - color.red - color.blue, color.blue])
     rows = np.stack([luma, ([0, 0, 1] - luma) / (2 * (1 - color.blue)), ([1, 0, 0] - luma) / (2 * (1 - color.red))])
-    if color.full:
-        return np.column_stack([rows, [0.0, 128.0, 128.0]])
-    return np.column_stack([rows * np.array([[219 / 255], [224 / 255], [224 / 255]]), [16.0, 128.0, 128.0]])
+    reach = color.depth.top if color.full else np.array([[219], [224], [224]]) * color.depth.step
+    return np.column_stack([rows * (reach / 255), [color.black, color.depth.grey, color.depth.grey]])
 
 
 @lru_cache(maxsize=16)
@@ -106,13 +164,13 @@ def _to_rgb(color: YuvColor) -> NDArray[np.float64]:
 class YuvPicture:
     """A picture in planes. Chroma has half the sides; each of its pixels lies in the middle of four of luma.
 
-    y: uint8 (H', W'). u, v: uint8 (H' / 2, W' / 2). All are views.
+    y: levels (H', W'). u, v: levels (H' / 2, W' / 2). All are views.
     height, width: of the picture as shown; H' and W' are these rounded up to even, the last row or column repeated.
     """
 
-    y: NDArray[np.uint8]
-    u: NDArray[np.uint8]
-    v: NDArray[np.uint8]
+    y: Levels
+    u: Levels
+    v: Levels
     color: YuvColor
     height: int
     width: int
@@ -135,31 +193,32 @@ class YuvPicture:
 
     def grey(self, step: int) -> NDArray[np.float32]:
         """See `Picture`."""
-        low, reach = (0.0, 255.0) if self.color.full else (16.0, 219.0)
         levels = self.y[: self.height : step, : self.width : step].astype(np.float32)
-        return np.asarray(((levels - low) / reach).clip(0, 1), np.float32)
+        return np.asarray(((levels - self.color.black) / (self.color.white - self.color.black)).clip(0, 1), np.float32)
 
-    def _merged(self, y: NDArray[np.uint8], u: NDArray[np.uint8], v: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return np.asarray(cv2.transform(cv2.merge([np.ascontiguousarray(y), u, v]), self.color.to_rgb()), np.uint8)
+    def _merged(self, y: Levels, u: Levels, v: Levels) -> NDArray[np.uint8]:
+        shown = cv2.transform(cv2.merge([np.ascontiguousarray(y), u, v]), self.color.to_rgb())
+        # OpenCV stops at the highest number that an array holds.
+        return np.asarray(shown if shown.dtype == np.uint8 else np.minimum(shown, 255), np.uint8)
 
 
-def _resized(plane: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+def _resized(plane: Levels, size: Size) -> Levels:
     """A plane at another size: averaged where it gets smaller, interpolated where it grows."""
     grows = size[0] > plane.shape[1] or size[1] > plane.shape[0]
-    return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_LINEAR if grows else cv2.INTER_AREA), plane.dtype)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class YuvChunk:
     """Consecutive frames of one video in planes: what all stages of a dub hand on.
 
-    index: stream index of the first frame. data: uint8 (N, H' * W' * 3 / 2), each row the planes y, u, v of one frame one after the
-    other (I420); H' and W' are `height` and `width` rounded up to even. pts: int64 (N,) ticks, strictly increasing. time_base:
-    seconds per tick. Whoever holds the chunk may draw into its planes.
+    index: stream index of the first frame. data: levels (N, H' * W' * 3 / 2) of the depth of `color`, each row the planes y, u, v of one
+    frame one after the other (I420); H' and W' are `height` and `width` rounded up to even. pts: int64 (N,) ticks, strictly increasing.
+    time_base: seconds per tick. Whoever holds the chunk may draw into its planes.
     """
 
     index: int
-    data: NDArray[np.uint8]
+    data: Levels
     height: int
     width: int
     color: YuvColor
@@ -167,8 +226,9 @@ class YuvChunk:
     time_base: Fraction
 
     def __post_init__(self) -> None:
-        if self.data.ndim != 2 or self.data.dtype != np.uint8 or self.data.shape[1] != i420_bytes(self.height, self.width):
-            raise ValueError(f"data must be uint8 (N, {i420_bytes(self.height, self.width)}), got {self.data.dtype} {self.data.shape}")
+        samples, dtype = i420_samples(self.height, self.width), self.color.depth.dtype
+        if self.data.ndim != 2 or self.data.dtype != dtype or self.data.shape[1] != samples:
+            raise ValueError(f"data must be {dtype} (N, {samples}), got {self.data.dtype} {self.data.shape}")
         if self.pts.shape != (len(self.data),):
             raise ValueError(f"one pts per frame, got {self.pts.shape = } for {len(self.data)} frames")
         if not bool(np.all(np.diff(self.pts) > 0)):
@@ -201,7 +261,7 @@ class YuvChunk:
 def beside(left: YuvChunk, right: YuvChunk) -> YuvChunk:
     """The frames of two chunks of one size side by side, each with its sides rounded up to even; times are those of `right`."""
     height, width = right.height + right.height % 2, 2 * (right.width + right.width % 2)
-    data = np.empty((len(right), i420_bytes(height, width)), np.uint8)
+    data = np.empty((len(right), i420_samples(height, width)), right.data.dtype)
     for row, frame in enumerate(data):
         both = (planes_of(chunk.data[row], chunk.height, chunk.width) for chunk in (left, right))
         for plane, one, other in zip(planes_of(frame, height, width), *both, strict=True):
@@ -209,12 +269,12 @@ def beside(left: YuvChunk, right: YuvChunk) -> YuvChunk:
     return YuvChunk(right.index, data, height, width, right.color, right.pts, right.time_base)
 
 
-def i420_bytes(height: int, width: int) -> int:
-    """Bytes of one frame in planes."""
+def i420_samples(height: int, width: int) -> int:
+    """How many levels one frame in planes has."""
     return (height + height % 2) * (width + width % 2) * 3 // 2
 
 
-def planes_of(frame: NDArray[np.uint8], height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+def planes_of(frame: Levels, height: int, width: int) -> tuple[Levels, Levels, Levels]:
     """Views of the planes y (H', W'), u and v (H' / 2, W' / 2) in one frame of ``YuvChunk.data``."""
     rows, columns = height + height % 2, width + width % 2
     luma = rows * columns
@@ -226,13 +286,13 @@ def planes_of(frame: NDArray[np.uint8], height: int, width: int) -> tuple[NDArra
     )
 
 
-def fitted(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+def fitted(pixels: Levels, size: Size) -> Levels:
     """A picture (h, w, 3) scaled to fit into `size`, in the middle of black."""
     height, width = pixels.shape[:2]
     scale = min(size[0] / width, size[1] / height)
     inner = max(1, min(size[0], round(scale * width))), max(1, min(size[1], round(scale * height)))
-    shown = np.asarray(cv2.resize(pixels, inner, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), np.uint8)
+    shown = np.asarray(cv2.resize(pixels, inner, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), pixels.dtype)
     left, top = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
-    out = np.zeros((size[1], size[0], 3), np.uint8)
+    out = np.zeros((size[1], size[0], 3), pixels.dtype)
     out[top : top + inner[1], left : left + inner[0]] = shown
     return out

@@ -9,10 +9,10 @@ from pathlib import Path
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
-from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from lipdub.media.copies import readable
+from lipdub.media.planes import Levels
 
 _PHOTOS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*")
 """How JPEG, PNG and TIFF begin."""
@@ -69,7 +69,7 @@ def quarter_turns(frame: av.VideoFrame) -> int:
     return round(frame.rotation / 90) * 90 % 360
 
 
-def upright(pixels: NDArray[np.uint8], turn: Turn) -> NDArray[np.uint8]:
+def upright(pixels: Levels, turn: Turn) -> Levels:
     """`pixels` (H, W, 3), or one plane (H, W), as they are shown: quarter turns and mirrorings; a view, nothing is resampled."""
     a, b, c, d = turn
     if not (a and d) and b and c:

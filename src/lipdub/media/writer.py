@@ -9,19 +9,19 @@ from types import TracebackType
 
 import av
 import av.error
-import numpy as np
 from av.codec.context import Flags
 from av.container import OutputContainer
-from numpy.typing import NDArray
+from av.video.reformatter import VideoReformatter
 
 from lipdub.atomic import part_file, put_in_place
 from lipdub.errors import EncodingFailed
-from lipdub.media.colour import written_color
+from lipdub.media.colour import FULL, LIMITED, sws_matrix, written_color
 from lipdub.media.containers import container_of
+from lipdub.media.converting import resampled
 from lipdub.media.encoders import ENCODERS, PictureEncoder
 from lipdub.media.files import mapped, url_of
 from lipdub.media.kept import NOTHING_KEPT, Kept
-from lipdub.media.planes import YuvChunk
+from lipdub.media.planes import Levels, YuvChunk, YuvColor
 from lipdub.records import VideoInfo
 
 
@@ -36,8 +36,8 @@ class Writer:
     crf, preset: quality and speed of x264; for others, what comes near them. kept: tags and chapters that the file is to have.
 
     Ticks are those of `time_base` (the one of `info` by default), written exactly to .mp4 and .mov; .mkv and .webm count in
-    milliseconds. Pixels are 8-bit yuv420p, which plays everywhere, and which needs even sides: an odd picture gets its
-    last column or row once more, so every pixel is kept and the side grows by one. (yuv444p would keep the size, but
+    milliseconds. Pixels are yuv420p, which plays everywhere, of 8 bits or of the encoder's 10, and which needs even sides: an odd picture
+    gets its last column or row once more, so every pixel is kept and the side grows by one. (yuv444p would keep the size, but
     QuickTime, Safari and hardware decoders do not play it.) Untagged colour stays untagged; pictures that were coded as RGB, and
     photos, are written in limited range and tagged.
 
@@ -59,7 +59,8 @@ class Writer:
         self._info, self._kept = info, kept
         self._kind = container_of(out)
         self._encoder = encoder or ENCODERS[self._kind.pictures[0]]
-        self._options = self._encoder.options(crf, preset)
+        self._options = self._encoder.options_for(crf, preset, info.hdr)
+        self._reformatter = VideoReformatter()
         self._size = info.width + info.width % 2, info.height + info.height % 2
         self._color = written_color(info, padded=self._size != (info.width, info.height))
         self._held: av.VideoFrame | None = None
@@ -84,7 +85,7 @@ class Writer:
                 put_in_place(self._part, self.out)
 
     def write(self, chunk: YuvChunk) -> None:
-        """Encode the frames of `chunk`, bit for bit as they are, at their own times; chunks come in order.
+        """Encode the frames of `chunk` at their own times, bit for bit where the encoder has their depth; chunks come in order.
 
         Raises:
             ValueError: another size than `info`, times that do not increase, or that are no whole ticks of `time_base`.
@@ -97,7 +98,7 @@ class Writer:
                 tick = pts * ratio
                 if tick.denominator != 1:
                     raise ValueError(f"tick {pts} of {chunk.time_base} s is no whole tick of {self.time_base} s")
-                frame = self._from_planes(picture)
+                frame = self._from_planes(picture, chunk.color)
                 frame.pts, frame.time_base = int(tick), self.time_base
                 held = self._held
                 if held is not None:
@@ -123,7 +124,7 @@ class Writer:
         assert isinstance(stream, av.VideoStream)
         context = stream.codec_context
         context.width, context.height = self._size
-        context.pix_fmt = "yuv420p"
+        context.pix_fmt = self._encoder.pix_fmt
         context.time_base = self.time_base
         context.sample_aspect_ratio = self._info.sample_aspect_ratio
         context.colorspace, context.color_range = self._color.matrix, self._color.range
@@ -134,10 +135,13 @@ class Writer:
         self._container.start_encoding()
         return stream
 
-    def _from_planes(self, data: NDArray[np.uint8]) -> av.VideoFrame:
+    def _from_planes(self, data: Levels, color: YuvColor) -> av.VideoFrame:
         """One picture that is as the encoder takes it."""
         width, height = self._size
-        frame = av.VideoFrame.from_ndarray(data.reshape(height * 3 // 2, width), "yuv420p")
+        frame = av.VideoFrame.from_ndarray(data.reshape(height * 3 // 2, width), color.depth.pix_fmt)
+        if color.depth.pix_fmt != self._encoder.pix_fmt:
+            matrix = sws_matrix(self._color.matrix, height)
+            frame = resampled(self._reformatter, frame, self._size, matrix, FULL if color.full else LIMITED, self._encoder.pix_fmt)
         frame.colorspace, frame.color_range = self._color.matrix, self._color.range
         frame.color_primaries, frame.color_trc = self._color.primaries, self._color.transfer
         return frame

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdub.media.planes import Size, YuvChunk, planes_of
+from lipdub.media.planes import Depth, Levels, Size, YuvChunk, planes_of
 from lipdub.paste.detail import LitReference, warp_by_flow
 from lipdub.paste.light import largest, match_colour, without_green
 from lipdub.paste.mask import mask_of
@@ -67,7 +67,7 @@ def paste(
             brought = None
             if seen is not None and fine is not None and copied is not None:
                 brought = _Brought(copied, fine[min(1, channels.start)], seen.light.gain[channels])
-            _blend(planes, new[..., channels], change[..., channels], patch, matrix, spec, brought, own)
+            _blend(planes, new[..., channels], change[..., channels], patch, matrix, spec, chunk.color.depth, brought, own)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -129,10 +129,10 @@ class _Copied:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Brought:
-    """Fine planes of one kind, uint8 (D, D[, C]), what is copied from them, and the gain (C,) that they are copied with."""
+    """Fine planes of one kind, levels (D, D[, C]), what is copied from them, and the gain (C,) that they are copied with."""
 
     copied: _Copied
-    fine: NDArray[np.uint8]
+    fine: Levels
     gain: NDArray[np.float32]
 
 
@@ -162,12 +162,13 @@ def unchanged(drawn: NDArray[np.float32], taken: NDArray[np.uint8]) -> NDArray[n
 
 
 def _blend(
-    planes: Sequence[NDArray[np.uint8]],
+    planes: Sequence[Levels],
     drawn: NDArray[np.float32],
     change: NDArray[np.float32],
     patch: _Patch,
     to_plane: NDArray[np.float64],
     spec: CropSpec,
+    depth: Depth,
     brought: _Brought | None = None,
     own: _Copied | None = None,
 ) -> None:
@@ -220,7 +221,7 @@ def _blend(
         kept -= new
         kept *= same
         kept += new
-        np.clip(kept, 0, 255, out=kept)
+        np.clip(kept, 0, depth.top, out=kept)
         kept -= region
         kept *= alpha
         kept += region

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.faces.crop import crop_to_frame, unit_px
-from lipdub.media.planes import YuvColor, YuvPicture
+from lipdub.media.planes import Depth, Levels, YuvColor, YuvPicture
 from lipdub.paste.light import Light
 from lipdub.records import Reference
 from lipdub.references.pages import still_box, still_part, still_sharpness
@@ -31,7 +31,7 @@ SIDE_STEP_PX = 32
 """A face that comes and goes is looked up in pictures whose sides are multiples of this."""
 
 
-_Level = TypeVar("_Level", np.uint8, np.float32)
+_Level = TypeVar("_Level", np.uint8, np.uint16, np.float32)
 
 
 class FineReference:
@@ -41,14 +41,14 @@ class FineReference:
     """
 
     def __init__(self, reference: Reference, color: YuvColor) -> None:
-        self._detail, self._matrix = reference.detail, color.from_rgb()
-        self._at: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
+        self._detail, self._matrix, self._dtype = reference.detail, color.from_rgb(), color.depth.dtype
+        self._at: dict[int, tuple[Levels, Levels]] = {}
         self.pixels = reference.pixels
         self.coarse = np.asarray(cv2.transform(reference.pixels.astype(np.float32), self._matrix), np.float32)
 
-    def planes(self, crop_px: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-        """Luma (D, D) and chroma (D / 2, D / 2, 2) for a frame in which the crop's side measures `crop_px`, both uint8; None where that
-        frame is no finer than the crop, or the reference is not."""
+    def planes(self, crop_px: float) -> tuple[Levels, Levels] | None:
+        """Luma (D, D) and chroma (D / 2, D / 2, 2) for a frame in which the crop's side measures `crop_px`, both levels of the video's
+        depth; None where that frame is no finer than the crop, or the reference is not."""
         if self._detail is None or crop_px < LEAST_GAIN * len(self.pixels):
             return None
         # Averaged down to the frame's own scale, so that nothing aliases; even, for chroma.
@@ -59,14 +59,15 @@ class FineReference:
             found = self._at[side] = self._made(self._detail, side)
         return found
 
-    def _made(self, detail: NDArray[np.uint8], side: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        yuv = cv2.transform(cv2.resize(detail, (side, side), interpolation=cv2.INTER_AREA), self._matrix)
+    def _made(self, detail: NDArray[np.uint8], side: int) -> tuple[Levels, Levels]:
+        resized = cv2.resize(detail, (side, side), interpolation=cv2.INTER_AREA)
+        yuv = cv2.transform(resized.astype(self._dtype, copy=False), self._matrix)
         chroma = cv2.resize(yuv[..., 1:], (side // 2, side // 2), interpolation=cv2.INTER_AREA)
-        return np.ascontiguousarray(yuv[..., 0]), np.asarray(chroma, np.uint8)
+        return np.ascontiguousarray(yuv[..., 0], self._dtype), np.asarray(chroma, self._dtype)
 
 
 def warp_by_flow(
-    plane: NDArray[np.uint8],
+    plane: Levels,
     flow: NDArray[np.float32],
     to_region: NDArray[np.float64],
     extent: tuple[int, int],
@@ -76,7 +77,7 @@ def warp_by_flow(
 ) -> NDArray[np.float32]:
     """What the flow brings to each px of a region of a frame: float32 (H, W) or (H, W, C), as the plane has channels.
 
-    plane: uint8 (D, D[, C]) of the whole crop, whose side is `size` px. box: (y0, y1, x0, x1) of the crop that was drawn. flow: float32
+    plane: levels (D, D[, C]) of the whole crop, whose side is `size` px. box: (y0, y1, x0, x1) of the crop that was drawn. flow: float32
     (h, w, 2), (x, y) in crop sides, where a px of the box was copied from relative to its own place. to_region: (2, 3), px of the box to
     px of the region of `extent` (W, H).
     """
@@ -103,17 +104,17 @@ class LitReference:
     light: Light
     pixels: NDArray[np.uint8]
     plain: NDArray[np.float32]
-    planes: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None
+    planes: tuple[Levels, Levels] | None
 
     @classmethod
     def of(cls, fine: FineReference, taken: NDArray[np.uint8], frame: YuvPicture, similarity: NDArray[np.float64]) -> LitReference:
         """As it looks in a frame, by its aligned crop `taken`, uint8 (S, S, 3) RGB, and the frame-to-unit similarity (4,)."""
         color, size = frame.color, len(taken)
         levels = np.asarray(cv2.transform(taken.astype(np.float32), color.from_rgb()), np.float32)
-        planes = fine.planes(float(unit_px(similarity[None])[0]))
+        depth, planes = color.depth, fine.planes(float(unit_px(similarity[None])[0]))
         plain = fine.coarse
         if planes is None:
-            blur = blur_between(plain[..., 0], still_part(levels[..., 0])) / size
+            blur = blur_between(plain[..., 0], still_part(levels[..., 0]), depth) / size
         else:
             side = len(planes[0])
             y0, y1, x0, x1 = still_box(side)
@@ -121,30 +122,31 @@ class LitReference:
             there[:, 2] += there[:, :2] @ [x0, y0]
             flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
             seen = cv2.warpAffine(frame.y, there, (x1 - x0, y1 - y0), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-            blur = blur_between(planes[0], np.asarray(seen, np.uint8)) / side
+            blur = blur_between(planes[0], np.asarray(seen, depth.dtype), depth) / side
             if blur > 0:
                 luma, chroma = planes
                 planes = _blurred(luma, blur * side), _blurred(chroma, blur * side / 2)
         if blur * size > LEAST_BLUR_PX:
             plain = _blurred(plain, blur * size)
-        light = Light.between(plain, levels)
+        light = Light.between(plain, levels, depth)
         pixels = np.clip(np.rint(cv2.transform(light.upon(plain), color.to_rgb())), 0, 255).astype(np.uint8)
         return cls(light, pixels, plain, planes)
 
 
-def blur_between(page: NDArray[_Level], frame_still: NDArray[_Level]) -> float:
+def blur_between(page: NDArray[_Level], frame_still: NDArray[_Level], depth: Depth) -> float:
     """By how much a page is to be blurred to be no sharper than a frame: sigma in px, 0 where it is about as sharp.
 
-    page: (S, S), luma of an aligned crop. frame_still: luma of the frame's ``still_part``; there they are compared.
+    page: (S, S), luma of an aligned crop. frame_still: luma of the frame's ``still_part``; there they are compared. depth: of both.
     """
-    wanted = still_sharpness(frame_still.astype(np.float32))
-    if still_sharpness(still_part(page).astype(np.float32)) * SHARPER <= wanted:
+    wanted = still_sharpness(frame_still.astype(np.float32), step=depth.step)
+    if still_sharpness(still_part(page).astype(np.float32), step=depth.step) * SHARPER <= wanted:
         return 0.0
     page = page.astype(np.float32)
     low, high = 0.0, MOST_BLUR * still_part(page).shape[1]
     for _ in range(7):
         middle = (low + high) / 2
-        low, high = (middle, high) if still_sharpness(still_part(_blurred(page, middle))) > wanted else (low, middle)
+        sharper = still_sharpness(still_part(_blurred(page, middle)), step=depth.step) > wanted
+        low, high = (middle, high) if sharper else (low, middle)
     return (low + high) / 2
 
 

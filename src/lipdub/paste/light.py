@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdub.media.planes import Depth
 from lipdub.references.pages import still_part
 
 COLOUR_REACH = 0.16
@@ -22,7 +23,7 @@ have almost no pixel below it, one in a hundred has pixels below half of it."""
 
 MOST_GAIN = 3.0
 LEAST_SPREAD = 2.0
-"""Levels: skin that is flatter than this (a frame that has faded out) tells no gain."""
+"""Levels of 8 bits: skin that is flatter than this (a frame that has faded out) tells no gain."""
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -33,15 +34,15 @@ class Light:
     offset: NDArray[np.float32]
 
     @classmethod
-    def between(cls, page: NDArray[np.float32], frame: NDArray[np.float32]) -> Light:
-        """From a page's crop to a frame's, float32 (S, S, 3) luma and chroma levels, by skin that does not move."""
+    def between(cls, page: NDArray[np.float32], frame: NDArray[np.float32], depth: Depth) -> Light:
+        """From a page's crop to a frame's, float32 (S, S, 3) luma and chroma levels of `depth`, by skin that does not move."""
         one, other = (cv2.blur(still_part(levels), (3, 3)).reshape(-1, 3) for levels in (page, frame))
         mean, wanted = one.mean(axis=0), other.mean(axis=0)
-        spread = np.maximum(float(one[:, 0].std()), LEAST_SPREAD)
+        spread = np.maximum(float(one[:, 0].std()), LEAST_SPREAD * depth.step)
         luma = float(np.clip(float(other[:, 0].std()) / spread, 0.0, MOST_GAIN))
         # Chroma is a distance from grey: how much of the page's colour is left in the frame.
-        colour, left = mean[1:] - 128, wanted[1:] - 128
-        chroma = float(np.clip(float(colour @ left) / max(1.0, float(colour @ colour)), 0.0, MOST_GAIN))
+        colour, left = mean[1:] - depth.grey, wanted[1:] - depth.grey
+        chroma = float(np.clip(float(colour @ left) / max(depth.step**2, float(colour @ colour)), 0.0, MOST_GAIN))
         gain = np.array([luma, chroma, chroma], np.float32)
         return cls(gain, np.asarray(wanted - gain * mean, np.float32))
 

@@ -120,7 +120,8 @@ def still_box(size: int) -> tuple[int, int, int, int]:
     return y0, y1, x0, x1
 
 
-def still_sharpness(still: NDArray[np.float32]) -> float:
-    """How sharp still skin is whose luma is (h, w), levels: mean squared gradient over the variance, so that light does not count."""
+def still_sharpness(still: NDArray[np.float32], *, step: int = 1) -> float:
+    """How sharp still skin is whose luma is (h, w), levels of which `step` make up one of 8 bits: mean squared gradient over the variance,
+    so that light does not count."""
     across, down = np.diff(still, axis=1), np.diff(still, axis=0)
-    return float(((across**2).mean() + (down**2).mean()) / (still.var() + 4.0))
+    return float(((across**2).mean() + (down**2).mean()) / (still.var() + 4.0 * step**2))
