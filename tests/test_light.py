@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lipdub.media.planes import EIGHT_BITS, TEN_BITS, Depth
 from lipdub.paste.detail import blur_between
 from lipdub.paste.light import MOST_GAIN, Light
-from lipdub.references.pages import still_part
+from lipdub.references.pages import still_part, still_sharpness
 
 Levels = NDArray[np.float32]
 
@@ -47,6 +47,22 @@ def test_a_frame_without_a_picture_gives_numbers(level: float) -> None:
     back = Light.between(flat, skin(), EIGHT_BITS)
     assert np.isfinite(back.upon(flat)).all()
     assert (back.gain <= MOST_GAIN).all()
+
+
+@given(contrast=st.floats(0, 1), colour=st.floats(0, 1))
+@settings(max_examples=20, deadline=None)
+def test_ten_bits_are_judged_as_eight_are(contrast: float, colour: float) -> None:
+    """Also where skin is so flat or so grey that it tells nothing."""
+    middle = np.array([120, 128, 128], np.float32)
+    page = middle + (skin() - middle) * np.array([contrast**2, colour**2, colour**2], np.float32)
+    eight, ten = (Light.between(depth.step * page, depth.step * (page + 3), depth) for depth in (EIGHT_BITS, TEN_BITS))
+    np.testing.assert_allclose(ten.gain, eight.gain, rtol=1e-3)
+    np.testing.assert_allclose(ten.offset, 4 * eight.offset, atol=1)
+    assert still_sharpness(4 * page[..., 0], step=4) == pytest.approx(still_sharpness(page[..., 0]), rel=1e-3)
+    blurs = [
+        blur_between(depth.step * skin(seed=1)[..., 0], still_part(depth.step * page[..., 0]), depth) for depth in (EIGHT_BITS, TEN_BITS)
+    ]
+    assert blurs[0] == pytest.approx(blurs[1], abs=0.05)
 
 
 def test_what_speech_moves_does_not_count() -> None:

@@ -18,7 +18,7 @@ from fakes import write_fake_bundle
 from numpy.typing import NDArray
 
 from lipdub import media
-from lipdub.media import encoders
+from lipdub.media import encoders, pictures
 from lipdub.media.converting import ToPlanes
 from lipdub.media.hdr import hdr_of, svtav1_params, x265_params
 from lipdub.media.pictures import SPAN_FRAMES
@@ -123,13 +123,15 @@ def test_what_has_more_than_eight_bits_is_carried_in_ten(tmp_path: Path, pix_fmt
     assert len(np.unique(chunk.picture(0).y)) > 40
 
 
-def test_a_span_of_ten_bits_is_what_reading_on_gives(tmp_path: Path) -> None:
+def test_a_span_of_ten_bits_is_what_reading_on_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_planes(tmp_path / "in.mkv", np.concatenate([deep(3, 128)] * 7), codec="libx265", options=LOSSLESS)
     chunks = list(media.read_planes(tmp_path / "in.mkv"))
     pts, whole = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in ("pts", "data"))
     span = media.read_span(tmp_path / "in.mkv", pts, 2, 21)
     assert len(span) == SPAN_FRAMES
     np.testing.assert_array_equal(span.data, whole[span.index : 21])
+    monkeypatch.setattr(pictures, "PLANES_BYTES", 4 * whole[0].nbytes)
+    assert len(media.read_span(tmp_path / "in.mkv", pts, 2, 21)) == 4
 
 
 def test_a_chunk_takes_no_more_memory_for_ten_bits(tmp_path: Path) -> None:
@@ -197,12 +199,11 @@ def test_label_and_source_beside_the_dub_in_ten_bits(house: Path, tmp_path: Path
 
 
 def test_an_odd_picture_on_its_side(house: Path, tmp_path: Path) -> None:
-    pictures = deep(FRAMES, SIDE)
     with av.open(str(house / "turned.mp4"), "w") as container:
         stream: Any = container.add_stream("libx265", rate=25, options=LOSSLESS)
         stream.width, stream.height, stream.pix_fmt = SIDE - 1, SIDE - 1, "yuv444p10le"
         stream.set_display_rotation(90)
-        for tick, planar in enumerate(pictures):
+        for tick, planar in enumerate(deep()):
             frame = av.VideoFrame.from_ndarray(planar, "yuv420p10le").reformat(format="rgb48le").to_ndarray()
             frame = np.ascontiguousarray(np.rot90(frame, -1)[1:, 1:])
             turned = av.VideoFrame.from_ndarray(frame, "rgb48le").reformat(format="yuv444p10le")
@@ -273,10 +274,23 @@ def test_a_display_is_told_to_encoders_in_their_own_words() -> None:
         assert said(HdrMetadata(light=hdr.light)).count(":") == 0
 
 
-@pytest.mark.parametrize("numbers", [range(21), [0] * 22, [*range(1, 21), 1, 0]])
-def test_a_display_that_is_not_wholly_described_is_none(numbers: Any) -> None:
-    data = {SideDataType.MASTERING_DISPLAY_METADATA: np.array(numbers, np.int32).tobytes()}
-    assert hdr_of(cast(av.VideoFrame, SimpleNamespace(side_data=data))) == HdrMetadata()
+WHOLE = [1, 3] * 8 + [1, 100, 1000, 1, 1, 1]
+"""A display as FFmpeg describes one."""
+
+
+@pytest.mark.parametrize(("at", "number"), [(0, -1), (2, 4), (5, 0), (16, 100_001), (18, 10_001), (20, 0), (21, 0)])
+def test_what_is_damaged_is_not_said(at: int, number: int) -> None:
+    """Shares beyond 1, no denominator, a luminance that nothing has, and what FFmpeg says is not there."""
+
+    def seen(numbers: list[int], light: tuple[int, int]) -> HdrMetadata:
+        kinds = SideDataType.MASTERING_DISPLAY_METADATA, SideDataType.CONTENT_LIGHT_LEVEL
+        data = {kind: np.array(said, np.int32).tobytes() for kind, said in zip(kinds, (numbers, light), strict=True)}
+        return hdr_of(cast(av.VideoFrame, SimpleNamespace(side_data=data)))
+
+    whole = seen(WHOLE, (1000, 0))
+    assert whole.display is not None
+    assert whole.light == (1000, 0)
+    assert seen([*WHOLE[:at], number, *WHOLE[at + 1 :]], (70_000, -1)) == seen(WHOLE[1:], (0, 0)) == HdrMetadata()
 
 
 def test_what_no_encoder_here_can_write_is_said(tmp_path: Path) -> None:

@@ -56,10 +56,12 @@ class PictureEncoder:
         return bits_of(av.VideoFormat(self.pix_fmt))
 
     def options_for(self, crf: int, preset: str, hdr: HdrMetadata) -> dict[str, str]:
-        """Options that bring these metadata into the file, too, as far as the encoder can."""
+        """The options that bring these metadata into the file, too, as far as the encoder can."""
         options = self.options(crf, preset)
-        if self.hdr is not None and (said := self.hdr[1](hdr)):
-            options[self.hdr[0]] = ":".join([*filter(None, [options.get(self.hdr[0])]), said])
+        if self.hdr is not None:
+            name, said_of = self.hdr
+            if said := said_of(hdr):
+                options[name] = f"{options[name]}:{said}" if name in options else said
         return options
 
 
@@ -114,9 +116,9 @@ def encoder_for(out: Path, wanted: Encoder, *, crf: int, bits: int = 8) -> Pictu
     name = names[0]
     if name not in container.pictures:
         raise OutputRefused(f"'{out}' takes no pictures of {name}; use {', '.join(container.pictures)}, or another ending")
-    for deep in (ENCODERS[one] for one in names if bits > 8):
-        if deep.deep and (crf or deep.lossless) and not complaint_of_encoder(deep.name, deep.options(crf, "veryfast"), deep.deep):
-            return replace(deep, pix_fmt=deep.deep)
+    for one in (ENCODERS[each] for each in names if bits > 8):
+        if one.deep and (crf or one.lossless) and not complaint_of_encoder(one.name, one.options(crf, "veryfast"), one.deep):
+            return replace(one, pix_fmt=one.deep)
     found = ENCODERS[name]
     if crf == 0 and not found.lossless:
         raise OutputRefused(f"{name} cannot encode without loss (--crf 0); use libx264, or a --crf of 1 or more")

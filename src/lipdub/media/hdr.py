@@ -17,22 +17,25 @@ _OTHERS: Final = MappingProxyType(
         SideDataType.DOVI_METADATA: "Dolby Vision",
         SideDataType.DYNAMIC_HDR_PLUS: "HDR10+",
         SideDataType.DYNAMIC_HDR_VIVID: "HDR Vivid",
-        SideDataType.AMBIENT_VIEWING_ENVIRONMENT: "ambient light",
+        SideDataType.AMBIENT_VIEWING_ENVIRONMENT: "ambient viewing environment",
     }
 )
-"""Kinds of metadata that lipdub hands to no encoder: most of them would be wrong for pictures that were redrawn."""
+"""Kinds of metadata that no encoder takes from PyAV."""
+_MOST: Final = 10_000
+"""Of PQ, cd/m2: what says more is damaged."""
 
 
 def hdr_of(frame: av.VideoFrame) -> HdrMetadata:
-    """What a decoded picture carries."""
+    """What a decoded picture carries; what is damaged counts as not said."""
     display = np.frombuffer(_side_data(frame, SideDataType.MASTERING_DISPLAY_METADATA), np.int32)
     light = np.frombuffer(_side_data(frame, SideDataType.CONTENT_LIGHT_LEVEL), np.uint32)
     others = tuple(name for kind, name in _OTHERS.items() if _side_data(frame, kind))
-    return HdrMetadata(_display(display.tolist()), (int(light[0]), int(light[1])) if len(light) == 2 else None, others)
+    said = len(light) == 2 and 0 < light[0] <= _MOST and light[1] <= _MOST
+    return HdrMetadata(_display(display.tolist()), (int(light[0]), int(light[1])) if said else None, others)
 
 
 def x265_params(hdr: HdrMetadata) -> str:
-    """The same in libx265's words: chromaticities in 0.00002, luminances in 0.0001 cd/m2."""
+    """The metadata as libx265 takes them: chromaticities in 0.00002, luminances in 0.0001 cd/m2."""
     found = []
     if hdr.display is not None:
         red, green, blue, white = (f"({round(50_000 * x)},{round(50_000 * y)})" for x, y in hdr.display.primaries)
@@ -44,7 +47,7 @@ def x265_params(hdr: HdrMetadata) -> str:
 
 
 def svtav1_params(hdr: HdrMetadata) -> str:
-    """The same in SVT-AV1's words."""
+    """The metadata as SVT-AV1 takes them."""
     found = []
     if hdr.display is not None:
         red, green, blue, white = (f"({float(x):.5f},{float(y):.5f})" for x, y in hdr.display.primaries)
@@ -70,4 +73,6 @@ def _display(numbers: list[int]) -> MasteringDisplay | None:
     if len(numbers) != 22 or not all(numbers[20:]) or not all(numbers[1:20:2]):
         return None
     values = [Fraction(*numbers[at : at + 2]) for at in range(0, 20, 2)]
+    if not all(0 <= share <= 1 for share in values[:8]) or not 0 <= values[8] < values[9] <= _MOST:
+        return None
     return MasteringDisplay(tuple(zip(values[:8:2], values[1:8:2], strict=True)), (values[9], values[8]))

@@ -67,7 +67,7 @@ def paste(
             brought = None
             if seen is not None and fine is not None and copied is not None:
                 brought = _Brought(copied, fine[min(1, channels.start)], seen.light.gain[channels])
-            _blend(planes, new[..., channels], change[..., channels], patch, matrix, spec, chunk.color.depth, brought, own)
+            _blend(planes, new[..., channels], change[..., channels], patch, matrix, chunk.color.depth, brought, own)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -118,7 +118,7 @@ class _Copied:
     def from_px(self, to_region: NDArray[np.float64], extent: Size) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """`flow` as it lies in a region of a frame, in its px: across and down, float32 (H, W) each."""
         moved = self.flow @ (self.spec.size * to_region[:, :2].T).astype(np.float32)
-        found = cv2.warpAffine(moved, to_region, extent, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        found = cv2.warpAffine(moved, self.of_box(to_region), extent, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         across, down = cv2.split(np.asarray(found, np.float32))
         return np.asarray(across, np.float32), np.asarray(down, np.float32)
 
@@ -167,7 +167,6 @@ def _blend(
     change: NDArray[np.float32],
     patch: _Patch,
     to_plane: NDArray[np.float64],
-    spec: CropSpec,
     depth: Depth,
     brought: _Brought | None = None,
     own: _Copied | None = None,
@@ -196,15 +195,14 @@ def _blend(
     alpha, same = weights[..., 0], weights[..., 1]
     share, fine, own_share = None, None, None
     across = down = np.empty((0, 0), np.float32)
-    of_box = matrix.copy()
-    of_box[:, 2] += matrix[:, :2] @ [spec.drawn[2], spec.drawn[0]]
     if brought is not None:
-        share = brought.copied.over(of_box, extent, flags)
-        found = warp_by_flow(brought.fine, brought.copied.flow, of_box, extent, box=spec.drawn, size=spec.size)
+        copied = brought.copied
+        share, spec = copied.over(matrix, extent, flags), copied.spec
+        found = warp_by_flow(brought.fine, copied.flow, copied.of_box(matrix), extent, box=spec.drawn, size=spec.size)
         fine = found.reshape(*extent[::-1], len(planes)) * brought.gain
     if own is not None:
-        own_share = own.over(of_box, extent, flags)
-        across, down = own.from_px(of_box, extent)
+        own_share = own.over(matrix, extent, flags)
+        across, down = own.from_px(matrix, extent)
         across += np.arange(low[0], high[0], dtype=np.float32)[None]
         down += np.arange(low[1], high[1], dtype=np.float32)[:, None]
     for channel, plane in enumerate(planes):
