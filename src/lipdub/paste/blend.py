@@ -45,7 +45,7 @@ def paste(
             continue
         to_frame = crops.to_frame[slot]
         own = None if drawn.copied is None else _Copied.of_own(drawn.copied, slot, spec)
-        patch = _patch(crops, slot, drawn.pixels[slot], float(strength[slot]), spec, lit=own is not None)
+        patch = _patch(crops, slot, drawn.pixels[slot], float(strength[slot]), spec, chunk.color.depth, lit=own is not None)
         if drawn.copied is not None:
             box = patch.drawn[y0:y1, x0:x1]
             box[...] = without_green(box, drawn.copied.paint_mask[slot], crops.pixels[slot])
@@ -67,18 +67,20 @@ def paste(
             brought = None
             if seen is not None and fine is not None and copied is not None:
                 brought = _Brought(copied, fine[min(1, channels.start)], seen.light.gain[channels])
-            _blend(planes, new[..., channels], change[..., channels], patch, matrix, chunk.color.depth, brought, own)
+            _blend(planes, new[..., channels], change[..., channels], patch, matrix, brought, own)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Patch:
     """What one crop brings to its frame, all float32 and in crop px: drawn and taken (S, S, 3) levels, the picture now and before;
-    weights (S, S, 2): how far the frame is replaced, and where its own fine detail stays. box: x0, y0, x1, y1 that the mask reaches."""
+    weights (S, S, 2): how far the frame is replaced, and where its own fine detail stays. box: x0, y0, x1, y1 that the mask reaches.
+    depth: of the frame."""
 
     drawn: NDArray[np.float32]
     taken: NDArray[np.float32]
     weights: NDArray[np.float32]
     box: tuple[int, int, int, int] | None
+    depth: Depth
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -124,7 +126,15 @@ class _Copied:
 
     def over(self, to_region: NDArray[np.float64], extent: Size, interpolation: int) -> NDArray[np.float32]:
         """`share` as it lies in a region of a frame, enlarged as the drawing is, so that all shares of a pixel still make up the whole."""
-        return np.asarray(cv2.warpAffine(self.share, to_region, extent, flags=interpolation, borderMode=cv2.BORDER_REPLICATE), np.float32)
+        found = cv2.warpAffine(self.share, self.of_box(to_region), extent, flags=interpolation, borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(found, np.float32)
+
+    def of_box(self, to_region: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`to_region` (2, 3), crop px to px of a region, for px of the drawn box."""
+        y0, _, x0, _ = self.spec.drawn
+        matrix = to_region.copy()
+        matrix[:, 2] += matrix[:, :2] @ [x0, y0]
+        return matrix
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -136,7 +146,7 @@ class _Brought:
     gain: NDArray[np.float32]
 
 
-def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, spec: CropSpec, *, lit: bool) -> _Patch:
+def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, spec: CropSpec, depth: Depth, *, lit: bool) -> _Patch:
     """lit: the drawing is in the frame's own light."""
     mask = mask_of(crops.outline[slot], spec)
     taken = crops.pixels[slot]
@@ -144,7 +154,7 @@ def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, s
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     box = None if len(columns) == 0 else (int(columns[0]) - 1, int(rows[0]) - 1, int(columns[-1]) + 1, int(rows[-1]) + 1)
     weights = np.stack([mask * np.float32(strength), unchanged(matched, taken)], axis=-1)
-    return _Patch(matched, taken.astype(np.float32), weights, box)
+    return _Patch(matched, taken.astype(np.float32), weights, box, depth)
 
 
 def unchanged(drawn: NDArray[np.float32], taken: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -167,7 +177,6 @@ def _blend(
     change: NDArray[np.float32],
     patch: _Patch,
     to_plane: NDArray[np.float64],
-    depth: Depth,
     brought: _Brought | None = None,
     own: _Copied | None = None,
 ) -> None:
@@ -219,7 +228,7 @@ def _blend(
         kept -= new
         kept *= same
         kept += new
-        np.clip(kept, 0, depth.top, out=kept)
+        np.clip(kept, 0, patch.depth.top, out=kept)
         kept -= region
         kept *= alpha
         kept += region
