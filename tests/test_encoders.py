@@ -63,6 +63,17 @@ def test_pictures_keep_their_times_and_look_as_those_of_x264(tmp_path: Path, enc
     assert 10 * np.log10(errors[0] / errors[1]) < 4, "more than 4 dB worse than x264 at the same crf"
 
 
+@pytest.mark.parametrize("frames", [1, 2, 3])
+@pytest.mark.parametrize(("encoder", "suffix", "codec"), HERE)
+def test_the_shortest_videos_are_written(tmp_path: Path, encoder: Encoder, suffix: str, codec: str, frames: int) -> None:
+    """Of two frames x265 says times of decoding that it never set: eight tries, for what they are is chance."""
+    draw_video(tmp_path / "in.mp4", pictures=moving(frames))
+    for _ in range(8 if (codec, frames) == ("hevc", 2) else 1):
+        out = written(tmp_path / "in.mp4", tmp_path / f"out{suffix}", encoder)
+        ticks = [float(time_s) for chunk in media.read_planes(out) for time_s in chunk.times_s]
+        assert ticks == pytest.approx([k / 25 for k in range(frames)], abs=1e-3)
+
+
 @pytest.mark.parametrize(("encoder", "suffix"), [("libx264", ".mp4"), ("libx265", ".mp4"), ("libvpx-vp9", ".webm")])
 def test_crf_0_loses_nothing(tmp_path: Path, encoder: Encoder, suffix: str) -> None:
     draw_video(tmp_path / "in.mp4", pictures=moving(6))

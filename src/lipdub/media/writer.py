@@ -166,6 +166,10 @@ class Writer:
             raise EncodingFailed(f"cannot write '{self.out}': there are no pictures to write; check the input video")
         self._encode(self._held, self._last_duration(self._held.pts or 0))
         packets = self._stream.encode(None)
+        if self._lead is None and len(packets) == 2:
+            # Of a video of two frames x265 tells times of decoding that it never set; two are coded in their order.
+            for packet in packets:
+                packet.dts = packet.pts
         self._mux(packets[:-1])
         for last in packets[-1:]:
             if last.pts is not None and last.dts is not None and self._kind.keeps_ticks:
