@@ -27,6 +27,23 @@ def face(opening: float = 0.02, width: float = 0.12) -> NDArray[np.float32]:
     return np.concatenate([ring(20, width, 0.03 + opening), ring(20, 0.8 * width, opening), ring(24, 0.3, 0.24)])
 
 
+def flow_of(shown: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
+    (flow,) = Warp(CROP).flows(shown[None], wanted)
+    return flow
+
+
+def drawn_by(target: NDArray[np.uint8], page: NDArray[np.uint8], shown: NDArray[np.float32], wanted: NDArray[np.float32]) -> Drawn:
+    return Warp(CROP).draw(target[None], page[None], flow_of(shown, wanted)[None])
+
+
+@given(openings=st.lists(st.floats(0, 0.12), min_size=2, max_size=3), wanted=st.floats(0, 0.12))
+@settings(max_examples=20, deadline=None)
+def test_pictures_that_are_moved_together_move_as_each_would_alone(openings: list[float], wanted: float) -> None:
+    together = Warp(CROP).flows(np.stack([face(opening) for opening in openings]), face(wanted))
+    for flow, opening in zip(together, openings, strict=True):
+        assert np.abs(flow - flow_of(face(opening), face(wanted))).max() < 1e-4
+
+
 def test_it_is_the_smoothing_spline_of_scipy_twice() -> None:
     """The second one takes the residuals of the first."""
     interpolate = pytest.importorskip("scipy.interpolate")
@@ -43,7 +60,7 @@ def test_it_is_the_smoothing_spline_of_scipy_twice() -> None:
 @settings(max_examples=30, deadline=None)
 def test_what_is_moved_as_a_whole_moves_by_that(opening: float, across: float, down: float) -> None:
     """Nothing moves where nothing is asked for, and a shift is a shift everywhere."""
-    flow = Warp(CROP).flow(face(opening), face(opening) + np.array([across, down], np.float32))
+    flow = flow_of(face(opening), face(opening) + np.array([across, down], np.float32))
     assert np.abs(flow[0] + across).max() < 1e-3
     assert np.abs(flow[1] + down).max() < 1e-3
 
@@ -57,7 +74,7 @@ def test_no_mouth_is_turned_inside_out(shown: float, wanted: float, widths: tupl
         face(opening, width) + rng.normal(0, 0.002, (64, 2)).astype(np.float32)
         for opening, width in zip((shown, wanted), widths, strict=True)
     )
-    assert not folds(Warp(CROP).flow(one, other), CELL_PX / CROP.size)
+    assert not folds(flow_of(one, other), CELL_PX / CROP.size)
 
 
 def test_a_fold_is_known() -> None:
@@ -81,9 +98,8 @@ def test_it_copies_from_the_page_into_the_drawn_box_alone() -> None:
     """All is copied, nothing painted; outside of the box is the target; the same lips give the page's own pixels."""
     rng = np.random.default_rng(1)
     targets, pages = rng.integers(0, 256, (2, 3, 128, 128, 3), dtype=np.uint8)
-    points = np.repeat(face()[None], 3, axis=0)
     before = targets.copy()
-    drawn = Warp(CROP).draw(targets, pages, points, points)
+    drawn = Warp(CROP).draw(targets, pages, np.repeat(flow_of(face(), face())[None], 3, axis=0))
     assert (targets == before).all()
     assert drawn.copied is not None
     assert not drawn.copied.paint_mask.any()
@@ -102,7 +118,7 @@ def test_an_open_mouth_is_opened_and_a_shut_one_shut() -> None:
         return np.where(inside[..., None], 20, 180).astype(np.uint8).repeat(3, axis=2)
 
     def dark(shown: float, wanted: float) -> int:
-        drawn = Warp(CROP).draw(page(0)[None], page(shown)[None], face(shown)[None], face(wanted)[None])
+        drawn = drawn_by(page(0), page(shown), face(shown), face(wanted))
         return int((drawn.pixels[0, 64:, :, 0] < 100).sum())
 
     assert dark(0.03, 0.06) == pytest.approx(2 * dark(0.03, 0.03), rel=0.25)
@@ -128,8 +144,7 @@ def test_blending_takes_the_light_of_one_and_the_detail_of_the_other(share: floa
 
 def around(target: NDArray[np.uint8], page: NDArray[np.uint8], own: NDArray[np.float32], wanted: NDArray[np.float32]) -> Drawn:
     """A target with the mouth of a page in which the points lie where they are wanted."""
-    warp = Warp(CROP)
-    return warp.around(warp.draw(target[None], page[None], wanted[None], wanted[None]), target[None], own[None], wanted[None])
+    return Warp(CROP).around(drawn_by(target, page, wanted, wanted), target[None], flow_of(own, wanted)[None], wanted[None])
 
 
 @given(opening=st.floats(0.005, 0.06), seed=seeds)

@@ -234,12 +234,18 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
 
 def _warped(part: _Part, warp: Warp) -> Drawn:
     """The mouths of a part warped from their pages, and from those that are blended in."""
-    drawn = warp.draw(part.crops.pixels, _seen(part.references), part.shown, part.wanted)
-    if (beside := part.beside) is not None:
+    pixels, beside = part.crops.pixels, part.beside
+    shown = [[page, own] for page, own in zip(part.shown, part.own, strict=True)]
+    if beside is not None:
+        for slot, points in zip(beside.slots.tolist(), beside.shown, strict=True):
+            shown[slot].append(points)
+    flows = [warp.flows(np.stack(points), wanted) for points, wanted in zip(shown, part.wanted, strict=True)]
+    drawn = warp.draw(pixels, _seen(part.references), np.stack([of_page for of_page, *_ in flows]))
+    if beside is not None:
         slots = beside.slots
-        other = warp.draw(part.crops.pixels[slots], _seen(beside.references), beside.shown, part.wanted[slots])
+        other = warp.draw(pixels[slots], _seen(beside.references), np.stack([flows[slot][2] for slot in slots]))
         drawn.pixels[slots] = warp.blended(drawn.pixels[slots], other.pixels, BESIDE_SHARE)
-    return warp.around(drawn, part.crops.pixels, part.own, part.wanted)
+    return warp.around(drawn, pixels, np.stack([of_own for _, of_own, *_ in flows]), part.wanted)
 
 
 def _seen(references: Sequence[LitReference]) -> NDArray[np.uint8]:

@@ -26,6 +26,8 @@ LIPS_REACH, SKIN_REACH = 0.025, 0.085
 """The page is seen as far as the first of these around the lips, the frame's own skin from the second on; unit crop."""
 COLOUR_REACH = 0.1
 """Sigma over which the colour between lips and skin is carried inwards, unit crop."""
+COARSE = 4
+"""Crop px of a pixel of the picture in which it is carried."""
 _OUTER_LIPS = 20
 
 _Float = TypeVar("_Float", np.float32, np.float64)
@@ -42,32 +44,25 @@ class Warp:
         columns = (x0 + CELL_PX * (np.arange(self._cells[1]) + 0.5)) / crop.size
         self._grid = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
 
-    def draw(self, targets: NDArray[np.uint8], pages: NDArray[np.uint8], shown: NDArray[np.float32], wanted: NDArray[np.float32]) -> Drawn:
-        """The targets, uint8 (M, S, S, 3) RGB, with the `drawn` box of the `pages` (M, S, S, 3) moved into it.
-
-        shown, wanted: float32 (M, P, 2), unit crop: points of the page, and where each of them is to lie.
-        """
+    def draw(self, targets: NDArray[np.uint8], pages: NDArray[np.uint8], flow: NDArray[np.float32]) -> Drawn:
+        """The targets, uint8 (M, S, S, 3) RGB, with the `drawn` box of the `pages` (M, S, S, 3) moved into it by a `flow` (M, 2, h, w)."""
         y0, y1, x0, x1 = self._crop.drawn
         drawn = targets.copy()
-        flow = np.empty((len(targets), 2, *self._cells), np.float32)
         for slot in range(len(targets)):
-            flow[slot] = self.flow(shown[slot], wanted[slot])
             drawn[slot, y0:y1, x0:x1] = self._moved(pages[slot], flow[slot])
         return Drawn(drawn, Copied(np.zeros((len(targets), y1 - y0, x1 - x0), np.uint8), flow))
 
-    def around(self, drawn: Drawn, targets: NDArray[np.uint8], own: NDArray[np.float32], wanted: NDArray[np.float32]) -> Drawn:
-        """`drawn` by `draw`, with the mouth alone of the page: the skin around it is the target's own, moved as the lips and the jaw move,
-        and the page's colours are brought to it.
+    def around(self, drawn: Drawn, targets: NDArray[np.uint8], flow: NDArray[np.float32], wanted: NDArray[np.float32]) -> Drawn:
+        """`drawn` by `draw`, with the mouth alone of the page: the skin around it is the target's own, moved by a `flow` (M, 2, h, w), and
+        the page's colours are brought to it.
 
-        own: float32 (M, P, 2), unit crop: where the points lie in the targets.
+        wanted: float32 (M, P, 2), unit crop: where the points lie, the outer lips first.
         """
         assert drawn.copied is not None
         y0, y1, x0, x1 = self._crop.drawn
         pixels = drawn.pixels.copy()
         share = np.empty((len(targets), y1 - y0, x1 - x0), np.float32)
-        flow = np.empty_like(drawn.copied.flow)
         for slot, target in enumerate(targets):
-            flow[slot] = self.flow(own[slot], wanted[slot])
             share[slot] = self._skin(wanted[slot, :_OUTER_LIPS])
             skin, page = self._moved(target, flow[slot]).astype(np.float32), drawn.pixels[slot, y0:y1, x0:x1]
             part = share[slot][..., None]
@@ -95,10 +90,14 @@ class Warp:
 
     def _carried(self, apart: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[np.float32]:
         """What skin and page differ by where they meet, carried smoothly into the mouth: float32 (h, w, 3)."""
-        sigma = COLOUR_REACH * self._crop.size
         ring = 4 * share * (1 - share)
-        weighted = cv2.GaussianBlur(np.dstack([apart * ring[..., None], ring]), (0, 0), sigma)
-        return np.asarray(weighted[..., :3] / (weighted[..., 3:] + 1e-3), np.float32)
+        # What is carried is so smooth that a coarse picture holds it.
+        height, width = ring.shape
+        coarse = cv2.resize(np.dstack([apart * ring[..., None], ring]), (width // COARSE, height // COARSE), interpolation=cv2.INTER_AREA)
+        weighted = cv2.GaussianBlur(coarse, (0, 0), COLOUR_REACH * self._crop.size / COARSE)
+        return np.asarray(
+            cv2.resize(weighted[..., :3] / (weighted[..., 3:] + 1e-3), (width, height), interpolation=cv2.INTER_LINEAR), np.float32
+        )
 
     def blended(self, one: NDArray[np.uint8], other: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
         """The drawn crops `one`, uint8 (M, S, S, 3), brought nearer to `other` by `share`, in all but fine detail: two pictures of a mouth
@@ -110,18 +109,25 @@ class Warp:
             blended[slot, y0:y1, x0:x1] = np.clip(np.rint(here + share * apart), 0, 255)
         return blended
 
-    def flow(self, shown: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
-        """From where each cell of the drawn box is copied relative to its own place, (x, y) in crop sides: float32 (2, h, w)."""
-        smoothing = SMOOTHING
-        while True:
-            flow = thin_plate(wanted, shown - wanted, self._grid, smoothing).T.reshape(2, *self._cells)
-            if smoothing >= STIFFEST or not folds(flow, CELL_PX / self._crop.size):
-                return flow
+    def flows(self, shown: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
+        """From where each cell of the drawn box is copied relative to its own place, (x, y) in crop sides: float32 (K, 2, h, w).
+
+        shown, wanted: float32 (K, P, 2) and (P, 2), unit crop: points of K pictures, and where each of them is to lie.
+        """
+        flows = np.empty((len(shown), 2, *self._cells), np.float32)
+        left, smoothing = np.arange(len(shown)), SMOOTHING
+        while len(left):
+            values = np.moveaxis(shown[left] - wanted, 0, 1).reshape(len(wanted), -1)
+            flows[left] = thin_plate(wanted, values, self._grid, smoothing).T.reshape(len(left), 2, *self._cells)
+            if smoothing >= STIFFEST:
+                break
+            left = left[[folds(flows[one], CELL_PX / self._crop.size) for one in left]]
             smoothing *= STIFFER
+        return flows
 
 
 def thin_plate(at: NDArray[np.float32], values: NDArray[np.float32], where: NDArray[np.float64], smoothing: float) -> NDArray[np.float32]:
-    """The smoothed thin-plate spline through `values` (P, 2) at `at` (P, 2), twice, read off at `where` (G, 2): float32 (G, 2)."""
+    """The smoothed thin-plate spline through `values` (P, V) at `at` (P, 2), twice, read off at `where` (G, 2): float32 (G, V)."""
     points, wanted = np.asarray(at, np.float64), np.asarray(values, np.float64)
     count = len(points)
     system = np.zeros((count + 3, count + 3))
