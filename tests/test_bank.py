@@ -33,7 +33,14 @@ def seen(
     lips = np.full((40, 2), 0.5, np.float32) + np.linspace(0, 0.1, 40, dtype=np.float32)[:, None]
     lips[20:25, 1] += shift
     lips[LOWER_INNER_LIP, 1] = lips[UPPER_INNER_LIP, 1] + opening
-    return Seen.of(frame, lips, np.zeros((24, 2), np.float32), np.array([yaw, 0], np.float32), side_px, upper_face(who, light=light))
+    return Seen.of(
+        frame,
+        lips,
+        np.zeros((24, 2), np.float32),
+        np.array([yaw, 0], np.float32),
+        np.array([1 / side_px, 0, 0, 0]),
+        upper_face(who, light=light),
+    )
 
 
 def look(frame: int, *, blur: float = 0.0) -> tuple[NDArray[np.uint8], None]:

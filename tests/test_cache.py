@@ -29,6 +29,7 @@ from lipdub.faces import cache as cache_module
 from lipdub.faces import crop
 from lipdub.faces.cache import DEFAULT_LIMIT_BYTES, AnalysisCache, cached_tracks, default_cache, parse_size
 from lipdub.faces.landmarks import LIPS
+from lipdub.faces.overlays import Overlay, Overlays
 from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
 from lipdub.faces.track_file import _PIECE_BYTES, TrackDamaged, read_track, write_track
 from lipdub.options import FaceChoice
@@ -67,6 +68,7 @@ def made_track(
         reference=np.where(status == DUBBED, rng.integers(0, max(1, references), frames), -1).astype(np.int32),
         pages=made_pages(references, frames, rng),
         references=store,
+        overlays=Overlays.of([Overlay(first, frames, 2, 3, 1, rng.random((5, 7)) > 0.5) for first in range(min(3, frames))]),
     )
 
 
@@ -86,6 +88,8 @@ def same(one: FaceTrack, other: FaceTrack) -> bool:
         a, b = getattr(one.pages, name), getattr(other.pages, name)
         if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
             return False
+    if (one.overlays.spans != other.overlays.spans).any() or one.overlays.bits.tobytes() != other.overlays.bits.tobytes():
+        return False
     if one.time_base != other.time_base or one.references.count != other.references.count:
         return False
     return all(same_reference(one.references, other.references, number) for number in range(one.references.count))
@@ -277,7 +281,16 @@ def test_nothing_is_unpickled(whole, tmp_path):
         def __reduce__(self):
             return (open, (str(witness), "w"))
 
-    for name in (*ARRAYS, *(f"page_{name}" for name in PAGE_ROWS), "time_base", "references", "detail_ends", "details"):
+    for name in (
+        *ARRAYS,
+        *(f"page_{name}" for name in PAGE_ROWS),
+        "overlay_spans",
+        "overlay_bits",
+        "time_base",
+        "references",
+        "detail_ends",
+        "details",
+    ):
         content = npy(np.array([Evil()] * 6, dtype=object), allow_pickle=True)
         assert finds(tmp_path, rebuilt(whole, {f"{name}.npy": content})) is None
         assert not witness.exists()
@@ -303,6 +316,13 @@ ROWS6 = {
     "page_pose": [np.full((3, 2), np.nan, np.float32)],
     "page_skin": [np.full((3, 2), np.nan, np.float32)],
     "page_sharpness": [np.full(3, np.nan, np.float32), np.zeros((3, 1), np.float32)],
+    "page_similarity": [np.zeros((3, 4)), np.full((3, 4), np.nan), np.zeros((3, 4), np.float32), np.ones((3, 5))],
+    "overlay_spans": [
+        np.zeros((3, 7), np.int64), np.tile([0, 7, 2, 3, 1, 7, 5], (3, 1)), np.tile([0, 6, 2, 3, 1, 7, 5], (2, 1)),
+        np.zeros((3, 6), np.int64), np.tile([0, 6, 2, 3, -1, 7, 5], (3, 1)), np.tile([0, 6, 1, 0, 0, 2**40, 2**40], (3, 1)),
+        np.tile([0.0, 6, 2, 3, 1, 7, 5], (3, 1)),
+    ],
+    "overlay_bits": [np.zeros(14, np.uint8), np.zeros(16, np.uint8), np.zeros(15, np.int8), np.zeros((15, 1), np.uint8)],
     "references": [
         np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 9, 3), np.uint8), np.zeros((2, 8, 8, 4), np.uint8),
         np.zeros((2, 8, 8, 3), np.float32), np.zeros((2, 0, 0, 3), np.uint8), np.zeros(7, np.uint8),

@@ -64,7 +64,7 @@ def track_of(openings: NDArray[np.float64], *, person: NDArray[np.int32] | None 
         reference=np.where(person < 0, -1, 0).astype(np.int32),
         pages=Pages(person[pages], pages, lips[pages], np.repeat(outline()[None], len(pages), axis=0), pose[pages],
                     np.full((len(pages), 2), 100, np.float32), np.ones(len(pages), np.float32),
-                    np.full(len(pages), 100, np.float32)),
+                    np.tile([0.01, 0, 0, 0], (len(pages), 1))),
         references=store,
     )  # fmt: skip
     with closing(store):

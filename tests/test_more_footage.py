@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lipdub.bundles import bundle
 from lipdub.errors import BundleInvalid, NoFaceFound, UnreadableMedia
 from lipdub.faces.follow import follow
 from lipdub.faces.more_footage import videos_in, with_footage
+from lipdub.faces.overlays import Overlay, Overlays, lies_on
 from lipdub.faces.track import FaceTrack
 from lipdub.faces.track_file import write_track
 from lipdub.records import VideoInfo
@@ -72,6 +74,19 @@ def test_pages_of_other_videos_come_after_the_videos_own(clips: Path, track: Fac
         np.testing.assert_array_equal(whole.page_times_s[:own], track.times_s[track.pages.frame])
         assert np.isinf(whole.page_times_s[own:]).all()
         np.testing.assert_array_equal(whole.reference, track.reference)
+
+
+def test_what_lies_on_pages_of_other_videos_comes_with_them(clips: Path, track: FaceTrack) -> None:
+    def captioned(place: Path) -> FaceTrack:
+        found, _ = followed(place, media.probe(place))
+        return replace(found, overlays=Overlays.of([Overlay(0, len(found), 1, 0, 0, np.ones((256, 256), bool))]))
+
+    own = len(track.pages)
+    whole = with_footage(track, [(file, captioned(file)) for file in videos_in(clips / "more")])
+    with closing(whole.references):
+        under = [lies_on(whole.pages, number, whole.overlays) for number in range(len(whole.pages))]
+        assert not any(under[:own])
+        assert all(under[own:])
 
 
 def test_a_dub_counts_the_pages_of_more_footage(clips: Path, tmp_path: Path) -> None:

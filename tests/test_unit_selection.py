@@ -23,7 +23,7 @@ def pages_of(count: int, seed: int = 0, *, apart: int = 5) -> Pages:
     return Pages(
         np.zeros(count, np.int32), np.arange(count) * apart, rng.normal(0.5, 0.01, (count, 40, 2)).astype(np.float32),
         np.zeros((count, 24, 2), np.float32), rng.normal(0, 5, (count, 2)).astype(np.float32),
-        np.full((count, 2), 100, np.float32), np.ones(count, np.float32), np.full(count, SIDE_PX, np.float32),
+        np.full((count, 2), 100, np.float32), np.ones(count, np.float32), np.tile([1 / SIDE_PX, 0.0, 0.0, 0.0], (count, 1)),
     )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_a_mouth_is_drawn_from_one_that_is_open_enough(opening: float, off: floa
 
     pages = pages_of(2)
     pages = Pages(*(getattr(pages, name) for name in ("person", "frame")), np.stack([mouth(opening - off / 2), mouth(opening + off)]),
-                  pages.outline, np.zeros((2, 2), np.float32), pages.skin, pages.sharpness, pages.side_px)  # fmt: skip
+                  pages.outline, np.zeros((2, 2), np.float32), pages.skin, pages.sharpness, pages.similarity)  # fmt: skip
     selection = UnitSelection(pages, np.ones(2, bool))
     costs = selection.costs(mouth(opening)[None], np.zeros((1, 2), np.float32), np.full(1, SIDE_PX))
     assert costs[0, 1] < costs[0, 0]
@@ -115,7 +115,9 @@ def test_the_opening_counts_by_itself() -> None:
     moved[10, 1] += 0.04
     shut[25, 1] -= 0.04
     lips = np.stack([shut, moved])
-    pages = Pages(pages.person, pages.frame, lips, pages.outline, np.zeros((2, 2), np.float32), pages.skin, pages.sharpness, pages.side_px)
+    pages = Pages(
+        pages.person, pages.frame, lips, pages.outline, np.zeros((2, 2), np.float32), pages.skin, pages.sharpness, pages.similarity
+    )
     costs = UnitSelection(pages, np.ones(2, bool)).costs(rest[None], np.zeros((1, 2), np.float32), np.array([SIDE_PX]))
     assert costs[0].argmin() == 1
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.faces.crop import JAW, unit_px
+from lipdub.faces.overlays import drawable
 from lipdub.faces.smoothing import OUTLINE_SMOOTH_S, smooth
 from lipdub.faces.track import DUBBED, FaceTrack, runs
 from lipdub.options import Draw
@@ -137,7 +138,7 @@ def choose(
     """
     choices = Choices(track.pages.frame)
     wanted = _Wishes(track, shown, lips, style)
-    usable = track.pages.usable()
+    usable = drawable(track.pages, track.overlays)
     banks: dict[int, _Bank | None] = {}
     try:
         for stretch, (first, end) in enumerate(wanted.stretches):

@@ -132,6 +132,20 @@ def too_quiet(pauses: Pauses) -> list[DubWarning]:
     return [DubWarning("quiet-speech", text)]
 
 
+def kept_on_top(tracks: Sequence[FaceTrack], status: Sequence[NDArray[np.uint8]], shown: Timeline) -> list[DubWarning]:
+    """The warning that graphics lie before mouths that are redrawn, where there are any. status: of each of the people, (K,)."""
+    over = np.zeros(len(shown), bool)
+    for track, of in zip(tracks, status, strict=True):
+        covered = np.zeros(len(track), bool)
+        for first, end in track.overlays.spans[:, :2].tolist():
+            covered[first:end] = True
+        over |= covered[shown.source] & (of == DUBBED)
+    times_s = [*shown.times_s.tolist(), float(shown.duration_s)]
+    times = tuple((times_s[first], times_s[end]) for first, end in runs(over.astype(np.int64)) if over[first])
+    text = "a caption or a logo lies before the mouth: it is kept on top, and what it hides is as it was"
+    return [DubWarning("overlay-kept", text, times)] if times else []
+
+
 def passed_through(status: NDArray[np.uint8], shown: Timeline) -> tuple[Span, ...]:
     """Stretches of the output that were passed through, in output frames and times. status: of its frames."""
     times_s = [*shown.times_s.tolist(), float(shown.duration_s)]

@@ -19,7 +19,18 @@ from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.model import Model
 from lipdub.opened import open_dub
 from lipdub.options import DubOptions
-from lipdub.outcome import at_rest, nothing_dubbed, passed_through, require_all, silence_warnings, speaking, status_of, together, too_quiet
+from lipdub.outcome import (
+    at_rest,
+    kept_on_top,
+    nothing_dubbed,
+    passed_through,
+    require_all,
+    silence_warnings,
+    speaking,
+    status_of,
+    together,
+    too_quiet,
+)
 from lipdub.parts import arranged, stretched, tempo_of
 from lipdub.records import DubReport, DubWarning
 from lipdub.render import Scene, Speaker, render
@@ -113,6 +124,8 @@ def dub(
                 warn(missed)
             speakers.append(Speaker(one, lips, choices, lesser(amount, spoken)))
             silent.append(nothing_dubbed(each[number], lips, pauses, passed_through(each[number], shown), options.silence))
+        for kept_over in kept_on_top(cast.tracks, each, shown):
+            warn(kept_over)
         status = together(each)
         spans = passed_through(status, shown)
         silent_video = stack.enter_context(media.unfinished(out))

@@ -13,12 +13,13 @@ from lipdub import media
 from lipdub.bundles.bundle import BundleSpec
 from lipdub.choose import BESIDE_SHARE, Choices
 from lipdub.faces import crop
+from lipdub.faces.overlays import lies_on, over_crop
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.generators import Generator
 from lipdub.generators.warp import Warp
 from lipdub.media.label import Label
 from lipdub.media.planes import YuvChunk, beside
-from lipdub.paste.blend import paste
+from lipdub.paste.blend import OnTop, paste
 from lipdub.paste.detail import FineReferences, LitReference
 from lipdub.records import Crops, Drawn, VideoInfo, Warn
 from lipdub.speech.lip_track import LipTrack
@@ -72,7 +73,8 @@ class _Part:
 
     crops: of their frames. references: for each the page it is drawn from, as it looks in the frame. strength: float32 (M,), how far it is
     redrawn. lip_features: float32 (M, C), what is painted; None for those that are warped. shown, own, wanted: float32 (M, 64, 2), where
-    the points are on the page and in the frame, and where they are to lie. beside: another page that is blended into some of them.
+    the points are on the page and in the frame, and where they are to lie. on_top: what lies upon each of them and its page; empty where
+    nothing lies anywhere. beside: another page that is blended into some of them.
     """
 
     crops: Crops
@@ -82,6 +84,7 @@ class _Part:
     shown: NDArray[np.float32]
     own: NDArray[np.float32]
     wanted: NDArray[np.float32]
+    on_top: tuple[OnTop, ...] = ()
     beside: _Beside | None = None
 
 
@@ -145,7 +148,7 @@ def _redrawn(scene: Scene, stages: Stages, clock: Clock) -> Iterator[_Piece]:
         piece, mouths = drawn
         with clock("paste"):
             for part, of in zip(piece.parts, mouths, strict=True):
-                paste(piece.frames, part.crops, of, part.strength, scene.spec.crop, part.references)
+                paste(piece.frames, part.crops, of, part.strength, scene.spec.crop, part.references, part.on_top)
         return piece
 
     decoded = stages.ahead(clock.timed("decode", media.play(scene.video, scene.speakers[0].track.pts, scene.shown, scene.warn)))
@@ -177,17 +180,30 @@ def _cropped(scene: Scene, speaker: Speaker, frames: YuvChunk, sources: NDArray[
     def points(pages: NDArray[np.int64]) -> NDArray[np.float32]:
         return np.concatenate([track.pages.lips[pages], track.pages.outline[pages]], axis=1)
 
+    def lying(frame: int, page: int) -> OnTop:
+        """What lies upon a mouth and its page."""
+        size = scene.spec.crop.size
+        here, there = track.overlays.at(frame), track.overlays.at(int(track.pages.frame[page]))
+        return OnTop(
+            here,
+            over_crop(here, track.similarity[frame], size) if here else None,
+            over_crop(there, track.pages.similarity[page], size) if there else None,
+        )
+
     def part(rows: NDArray[np.int64], painted: bool) -> _Part:
         of = sources[rows]
         crops = crop.take(frames, rows, track.similarity[of], track.outline[of].astype(np.float32), scene.spec.crop.size)
         pages = track.reference[of].astype(np.int64) if painted else chosen.page[rows]
+        on_top = tuple(map(lying, of.tolist(), pages.tolist())) if len(track.overlays) else ()
         others, beside = chosen.beside[rows], None
-        if (slots := np.flatnonzero(others >= 0)).size:
+        # What lies upon a page is not to be blended in with it.
+        slots = np.array([at for at in np.flatnonzero(others >= 0) if not lies_on(track.pages, others[at], track.overlays)], np.int64)
+        if len(slots):
             beside = _Beside(slots, lit(others[slots], rows[slots], crops.pixels[slots]), points(others[slots]))
         own = np.concatenate([track.lips[of], track.outline[of]], axis=1).astype(np.float32)
         return _Part(
             crops, lit(pages, rows, crops.pixels), strength[rows], lips.feature[rows] if painted else None, points(pages), own,
-            chosen.points[rows], beside,
+            chosen.points[rows], on_top, beside,
         )  # fmt: skip
 
     ways = [(np.flatnonzero(redrawn & ((chosen.page < 0) == painted)), painted) for painted in (False, True)]

@@ -17,6 +17,7 @@ from lipdub.errors import NoFaceFound
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.follow import follow
+from lipdub.faces.overlays import drawable
 from lipdub.faces.track import FaceTrack
 from lipdub.references.shapes import mouth_width
 from lipdub.stages import OnProgress, counted
@@ -63,7 +64,7 @@ def bank_sheet(
         if len(track.pages) == 0:
             raise NoFaceFound(f"no face in '{video}' that a dub could draw from; it needs one that looks at the camera")
         pages = track.pages.of(track.main_person)
-        usable = pages[track.pages.usable()[pages]]
+        usable = pages[drawable(track.pages, track.overlays)[pages]]
         write_whole(out, media.encode_picture(_map(track, usable), out.suffix.lower()))
         people = np.unique(track.person[track.person >= 0])
         return BankReport(len(people), len(pages), len(usable), len(track), int((track.person >= 0).sum()))

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from lipdub import media
 from lipdub.errors import NoFaceFound
 from lipdub.faces import crop
-from lipdub.faces.covers import CELL_NUMBERS, cells_of, covered
+from lipdub.faces.covers import CELL_NUMBERS, cells_of, cells_under, covered
 from lipdub.faces.detector import FaceDetector
 from lipdub.faces.landmarks import LIPS, opening_of, pose_of
+from lipdub.faces.overlays import OverlayFinder, Overlays, drawable, over_crop
 from lipdub.faces.people import Sightings
 from lipdub.faces.shots import ShotCounter
 from lipdub.faces.smoothing import LIP_COLUMNS, OUTLINE_COLUMNS, POINT_COLUMNS, smooth_points, smooth_similarity
@@ -197,7 +198,7 @@ def _analyse(
     stretches: Iterable[_Stretch], store: ReferenceStore, points: RowFile, cells: RowFile, on_frames: Callable[[int], None] | None
 ) -> _Seen:
     rows, pts, shots = _Rows(_COLUMNS), _Rows(1, np.int64), _Rows(1, np.int32)
-    follower, bank = _Follower(), BankFiller(store)
+    follower, bank, overlays = _Follower(), BankFiller(store), OverlayFinder()
     time_base, shorter_side, shot = Fraction(1, 25), 1, 0
     for stretch in stretches:
         for (chunk, offset), here, faces in zip(stretch.frames(), stretch.shots, stretch.faces, strict=True):
@@ -218,10 +219,11 @@ def _analyse(
                 thumb = crop.take_one(picture, similarity, THUMB_PX)
                 seen = _seen(chunk.index + offset, row, shape, thumb)
                 cells.add(cells_of(thumb, seen.outline, seen.lips[:20]))
+                overlays.show(chunk.index + offset, number, picture, similarity, face.landmarks[crop.OUTLINE, :2])
                 bank.show(number, seen, partial(_look, chunk, offset, similarity, store.size))
         if on_frames is not None:
             on_frames(len(stretch.shots))
-    return _Seen(rows.array(), points, cells, pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, bank)
+    return _Seen(rows.array(), points, cells, pts.array()[:, 0], shots.array()[:, 0], time_base, shorter_side, bank, overlays)
 
 
 def _look(chunk: YuvChunk, offset: int, similarity: NDArray[np.float64], size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
@@ -296,6 +298,7 @@ class _Seen:
     time_base: Fraction
     shorter_side: int
     bank: BankFiller
+    overlays: OverlayFinder
 
     def people(self) -> NDArray[np.int64]:
         """Whose face each row is, int64 (M,)."""
@@ -332,7 +335,7 @@ def _seen(frame: int, row: NDArray[np.float64], shape: NDArray[np.float64], thum
     """A face as the bank is shown it. row, shape: as `_describe` gives them. thumb: the small picture of it."""
     return Seen.of(
         frame, shape[LIP_COLUMNS].reshape(-1, 2).astype(np.float32), shape[OUTLINE_COLUMNS].reshape(-1, 2).astype(np.float32),
-        row[[_YAW, _PITCH]].astype(np.float32), float(crop.unit_px(row[None, _SIMILARITY])[0]), thumb,
+        row[[_YAW, _PITCH]].astype(np.float32), row[_SIMILARITY].copy(), thumb,
     )  # fmt: skip
 
 
@@ -377,13 +380,17 @@ def _assemble(seen: _Seen, meant: int | None, limits: FaceLimits) -> FaceTrack:
                 outline[where] = shape[:, OUTLINE_COLUMNS].reshape(len(shape), -1, 2)
                 lips[where] = shape[:, LIP_COLUMNS].reshape(len(shape), -1, 2)
             values[start:stop, _SIMILARITY] = smoothed
-    for one in np.unique(person[person >= 0]):
+    followed = np.unique(person[person >= 0])
+    overlays = seen.overlays.before(np.unique(rows[np.isin(whose, followed), 1]).astype(np.int64).tolist())
+
+    for one in followed:
         mine = np.flatnonzero(person == one)
-        status[mine[covered(cells, place[mine], values[mine][:, [_YAW, _PITCH]].astype(np.float32))]] = COVERED
+        poses = values[mine][:, [_YAW, _PITCH]].astype(np.float32)
+        status[mine[covered(cells, place[mine], poses, partial(_cells_aside, overlays, values[mine][:, _SIMILARITY], mine))]] = COVERED
     pages, references, person, hidden = bank.kept(person, status == COVERED, step_s=step_s)
     status[hidden & (status == DUBBED)] = COVERED
     reference = np.full(count, -1, np.int32)
-    usable = pages.usable()
+    usable = drawable(pages, overlays)
     for one in np.unique(pages.person):
         mine = np.flatnonzero((pages.person == one) & usable)
         for start, stop in runs((person == one).astype(np.int64)):
@@ -404,7 +411,14 @@ def _assemble(seen: _Seen, meant: int | None, limits: FaceLimits) -> FaceTrack:
         reference=reference,
         pages=pages,
         references=references,
+        overlays=overlays,
     )
+
+
+def _cells_aside(overlays: Overlays, similarity: NDArray[np.float64], frames: NDArray[np.int64], at: int) -> NDArray[np.bool_] | None:
+    """Which numbers of the cells of the face in frame `frames[at]`, aligned by `similarity[at]`, lie under an overlay."""
+    there = overlays.at(int(frames[at]))
+    return cells_under(over_crop(there, similarity[at], 4 * THUMB_PX)) if there else None
 
 
 def _most_prominent(rows: NDArray[np.float64]) -> float:

@@ -6,6 +6,8 @@ looks like in about the same pose: the median of all such frames, so that a cove
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +55,32 @@ def cells_of(thumb: NDArray[np.uint8], outline: NDArray[np.float32], lips: NDArr
     return np.asarray(np.where(inside[..., None] > 0, cells, np.nan).ravel(), np.float32)
 
 
-def covered(cells: RowFile, places: NDArray[np.int64], poses: NDArray[np.float32]) -> NDArray[np.bool_]:
+def cells_under(covering: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which numbers of a face's cells something lies on, bool (CELL_NUMBERS,), by how far each px of its crop is covered, (S, S)."""
+    side = len(covering) / THUMB_PX
+    y0, y1, x0, x1 = (round(side * edge) for part in _REGION for edge in (part.start, part.stop))
+    return np.repeat(cv2.resize(covering[y0:y1, x0:x1], (COLUMNS, ROWS), interpolation=cv2.INTER_AREA).ravel() > 0, 3)
+
+
+def covered(
+    cells: RowFile,
+    places: NDArray[np.int64],
+    poses: NDArray[np.float32],
+    aside: Callable[[int], NDArray[np.bool_] | None] = lambda _: None,
+) -> NDArray[np.bool_]:
     """Which of N frames of one person, in order, are covered: bool (N,).
 
-    places: int64 (N,), rising, which row of `cells` each frame is. poses: float32 (N, 2), yaw and pitch in degrees.
+    places: int64 (N,), rising, which row of `cells` each frame is. poses: float32 (N, 2), yaw and pitch in degrees. aside: says of one of
+    the N frames which numbers of its cells do not count, bool (CELL_NUMBERS,), None for all of them count.
     """
+
+    def read(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        found = cells.rows(places[rows])
+        for cell, row in zip(found, rows.tolist(), strict=True):
+            if (left := aside(row)) is not None:
+                cell[left] = np.nan
+        return found
+
     bins = np.round(poses / POSE_BIN_DEG).astype(np.int64)
     share = np.zeros(len(places), np.float32)
     for yaw, pitch in np.unique(bins, axis=0):
@@ -65,7 +88,7 @@ def covered(cells: RowFile, places: NDArray[np.int64], poses: NDArray[np.float32
         if len(near) < FEWEST_FRAMES:
             continue
         some = near[:: max(1, len(near) // MOST_FRAMES)]
-        seen = np.concatenate([cells.rows(places[[one]]) for one in some])
+        seen = np.concatenate([read(some[[one]]) for one in range(len(some))])
         # Cells that are on the face in most frames of the pose.
         known = np.isfinite(seen).mean(axis=0) > 0.5
         if not known.any():
@@ -77,7 +100,7 @@ def covered(cells: RowFile, places: NDArray[np.int64], poses: NDArray[np.float32
         for first in range(0, len(here), BLOCK_FRAMES):
             rows = here[first : first + BLOCK_FRAMES]
             for block in np.split(rows, np.flatnonzero(np.diff(rows) > BLOCK_FRAMES) + 1):
-                unlike = np.abs(cells.rows(places[block])[:, known] - usual) > limit
+                unlike = np.abs(read(block)[:, known] - usual) > limit
                 share[block] = unlike.reshape(len(block), -1, 3).any(axis=2).mean(axis=1)
     found = share > COVERED
     # Going both ways from every covered frame as long as something of the cover is there.

@@ -11,6 +11,7 @@ import numpy as np
 
 from lipdub import media
 from lipdub.errors import BundleInvalid, NoFaceFound, UnreadableMedia
+from lipdub.faces.overlays import Overlays
 from lipdub.faces.track import FaceTrack
 from lipdub.faces.track_file import TrackDamaged, read_track
 from lipdub.references.pages import Pages
@@ -43,6 +44,7 @@ def with_footage(track: FaceTrack, footage: Iterable[tuple[Path, FaceTrack]]) ->
     Raises NoFaceFound: a video shows nobody who can be drawn from; and what `footage` raises.
     """
     store, parts, first = ReferenceStore(track.references.size), [track.pages], len(track) + 1
+    overlays = [track.overlays]
     try:
         store.copy(track.references, np.arange(len(track.pages)))
         for video, other in footage:
@@ -52,9 +54,10 @@ def with_footage(track: FaceTrack, footage: Iterable[tuple[Path, FaceTrack]]) ->
                     raise NoFaceFound(f"'{video}' shows no face that can be drawn from; leave it out of --references")
                 pages = other.pages.take(numbers)
                 parts.append(replace(pages, person=np.full(len(pages), track.main_person, np.int32), frame=pages.frame + first))
+                overlays.append(other.overlays.later(first))
                 store.copy(other.references, numbers)
                 first += len(other) + 1
-        return replace(track, pages=Pages.joined(parts), references=store)
+        return replace(track, pages=Pages.joined(parts), references=store, overlays=Overlays.joined(overlays))
     except BaseException:
         store.close()
         raise

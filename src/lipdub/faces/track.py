@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdub.faces.overlays import Overlays
 from lipdub.records import Span
 from lipdub.references.pages import Pages
 from lipdub.references.store import ReferenceStore
@@ -40,6 +41,7 @@ class FaceTrack:
     reference: int32 (N,), the page of a closed mouth of about this pose, -1 where not dubbed.
     pages: what is known of the person's own mouths, those of other videos with frames beyond N; the picture of each is in `references`
     under its number.
+    overlays: graphics that lie before the face, those of other videos with frames beyond N.
     """
 
     pts: NDArray[np.int64]
@@ -56,6 +58,7 @@ class FaceTrack:
     reference: NDArray[np.int32]
     pages: Pages
     references: ReferenceStore
+    overlays: Overlays = field(default_factory=Overlays)
 
     def __post_init__(self) -> None:
         for name in ("status", "shot", "similarity", "outline", "lips", "opening", "pose", "strength", "person", "reference"):

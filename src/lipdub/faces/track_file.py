@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lipdub.faces import crop
 from lipdub.faces.landmarks import LIPS
+from lipdub.faces.overlays import SPAN_NUMBERS, Overlays
 from lipdub.faces.track import DUBBED, WHY, FaceTrack
 from lipdub.references.pages import PAGE_ROWS, Pages
 from lipdub.references.store import MOST_JPEG_BYTES, ReferenceStore
@@ -46,6 +47,7 @@ def write_track(track: FaceTrack, file: Path | IO[bytes]) -> None:
 
     * time_base: int64 (2,), numerator and denominator.
     * page_person, page_frame, ...: the arrays of its ``Pages``.
+    * overlay_spans, overlay_bits: the arrays of its ``Overlays``.
     * references: uint8 (count, S, S, 3).
     * details: uint8 (bytes,), the JPEG files of the references one after another.
     * detail_ends: int64 (count,), where each JPEG ends; a reference without one ends where the one before does.
@@ -57,6 +59,9 @@ def write_track(track: FaceTrack, file: Path | IO[bytes]) -> None:
             _write_rows(archive, name, dtype, (len(track), *tail), [getattr(track, name)])
         for name, (dtype, tail) in PAGE_ROWS.items():
             _write_rows(archive, f"page_{name}", dtype, (len(track.pages), *tail), [getattr(track.pages, name)])
+        spans, bits = track.overlays.spans, track.overlays.bits
+        _write_rows(archive, "overlay_spans", np.dtype(np.int64), spans.shape, [spans])
+        _write_rows(archive, "overlay_bits", np.dtype(np.uint8), bits.shape, [bits])
         store = track.references
         pictures = (store.pixels(number) for number in range(store.count))
         _write_rows(archive, "references", np.dtype(np.uint8), (store.count, store.size, store.size, 3), pictures)
@@ -86,6 +91,8 @@ def _read(file: Path | IO[bytes], on_error: ExitStack) -> FaceTrack:
     with zipfile.ZipFile(file) as archive:
         rows = {name: np.concatenate(list(_read_rows(archive, name, dtype, tail))) for name, (dtype, tail) in _ROWS.items()}
         pages = Pages(*(np.concatenate(list(_read_rows(archive, f"page_{name}", *row))) for name, row in PAGE_ROWS.items()))
+        spans = np.concatenate(list(_read_rows(archive, "overlay_spans", np.dtype(np.int64), (SPAN_NUMBERS,))))
+        overlays = Overlays(spans, np.concatenate(list(_read_rows(archive, "overlay_bits", np.dtype(np.uint8), ()))))
         ((numerator, denominator),) = _read_rows(archive, "time_base", np.dtype(np.int64), ())
         size = _shape_of(archive, "references")[1]
         store = ReferenceStore(size)
@@ -97,7 +104,8 @@ def _read(file: Path | IO[bytes], on_error: ExitStack) -> FaceTrack:
         for number, jpeg in enumerate(_parts(_read_rows(archive, "details", np.dtype(np.uint8), ()), ends, store.count)):
             if jpeg:
                 store.attach(number, jpeg)
-    track = FaceTrack(**rows, time_base=Fraction(int(numerator), int(denominator)), pages=pages, references=store)
+    time_base = Fraction(int(numerator), int(denominator))
+    track = FaceTrack(**rows, time_base=time_base, pages=pages, references=store, overlays=overlays)
     _require_sense(track)
     on_error.pop_all()
     return track
@@ -120,9 +128,11 @@ def _require_sense(track: FaceTrack) -> None:
             all(np.isfinite(getattr(track.pages, name)).all() for name, (dtype, _) in PAGE_ROWS.items() if dtype.kind == "f"),
             "no finite pages",
         ),
+        (bool((np.abs(track.pages.similarity[:, :2]).max(axis=1, initial=0) > 0).all()), "a page without a size"),
         (bool((np.diff(track.pages.frame) >= 0).all()), "pages out of order"),
         (bool(((track.pages.frame >= 0) & (track.pages.frame < len(track))).all()), "pages of frames that are not there"),
         (bool(np.isin(track.person[dubbed], track.pages.person).all()), "people without pages"),
+        (bool((track.overlays.spans[:, 1] <= len(track)).all()), "overlays beyond the end"),
         (bool((track.reference[dubbed] >= 0).all()), "dubbed frames without a reference"),
     ):
         if not holds:

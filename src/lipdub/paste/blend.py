@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdub.faces.overlays import Overlay, covering
 from lipdub.media.planes import Depth, Levels, Size, YuvChunk, planes_of
 from lipdub.paste.detail import LitReference, warp_by_flow
 from lipdub.paste.light import largest, match_colour, without_green
@@ -28,6 +29,7 @@ def paste(
     strength: NDArray[np.float32],
     spec: CropSpec,
     references: Sequence[LitReference] = (),
+    on_top: Sequence[OnTop] = (),
 ) -> None:
     """Draw the mouths into the chunk itself. Only the pixels under the mask are touched: in luma those of the mask, in chroma those that
     share a pixel with it.
@@ -36,7 +38,8 @@ def paste(
     crop in.
 
     references: of each crop the one that it was drawn from. Where the generator copied its pixels, they are copied once more here, as
-    finely as the frame can show them; without references the crop's own are enlarged.
+    finely as the frame can show them; without references the crop's own are enlarged. on_top: what lies upon each crop and its page: the
+    frame's own pixels stay there, and nothing of it is copied.
     """
     to_yuv = chunk.color.from_rgb()
     y0, y1, x0, x1 = spec.drawn
@@ -45,7 +48,8 @@ def paste(
             continue
         to_frame = crops.to_frame[slot]
         own = None if drawn.copied is None else _Copied.of_own(drawn.copied, slot, spec)
-        patch = _patch(crops, slot, drawn.pixels[slot], float(strength[slot]), spec, chunk.color.depth, lit=own is not None)
+        upon = on_top[slot] if on_top else OnTop()
+        patch = _patch(crops, slot, drawn.pixels[slot], float(strength[slot]), spec, lit=own is not None)
         if drawn.copied is not None:
             box = patch.drawn[y0:y1, x0:x1]
             box[...] = without_green(box, drawn.copied.paint_mask[slot], crops.pixels[slot])
@@ -56,9 +60,11 @@ def paste(
         luma, *chroma = planes_of(chunk.data[row], chunk.height, chunk.width)
         seen = references[slot] if references else None
         fine = seen.planes if seen else None
-        copied = None
-        if seen is not None and fine is not None and drawn.copied is not None:
-            copied = _Copied.of_page(drawn.copied, slot, spec)
+        copied = None if drawn.copied is None else _Copied.of_page(drawn.copied, slot, spec)
+        for source, cover in ((copied, upon.page), (own, upon.taken)):
+            if source is not None and cover is not None:
+                patch.weights[y0:y1, x0:x1, 0] *= 1 - source.from_crop(cover)
+        if seen is not None and fine is not None and copied is not None:
             # What is taken from the fine planes is in the page's own light; the frame's comes on top.
             new[y0:y1, x0:x1] -= copied.from_crop(seen.plain) * seen.light.gain
         if own is not None:
@@ -67,20 +73,29 @@ def paste(
             brought = None
             if seen is not None and fine is not None and copied is not None:
                 brought = _Brought(copied, fine[min(1, channels.start)], seen.light.gain[channels])
-            _blend(planes, new[..., channels], change[..., channels], patch, matrix, brought, own)
+            onto = _Onto(tuple(planes), matrix, to_frame, chunk.color.depth, upon.frame)
+            _blend(onto, new[..., channels], change[..., channels], patch, brought, own)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class OnTop:
+    """What lies upon a mouth. frame: overlays of the frame. taken, page: float32 (S, S) in [0, 1], how far they cover each px of its crop,
+    and others each px of the page that the mouth is drawn from; None where nothing lies on it."""
+
+    frame: tuple[Overlay, ...] = ()
+    taken: NDArray[np.float32] | None = None
+    page: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class _Patch:
     """What one crop brings to its frame, all float32 and in crop px: drawn and taken (S, S, 3) levels, the picture now and before;
-    weights (S, S, 2): how far the frame is replaced, and where its own fine detail stays. box: x0, y0, x1, y1 that the mask reaches.
-    depth: of the frame."""
+    weights (S, S, 2): how far the frame is replaced, and where its own fine detail stays. box: x0, y0, x1, y1 that the mask reaches."""
 
     drawn: NDArray[np.float32]
     taken: NDArray[np.float32]
     weights: NDArray[np.float32]
     box: tuple[int, int, int, int] | None
-    depth: Depth
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -110,12 +125,12 @@ class _Copied:
         return cls(share, np.asarray(flow, np.float32), spec)
 
     def from_crop(self, coarse: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Its share of the drawn box in crop px: float32 (h, w, 3) of a crop (S, S, 3)."""
+        """Its share of the drawn box in crop px: float32 (h, w[, 3]) of a crop (S, S[, 3])."""
         y0, y1, x0, x1 = self.spec.drawn
         x = np.arange(x0, x1, dtype=np.float32)[None, :] + np.float32(self.spec.size) * self.flow[..., 0]
         y = np.arange(y0, y1, dtype=np.float32)[:, None] + np.float32(self.spec.size) * self.flow[..., 1]
         moved = cv2.remap(coarse, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return np.asarray(self.share[..., None] * moved, np.float32)
+        return np.asarray((self.share if coarse.ndim == 2 else self.share[..., None]) * moved, np.float32)
 
     def from_px(self, to_region: NDArray[np.float64], extent: Size) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """`flow` as it lies in a region of a frame, in its px: across and down, float32 (H, W) each."""
@@ -146,7 +161,7 @@ class _Brought:
     gain: NDArray[np.float32]
 
 
-def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, spec: CropSpec, depth: Depth, *, lit: bool) -> _Patch:
+def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, spec: CropSpec, *, lit: bool) -> _Patch:
     """lit: the drawing is in the frame's own light."""
     mask = mask_of(crops.outline[slot], spec)
     taken = crops.pixels[slot]
@@ -154,7 +169,7 @@ def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, s
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     box = None if len(columns) == 0 else (int(columns[0]) - 1, int(rows[0]) - 1, int(columns[-1]) + 1, int(rows[-1]) + 1)
     weights = np.stack([mask * np.float32(strength), unchanged(matched, taken)], axis=-1)
-    return _Patch(matched, taken.astype(np.float32), weights, box, depth)
+    return _Patch(matched, taken.astype(np.float32), weights, box)
 
 
 def unchanged(drawn: NDArray[np.float32], taken: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -171,50 +186,64 @@ def unchanged(drawn: NDArray[np.float32], taken: NDArray[np.uint8]) -> NDArray[n
     return np.asarray(np.exp(-((smooth / SAME_LEVELS) ** 2)), np.float32)
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class _Onto:
+    """Where in a frame a crop goes. planes: C of one size, levels (H, W) of a depth. to_plane, to_frame: float64 (2, 3), crop px to px of
+    the planes and of the frame. overlays: what lies on top in the frame."""
+
+    planes: tuple[Levels, ...]
+    to_plane: NDArray[np.float64]
+    to_frame: NDArray[np.float64]
+    depth: Depth
+    overlays: tuple[Overlay, ...]
+
+
 def _blend(
-    planes: Sequence[Levels],
+    onto: _Onto,
     drawn: NDArray[np.float32],
     change: NDArray[np.float32],
     patch: _Patch,
-    to_plane: NDArray[np.float64],
     brought: _Brought | None = None,
     own: _Copied | None = None,
 ) -> None:
-    """Blend the channels of a crop into C planes (H, W) of one size in place, only where the mask reaches; where the picture is as it
-    was, with the plane's own detail upon it.
+    """Blend the channels of a crop into planes in place, only where the mask reaches; where the picture is as it was, with the plane's own
+    detail upon it.
 
     drawn: float32 (S, S, C), less what is `brought` and what is the planes' `own`, moved. change: float32 (S, S, C), the whole
-    drawing less what was there before. to_plane: (2, 3), crop px to px of the planes.
+    drawing less what was there before.
     """
     if patch.box is None:
         return
     x0, y0, x1, y1 = patch.box
-    corners = np.array([[x, y, 1] for x in (x0, x1) for y in (y0, y1)], np.float64) @ to_plane.T
-    height, width = planes[0].shape
+    corners = np.array([[x, y, 1] for x in (x0, x1) for y in (y0, y1)], np.float64) @ onto.to_plane.T
+    height, width = onto.planes[0].shape
     low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, [width, height])
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 2, 0, [width, height])
     if (high <= low).any():
         return
     extent = (int(high[0] - low[0]), int(high[1] - low[1]))
-    matrix = to_plane.copy()
+    matrix = onto.to_plane.copy()
     matrix[:, 2] -= low
     # A crop px wider than a frame px is interpolated smoothly; a narrower one is averaged by the area filter's stand-in, linear.
     flags = cv2.INTER_CUBIC if float(np.hypot(matrix[0, 0], matrix[1, 0])) > 1 else cv2.INTER_LINEAR
     weights = cv2.warpAffine(patch.weights, matrix, extent, flags=cv2.INTER_LINEAR)
     alpha, same = weights[..., 0], weights[..., 1]
+    if onto.overlays:
+        from_region = np.vstack([cv2.invertAffineTransform(matrix), [0, 0, 1]])
+        alpha = alpha * (1 - covering(onto.overlays, onto.to_frame @ from_region, extent))
     share, fine, own_share = None, None, None
     across = down = np.empty((0, 0), np.float32)
     if brought is not None:
         copied = brought.copied
         share, spec = copied.over(matrix, extent, flags), copied.spec
         found = warp_by_flow(brought.fine, copied.flow, copied.of_box(matrix), extent, box=spec.drawn, size=spec.size)
-        fine = found.reshape(*extent[::-1], len(planes)) * brought.gain
+        fine = found.reshape(*extent[::-1], len(onto.planes)) * brought.gain
     if own is not None:
         own_share = own.over(matrix, extent, flags)
         across, down = own.from_px(matrix, extent)
         across += np.arange(low[0], high[0], dtype=np.float32)[None]
         down += np.arange(low[1], high[1], dtype=np.float32)[:, None]
-    for channel, plane in enumerate(planes):
+    for channel, plane in enumerate(onto.planes):
         pair = np.dstack([drawn[..., channel], change[..., channel]])
         levels = cv2.warpAffine(pair, matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
         new = levels[..., 0]
@@ -228,7 +257,7 @@ def _blend(
         kept -= new
         kept *= same
         kept += new
-        np.clip(kept, 0, patch.depth.top, out=kept)
+        np.clip(kept, 0, onto.depth.top, out=kept)
         kept -= region
         kept *= alpha
         kept += region

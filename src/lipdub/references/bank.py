@@ -57,6 +57,7 @@ Look = Callable[[], tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]
 
 _ROWS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
     **{name: row for name, row in PAGE_ROWS.items() if name != "person"},
+    "side_px": (np.dtype(np.float32), ()),
     "shape": (np.dtype(np.float32), (SHAPE_NUMBERS,)),
     "face": (np.dtype(np.float32), (FACE_NUMBERS,)),
     "number": (np.dtype(np.int64), ()),
@@ -68,7 +69,7 @@ _ROWS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
 class Seen:
     """One face of one frame, as the bank is shown it.
 
-    lips (40, 2) and outline (24, 2) in unit crop, pose (2,) in degrees, all float32. side_px: side of the unit crop in the frame.
+    lips (40, 2) and outline (24, 2) in unit crop, pose (2,) in degrees, all float32. similarity: float64 (4,), frame-to-unit.
     skin: float32 (2,), mean and spread of the brightness of the upper face, levels. face: float32 (FACE_NUMBERS,), the upper face in grey,
     less its mean, of length 1. chroma: float32 (2,).
     """
@@ -77,7 +78,7 @@ class Seen:
     lips: NDArray[np.float32]
     outline: NDArray[np.float32]
     pose: NDArray[np.float32]
-    side_px: float
+    similarity: NDArray[np.float64]
     skin: NDArray[np.float32]
     face: NDArray[np.float32]
     chroma: NDArray[np.float32]
@@ -89,7 +90,7 @@ class Seen:
         lips: NDArray[np.float32],
         outline: NDArray[np.float32],
         pose: NDArray[np.float32],
-        side_px: float,
+        similarity: NDArray[np.float64],
         thumb: NDArray[np.uint8],
     ) -> Seen:
         """With what is read off the small picture of the face, `thumb`, uint8 (THUMB_PX, THUMB_PX, 3) RGB."""
@@ -98,9 +99,14 @@ class Seen:
         grey -= grey.mean()
         chroma = cv2.cvtColor(thumb, cv2.COLOR_RGB2YCrCb)[UPPER_FACE][..., 1:].mean(axis=(0, 1))
         return cls(
-            frame, lips, outline, pose, side_px, np.array([luma.mean(), luma.std()], np.float32),
+            frame, lips, outline, pose, similarity, np.array([luma.mean(), luma.std()], np.float32),
             grey / max(1e-6, float(np.linalg.norm(grey))), np.asarray(chroma, np.float32),
         )  # fmt: skip
+
+    @property
+    def side_px(self) -> float:
+        """Side of the unit crop in the frame."""
+        return float(1 / np.hypot(*self.similarity[:2]))
 
     @property
     def shape(self) -> NDArray[np.float32]:

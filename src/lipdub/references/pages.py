@@ -28,7 +28,7 @@ PAGE_ROWS: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
     "pose": (np.dtype(np.float32), (2,)),
     "skin": (np.dtype(np.float32), (2,)),
     "sharpness": (np.dtype(np.float32), ()),
-    "side_px": (np.dtype(np.float32), ()),
+    "similarity": (np.dtype(np.float64), (4,)),
 }
 """What ``Pages`` has a row per page of: type, and shape of a row."""
 
@@ -40,7 +40,8 @@ class Pages:
     person: int32 (P,). frame: int64 (P,), number of the source frame.
     lips: float32 (P, 40, 2), outline: float32 (P, 24, 2), unit crop of the page's own picture.
     pose: float32 (P, 2), yaw and pitch in degrees. skin: float32 (P, 2), mean and spread of the brightness of still skin, levels.
-    sharpness: float32 (P,), see ``still_sharpness``. side_px: float32 (P,), side of the unit crop in the page's frame.
+    sharpness: float32 (P,), see ``still_sharpness``. similarity: float64 (P, 4), frame-to-unit, of the page's
+    own picture.
     """
 
     person: NDArray[np.int32]
@@ -50,7 +51,7 @@ class Pages:
     pose: NDArray[np.float32]
     skin: NDArray[np.float32]
     sharpness: NDArray[np.float32]
-    side_px: NDArray[np.float32]
+    similarity: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         count = len(self.person)
@@ -70,6 +71,11 @@ class Pages:
         """Mouth opening of each page, float32 (P,), as ``landmarks.opening_of`` has it."""
         apart = self.lips[:, UPPER_INNER_LIP] - self.lips[:, LOWER_INNER_LIP]
         return np.asarray(np.linalg.norm(apart, axis=1) / EYE_DISTANCE, np.float32)
+
+    @property
+    def side_px(self) -> NDArray[np.float32]:
+        """Side of the unit crop in the frame of each page, float32 (P,)."""
+        return np.asarray(1 / np.hypot(self.similarity[:, 0], self.similarity[:, 1]), np.float32)
 
     def usable(self) -> NDArray[np.bool_]:
         """Which pages show their person sharply and in about the usual light, bool (P,): what a fade, a flash or a lost focus has spoilt is
