@@ -29,6 +29,8 @@ UNLIKE_USUAL = 9.0
 """And by this many times what the cell usually varies by (the 35th percentile of its deviations, which a cover of a third leaves alone)."""
 COVERED, PARTLY = 0.15, 0.08
 """Share of cells that are unlike from which on a frame is covered, and, beside a covered one, still counts as such."""
+BESIDE_FRAMES = 10
+"""Beside such frames every frame counts in which any cell is unlike, up to so many: the tips of fingers."""
 LEAST_SPREAD = 4.0
 """Levels: a face that is flatter than this, in a picture that has faded out, says nothing."""
 OUTLINE_REACH, LIPS_REACH = 0.9, 1.2
@@ -103,10 +105,13 @@ def covered(
                 unlike = np.abs(read(block)[:, known] - usual) > limit
                 share[block] = unlike.reshape(len(block), -1, 3).any(axis=2).mean(axis=1)
     found = share > COVERED
-    # Going both ways from every covered frame as long as something of the cover is there.
+    # Going both ways from every covered frame: as long as something of the cover is there, and one frame more, for the mask reaches further
+    # than the cells do.
     for step in (1, -1):
+        left = 0
         for at in range(len(found))[::step]:
-            before = at - step
-            if 0 <= before < len(found) and found[before] and share[at] > PARTLY:
-                found[at] = True
+            if found[at] or (left and share[at] > PARTLY):
+                found[at], left = True, BESIDE_FRAMES
+            elif left:
+                found[at], left = True, left - 1 if share[at] > 0 else 0
     return found
