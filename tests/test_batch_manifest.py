@@ -350,10 +350,10 @@ def test_a_json_line_may_hold_every_option_as_the_number_or_truth_that_it_is(fol
 
 def test_options_that_name_files_start_from_the_manifests_folder(folder):
     head = "video,speech,output,driver,mix,ranges,lips"
-    (row,) = read_manifest(manifest(folder, "talk.mp4,speech.wav,o.mp4,clean.wav,music.mp3:-12,cues.srt,lips.csv", head=head))
+    (row,) = read_manifest(manifest(folder, "talk.mp4,speech.wav,o.mp4,clean.wav,music.mp3:-12,cues.srt#Anna,lips.csv", head=head))
     assert row.options.driver == str(folder / "clean.wav")
     assert row.options.mix == f"{folder / 'music.mp3'}:-12"
-    assert row.options.ranges == str(folder / "cues.srt")
+    assert row.options.ranges == f"{folder / 'cues.srt'}#Anna"
     assert row.options.lips == str(folder / "lips.csv")
     (row,) = read_manifest(manifest(folder, 'talk.mp4,speech.wav,o.mp4,,,"0:05-0:12,1:00-"', head=head))
     assert (row.options.driver, row.options.mix, row.options.ranges) == (None, None, "0:05-0:12,1:00-")

@@ -165,7 +165,9 @@ def test_a_picture_shows_the_dub_alone(film: Path, tmp_path: Path, temporary: No
 def test_ranges_are_those_of_the_whole_video(film: Path, tmp_path: Path, temporary: None) -> None:
     span = Range(9.0, 10.6)
     for ranges, inside in (("9.6-10.2", slice(15, 30)), ("1-2", slice(0, 0)), ("0-9.4,10.4-", None)):
-        report = preview(film / "clip.mkv", film / "speech.wav", tmp_path / "part.mp4", span, options(film, ranges=ranges, force=True))
+        chosen = options(film, ranges=ranges, force=True, copy_outside=True)
+        report = preview(film / "clip.mkv", film / "speech.wav", tmp_path / "part.mp4", span, chosen)
+        assert not any(warning.kind == "not-copied" for warning in report.warnings)  # an excerpt is another video
         touched = np.ones(40, bool)
         for one in report.spans:
             touched[one.first : one.end] = False

@@ -105,6 +105,35 @@ def test_when_cues_are_shown(tmp_path: Path, name: str, content: bytes) -> None:
     assert media.ranges_in(tmp_path / name) == (Range(0.2, 0.7), Range(61, 62.25))
 
 
+SPOKEN_SRT = (
+    "1\n00:00:01,000 --> 00:00:02,000\nANNA: Hello\nthere\n\n2\n00:00:03,000 --> 00:00:04,000\n- Anna: Hi\n- [Ben  Lee]: At 5:30\n\n"
+    "3\n00:00:05,000 --> 00:00:06,000\n<i>ben lee:</i> See\n\n4\n00:00:07,000 --> 00:00:08,000\nnobody\n"
+)
+SPOKEN_VTT = (
+    "WEBVTT\n\n00:01.000 --> 00:02.000\n<v Anna>Hello <b>there</b></v>\n\n00:03.000 --> 00:04.000\n<i><v Anna>Hi</v></i>\n"
+    "<v.loud Ben Lee>At 5:30\n\n00:05.000 --> 00:06.000\nBen Lee: See\n\n00:07.000 --> 00:08.000\nnobody\n"
+)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a#b.srt", SPOKEN_SRT), ("a.vtt", SPOKEN_VTT)])
+def test_cues_of_one_speaker(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    both = media.ranges_of(f"{path}#Anna; {path}#BEN LEE;0:05-;{path}")
+    assert both == [
+        (Range(1, 2), Range(3, 4)), (Range(3, 4), Range(5, 6)), parsed_ranges("5-"),
+        (Range(1, 2), Range(3, 4), Range(5, 6), Range(7, 8)),
+    ]  # fmt: skip
+    with pytest.raises(UnreadableMedia, match=r"no cue of the speaker 'Carl'; there are cues of (ANNA|Anna|anna), [Bb]en [Ll]ee$"):
+        media.ranges_of(f"{path}#Carl")
+
+
+def test_cues_without_speakers_say_so(tmp_path: Path) -> None:
+    (tmp_path / "a.srt").write_text(SRT)
+    with pytest.raises(UnreadableMedia, match="cues of nobody by name"):
+        media.ranges_of(f"{tmp_path / 'a.srt'}#Anna")
+
+
 @pytest.mark.parametrize("content", [None, b"", b"nothing to see\n", b"WEBVTT\n\n", b"\0" * 1000])
 @pytest.mark.parametrize("suffix", [".srt", ".vtt"])
 def test_what_holds_no_cues_is_one_line(tmp_path: Path, content: bytes | None, suffix: str) -> None:

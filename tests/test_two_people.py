@@ -85,6 +85,30 @@ def test_two_in_one_pass_are_what_two_passes_give(house: Path, tmp_path: Path) -
     np.testing.assert_array_equal(both[:, :, SIDE + 16 :], other[:, :, SIDE + 16 :])
 
 
+def test_each_is_redrawn_in_ranges_of_their_own(house: Path, tmp_path: Path) -> None:
+    (tmp_path / "talk.srt").write_text("1\n00:00:00,000 --> 00:00:00,400\nANNA: Hi\n\n2\n00:00:00,600 --> 00:00:01,000\nBEN: Hi\n")
+    cues, out = tmp_path / "talk.srt", tmp_path / "out"
+    out.mkdir()
+    both: dict[str, Any] = {"face": LEFT, "also": f"{RIGHT}={house / 'then.wav'}", "crf": 0}
+    report = dubbed(house, out / "own.mp4", ranges=f"{cues}#anna;{cues}#ben", **both)
+    assert (report.dubbed, report.passed_through) == (20, 5)
+    source, own = frames_of(house / "pair.mp4"), frames_of(out / "own.mp4")
+    changed = (source != own).any(axis=3)
+    assert np.flatnonzero(changed[:, :, :SIDE].any(axis=(1, 2))).tolist() == list(range(10))
+    assert np.flatnonzero(changed[:, :, SIDE:].any(axis=(1, 2))).tolist() == list(range(15, 25))
+    # Ranges alone are for everybody.
+    dubbed(house, out / "all.mp4", ranges="0-0.4", **both)
+    changed = (source != frames_of(out / "all.mp4")).any(axis=3)
+    assert changed[1:8, :, SIDE:].any(axis=(1, 2)).all()
+    assert not changed[10:].any()
+
+
+@pytest.mark.parametrize(("ranges", "also"), [("0-1;2-3", None), ("0-1;2-3;4-5", "2=a.wav"), ("0-1;2-3", "2=a.wav;3=b.wav")])
+def test_ranges_are_for_everybody_or_one_for_each(ranges: str, also: str | None) -> None:
+    with pytest.raises(ValueError, match="ranges are for everybody, or one for each"):
+        DubOptions(ranges=ranges, also=also)
+
+
 def test_the_video_is_watched_once_for_all(house: Path, tmp_path: Path) -> None:
     read: list[Path] = []
 
@@ -115,9 +139,11 @@ def test_a_picture_cut_out_of_the_video_names_a_face(house: Path, tmp_path: Path
 def test_a_preview_knows_several_people_and_pictures_of_them(house: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "right.png"), frames_of(house / "pair.mp4")[12][:, SIDE:, ::-1])
     both = f"{tmp_path / 'right.png'}={house / 'then.wav'}"
-    chosen = DubOptions(device="cpu", preset="ultrafast", threads=1, model=str(house / "fake"), face=LEFT, also=both)
+    chosen = DubOptions(
+        device="cpu", preset="ultrafast", threads=1, model=str(house / "fake"), face=LEFT, also=both, ranges="0-0.4;0.4-0.52"
+    )
     report = preview(house / "pair.mp4", house / "first.wav", tmp_path / "part.mp4", Range(0.2, 0.6), chosen)
-    assert (report.frames, report.dubbed) == (10, 10)
+    assert (report.frames, report.dubbed) == (10, 8)
 
 
 def test_a_picture_of_nobody_in_the_video_is_one_line(house: Path, tmp_path: Path) -> None:

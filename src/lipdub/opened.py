@@ -13,13 +13,11 @@ from lipdub.options import DubOptions
 from lipdub.outcome import what_is_lost
 from lipdub.parts import Part, parts_of
 from lipdub.records import VideoInfo, Warn
-from lipdub.times import Range
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Opened:
-    """inputs: all files that are read but for the model. pictures: the video, or a photo at the size that is dubbed; `info` is of them.
-    ranges: when the mouth is redrawn, None for always."""
+    """inputs: all files that are read but for the model. pictures: the video, or a photo at the size that is dubbed; `info` is of them."""
 
     video: Path
     options: DubOptions
@@ -27,7 +25,6 @@ class Opened:
     pictures: Path
     info: VideoInfo
     parts: tuple[Part, ...]
-    ranges: tuple[Range, ...] | None
     encoder: media.PictureEncoder
     credentials: media.Credentials | None
     model: Model
@@ -49,6 +46,5 @@ def open_dub(video: Path, speech: Path, out: Path, options: DubOptions, *, model
         warn(loss)
     pictures, info = (video, info) if full_size else media.fitted_photo(video, info, warn)
     parts = parts_of(speech, options, warn)
-    ranges = None if options.ranges is None else media.ranges_of(options.ranges)
     model = model or open_model(options.model, device=options.device, threads=options.threads)
-    return Opened(video, options, inputs, pictures, info, parts, ranges, encoder, credentials, model)
+    return Opened(video, options, inputs, pictures, info, parts, encoder, credentials, model)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal, get_args, get_type_hints
 
-from lipdub.times import is_cue_file, parsed_ranges, seconds_of
+from lipdub.times import Cues, parsed_ranges, seconds_of
 
 Device = Literal["auto", "cpu", "cuda"]
 Fit = Literal["longest", "video", "speech", "stretch"]
@@ -75,8 +75,9 @@ def _check_label(text: str) -> None:
 
 
 def _check_ranges(text: str) -> None:
-    if not is_cue_file(text):
-        parsed_ranges(text)
+    for part in text.split(";"):
+        if Cues.of(part) is None:
+            parsed_ranges(part)
 
 
 def _pictured(text: str, put: Put) -> str:
@@ -87,8 +88,9 @@ def _whole(text: str, put: Put) -> str:
     return put(text)
 
 
-def _cue_file(text: str, put: Put) -> str:
-    return put(text) if is_cue_file(text) else text
+def _cue_files(text: str, put: Put) -> str:
+    pairs = ((part, Cues.of(part)) for part in text.split(";"))
+    return ";".join(part if cues is None else put(cues.path) + part.strip()[len(cues.path) :] for part, cues in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +223,20 @@ class DubOptions:
     )
     ranges: str | None = _option(
         None,
-        "Redraw these times of the video alone, such as 0:05-0:12,1:00- or the cues of an .srt or .vtt file; the rest stays as it is.",
+        "Redraw these times of the video alone, such as 0:05-0:12,1:00- or the cues of an .srt or .vtt file, those of one speaker by "
+        "talk.vtt#Anna; the rest stays as it is. Where several people are dubbed: for all of them, or with ; between for each.",
         group="Time",
-        places=_cue_file,
+        places=_cue_files,
         check=_check_ranges,
     )
     only_when_speaking: bool = _option(
         False, "Redraw only while the lips of the source move or the speech sounds; all else stays as it is.", group="Time"
+    )
+    copy_outside: bool = _option(
+        False,
+        "Copy pictures as the video has them coded, not encode them again, where nothing is redrawn from one key frame to the next: "
+        "faster, and bit for bit. H.264 to .mp4, .mov or .mkv.",
+        group="Output",
     )
     offset_ms: int = _option(
         0, "Begin the speech so much later, lips and sound; below 0 earlier.", group="Sound", low=-600_000, high=600_000
@@ -257,6 +266,9 @@ class DubOptions:
     def __post_init__(self) -> None:
         for option in dub_options():
             option.check(getattr(self, option.name))
+        ranges, people = 1 + (self.ranges or "").count(";"), 1 if self.also is None else 1 + len(Voice.others(self.also))
+        if ranges not in (1, people):
+            raise ValueError(f"ranges are for everybody, or one for each who is dubbed, got {ranges} for {people}")
 
     @property
     def files(self) -> tuple[str, ...]:

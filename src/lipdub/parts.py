@@ -20,6 +20,7 @@ from lipdub.options import DubOptions, FaceChoice, Mix, Voice
 from lipdub.records import DubWarning, Warn
 from lipdub.speech.lip_curves import LipCurves, read_curves
 from lipdub.timeline import tempo_for
+from lipdub.times import Range
 
 SAME_SHARE = 0.5
 """Two faces that are one in more of their frames than this are of one person."""
@@ -30,12 +31,14 @@ MISSED_S = 0.1
 @dataclass(frozen=True, slots=True)
 class Part:
     """face: None for who is most prominent in each shot. audible: what the output carries of this person, and `sound`, what it is. heard:
-    what the lips follow. curves: what they do instead, by the times of the speech before it was spoken `tempo` times as fast."""
+    what the lips follow. ranges: when this person is redrawn, None for always. curves: what the lips do instead, by the times of the speech
+    before it was spoken `tempo` times as fast."""
 
     face: FaceChoice | None
     audible: Path
     sound: SoundInfo
     heard: Path
+    ranges: tuple[Range, ...] | None = None
     curves: LipCurves | None = None
     tempo: Fraction = Fraction(1)
 
@@ -61,12 +64,13 @@ def parts_of(speech: Path, options: DubOptions, warn: Warn) -> tuple[Part, ...]:
     CurvesInvalid."""
     others = () if options.also is None else Voice.others(options.also)
     face = FaceChoice.of(options.face) if options.face is not None else FaceChoice(1) if others else None
+    ranges = [None] if options.ranges is None else media.ranges_of(options.ranges)
     found = []
-    for one, place in ((face, speech), *((other.face, Path(other.speech)) for other in others)):
+    for number, (one, place) in enumerate(((face, speech), *((other.face, Path(other.speech)) for other in others))):
         sound = media.probe_sound(place, warn)
         if sound.end_s + Fraction(options.offset_ms, 1000) <= 0:
             raise NoAudioStream(f"--offset-ms {options.offset_ms} leaves nothing of '{place}', which lasts {float(sound.end_s):.1f} s")
-        found.append(Part(one, place, sound, place))
+        found.append(Part(one, place, sound, place, ranges[min(number, len(ranges) - 1)]))
     if options.driver is not None:
         driver = Path(options.driver)
         media.probe_sound(driver, warn)

@@ -33,7 +33,7 @@ from lipdub.outcome import (
 )
 from lipdub.parts import arranged, stretched, tempo_of
 from lipdub.records import DubReport, DubWarning
-from lipdub.render import Scene, Speaker, render
+from lipdub.render import Scene, Speaker, copied, render
 from lipdub.speech.lip_track import listen, pauses_in
 from lipdub.stages import Clock, OnProgress, counted
 from lipdub.timeline import amounts, lesser, pictures_end_s, plan
@@ -92,12 +92,12 @@ def dub(
             parts = stack.enter_context(stretched(parts, out, tempo=tempo))
         speech_s = max(part.sound.end_s for part in parts) + offset_s
         shown = plan(first.pts, first.time_base, video_s=info.duration_s, speech_s=speech_s, fit=options.fit, is_still=info.is_still)
-        amount = None if opened.ranges is None else amounts(shown.times_s, opened.ranges)
+        amount = [None if part.ranges is None else amounts(shown.times_s, part.ranges) for part in parts]
         if span is not None:
             begin, end = shown.within(span)
             offset_s -= int(shown.pts[begin]) * shown.time_base
-            shown, amount = shown.part(begin, end), None if amount is None else amount[begin:end]
-        each = [status_of(one, shown, amount) for one in cast.tracks]
+            shown, amount = shown.part(begin, end), [None if one is None else one[begin:end] for one in amount]
+        each = [status_of(one, shown, redrawn) for one, redrawn in zip(cast.tracks, amount, strict=True)]
         if options.strict:
             require_all(passed_through(together(each), shown), video)
         with clock("open"):  # before a frame is drawn: what cannot be written is said now
@@ -122,7 +122,7 @@ def dub(
                 stack.enter_context(closing(choices))
             for missed in part.curves_missed(choices.painted):
                 warn(missed)
-            speakers.append(Speaker(one, lips, choices, lesser(amount, spoken)))
+            speakers.append(Speaker(one, lips, choices, lesser(amount[number], spoken)))
             silent.append(nothing_dubbed(each[number], lips, pauses, passed_through(each[number], shown), options.silence))
         for kept_over in kept_on_top(cast.tracks, each, shown):
             warn(kept_over)
@@ -135,8 +135,12 @@ def dub(
         )  # fmt: skip
         if on_scene is not None:
             on_scene(scene)
+        with clock("open"):
+            copies = copied(scene, opened.encoder, crf=options.crf) if options.copy_outside else None
         told = counted(tell, "redrawing", len(shown))
-        render(scene, silent_video, crf=options.crf, preset=options.preset, encoder=opened.encoder, clock=clock, on_frames=told)
+        render(
+            scene, silent_video, crf=options.crf, preset=options.preset, encoder=opened.encoder, clock=clock, on_frames=told, copies=copies
+        )
         with clock("mux"):
             muxed = out if credentials is None else stack.enter_context(media.unfinished(out))
             force = options.force or credentials is not None
@@ -157,4 +161,5 @@ def dub(
         wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cast.cached,
         warnings=tuple(warnings), pages=sum(len(one.pages) for one in cast.tracks),
         painted=sum(speaker.choices.painted for speaker in speakers),
+        copied=0 if copies is None else len(copies),
     )  # fmt: skip

@@ -379,6 +379,7 @@ class DubReport:
     model: name of the bundle. options: as they were asked for. stage_s: busy seconds of each stage; stages overlap, so together they may
     exceed `wall_s`. analysis_cached: the first pass was saved, its result was known. warnings: in the order in which they were found.
     pages: mouths of the person that the video shows. painted: frames whose mouth the network painted, since no page shows what is wanted.
+    copied: frames that are coded as they are in the source.
     """
 
     video: str
@@ -402,6 +403,7 @@ class DubReport:
     warnings: tuple[DubWarning, ...] = ()
     pages: int = 0
     painted: int = 0
+    copied: int = 0
 
     @property
     def nothing_dubbed(self) -> bool:

@@ -21,13 +21,15 @@ from lipdub.media.label import Label
 from lipdub.media.planes import YuvChunk, beside
 from lipdub.paste.blend import OnTop, paste
 from lipdub.paste.detail import FineReferences, LitReference
-from lipdub.records import Crops, Drawn, VideoInfo, Warn
+from lipdub.records import Crops, Drawn, DubWarning, VideoInfo, Warn
 from lipdub.speech.lip_track import LipTrack
 from lipdub.stages import Clock, Stages, cores, spread
 from lipdub.timeline import Timeline
 
 GATHERED_BYTES = 256 * 2**20
 """Frames that wait for a batch to fill take at most this much."""
+_ROWS = 4096
+"""So many rows of a track are looked at together."""
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -107,25 +109,29 @@ class _Piece:
 
 
 def render(
-    scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_frames: Callable[[int], None],
-    encoder: media.PictureEncoder | None = None,
+    scene: Scene, out: Path, *, crf: int, preset: str, clock: Clock, on_frames: Callable[[int], None], encoder: media.PictureEncoder,
+    copies: media.Copies | None = None,
 ) -> None:  # fmt: skip
     """Write the frames of the scene with new mouths in them to `out`, without sound.
 
-    clock: has the time of each stage booked. on_frames: told how many frames each step took.
+    clock: has the time of each stage booked. on_frames: told how many frames each step took. copies: what is taken from the source as it
+    is coded there, as `copied` found.
 
     Raises UnreadableMedia, NoVideoStream, EncodingFailed, BundleInvalid, ModelError.
     """
     # What is left to encode when the block ends counts as encoding, so the writer is entered under that clock.
     info = scene.info.doubled if scene.side_by_side else scene.info
-    with (
-        clock("encode"),
-        media.Writer(out, info, crf=crf, preset=preset, time_base=scene.shown.time_base, kept=scene.kept, encoder=encoder) as writer,
-    ):
+    writing: media.Writer
+    if copies is None:
+        writing = media.Writer(out, info, crf=crf, preset=preset, time_base=scene.shown.time_base, kept=scene.kept, encoder=encoder)
+    else:
+        writing = media.Joiner(out, info, copies, scene.shown, crf=crf, preset=preset, kept=scene.kept, encoder=encoder)
+        on_frames(len(copies))
+    with clock("encode"), writing as writer:
         writer.end_s = scene.shown.duration_s
         with clock("wait"), Stages() as stages:
             label = None if scene.label is None else Label(scene.label, scene.info.height, scene.info.width)
-            for piece in _redrawn(scene, stages, clock):
+            for piece in _redrawn(scene, stages, clock, () if copies is None else copies.stretches):
                 with clock("encode"):
                     if label is not None:
                         label.put_on(piece.frames)
@@ -134,8 +140,22 @@ def render(
     clock.seconds.pop("wait", None)
 
 
-def _redrawn(scene: Scene, stages: Stages, clock: Clock) -> Iterator[_Piece]:
-    """The frames of the output in order with new mouths in them."""
+def copied(scene: Scene, encoder: media.PictureEncoder, *, crf: int) -> media.Copies | None:
+    """What of the source is to be copied as it is coded; None where nothing is, and ``scene.warn`` is told why. Raises UnreadableMedia."""
+    untouched = np.full(len(scene.shown), scene.label is None and not scene.side_by_side)
+    for first in range(0, len(untouched), _ROWS):
+        rows = slice(first, min(len(untouched), first + _ROWS))
+        for speaker in scene.speakers:
+            untouched[rows] &= _strength(scene, speaker, rows.start, rows.stop) == 0
+    try:
+        return media.plan_copies(scene.info, scene.speakers[0].track.pts, scene.shown, untouched, encoder=encoder, crf=crf)
+    except media.CannotCopy as why:
+        scene.warn(DubWarning("not-copied", f"no pictures were copied, all were encoded: {why}"))
+        return None
+
+
+def _redrawn(scene: Scene, stages: Stages, clock: Clock, without: Sequence[media.Stretch]) -> Iterator[_Piece]:
+    """The frames of the output in order with new mouths in them, but for those of `without`."""
     speakers = [(speaker, FineReferences(speaker.track.references)) for speaker in scene.speakers]
 
     def cropped(decoded: tuple[YuvChunk, NDArray[np.int64]]) -> _Piece:
@@ -151,23 +171,31 @@ def _redrawn(scene: Scene, stages: Stages, clock: Clock) -> Iterator[_Piece]:
                 paste(piece.frames, part.crops, of, part.strength, scene.spec.crop, part.references, part.on_top)
         return piece
 
-    decoded = stages.ahead(clock.timed("decode", media.play(scene.video, scene.speakers[0].track.pts, scene.shown, scene.warn)))
+    played = media.play(scene.video, scene.speakers[0].track.pts, scene.shown, scene.warn, without=without)
+    decoded = stages.ahead(clock.timed("decode", played))
     taken = stages.ahead(map(cropped, decoded))
     drawn = stages.ahead(_drawn(taken, scene, clock))
     # Two cores have enough to do; where there are many, one thread that pastes would hold up a GPU.
     return stages.ahead(spread(pasted, drawn, workers=max(1, cores() // 3)))
 
 
+def _strength(scene: Scene, speaker: Speaker, first: int, end: int) -> NDArray[np.float32]:
+    """How far a speaker is redrawn in the frames [first, end) of the output, float32 (N,), 0 for not at all."""
+    track, sources = speaker.track, scene.shown.source[first:end]
+    strength = np.where(track.status[sources] == DUBBED, track.strength[sources], np.float32(0))
+    if speaker.amount is not None:
+        strength = strength * speaker.amount[first:end]
+    if scene.keep_pauses:
+        strength = strength * (1 - speaker.lips.frames(first, end).silence)
+    return strength
+
+
 def _cropped(scene: Scene, speaker: Speaker, frames: YuvChunk, sources: NDArray[np.int64], references: FineReferences) -> tuple[_Part, ...]:
     """Crops of the frames in which a speaker is redrawn, with what is drawn in them. sources: int64 (N,), the source frame of each."""
     track = speaker.track
     lips = speaker.lips.frames(frames.index, frames.index + len(frames))
-    strength = track.strength[sources]
-    if speaker.amount is not None:
-        strength = strength * speaker.amount[frames.index : frames.index + len(frames)]
-    if scene.keep_pauses:
-        strength = strength * (1 - lips.silence)
-    redrawn = (track.status[sources] == DUBBED) & (strength > 0)
+    strength = _strength(scene, speaker, frames.index, frames.index + len(frames))
+    redrawn = strength > 0
     chosen = speaker.choices.frames(frames.index, frames.index + len(frames))
 
     def lit(pages: NDArray[np.int64], rows: NDArray[np.int64], taken: NDArray[np.uint8]) -> tuple[LitReference, ...]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-CUE_SUFFIXES = (".srt", ".vtt")
+_CUES = re.compile(r"(.+\.(?:srt|vtt))(?:#(.+))?", re.IGNORECASE)
 _TIME = re.compile(r"(?:(?:(\d{1,3}):)?(\d{1,4}):)?(\d{1,6}(?:\.\d{1,6})?)")
 
 
@@ -60,6 +60,15 @@ def joined(ranges: Iterable[Range]) -> tuple[Range, ...]:
     return tuple(found)
 
 
-def is_cue_file(text: str) -> bool:
-    """Whether `text` names a file of cues rather than ranges."""
-    return text.lower().endswith(CUE_SUFFIXES)
+@dataclass(frozen=True, slots=True)
+class Cues:
+    """An .srt or .vtt file, and the speaker whose cues of it are meant, None for all cues."""
+
+    path: str
+    speaker: str | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Cues | None:
+        """``talk.srt`` or ``talk.vtt#Anna``; None: no such file is named."""
+        found = _CUES.fullmatch(text.strip())
+        return None if found is None else cls(found[1], found[2])

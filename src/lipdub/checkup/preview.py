@@ -152,9 +152,11 @@ def _stretch(video: Path, speech: Path, folder: Path, span: Range, options: DubO
     (first, *others), mix = parts, None if options.mix is None else Mix.of(options.mix)
     # Where no range reaches into the excerpt one behind its end says so.
     nowhere = f"{lasts_s + 1:.3f}-{lasts_s + 2:.3f}"
+    asked = () if options.ranges is None else media.ranges_of(options.ranges)
+    ranges = ";".join(written(one, earlier_s=float(start_s)) or nowhere for one in asked) or None
     here = replace(
         options, fit="longest" if options.fit == "stretch" else options.fit, force=True,
-        ranges=None if options.ranges is None else written(media.ranges_of(options.ranges), earlier_s=float(start_s)) or nowhere,
+        copy_outside=False, ranges=ranges,
         offset_ms=round(1000 * (window.heard_from_s + offset_s - start_s)),
         driver=None if options.driver is None else window.speech(first.heard, "driver.wav"),
         lips=None if first.curves is None else window.curves(first.curves),

@@ -100,6 +100,8 @@ def show(report: DubReport) -> None:
     table.add_row("dubbed", f"{report.dubbed}, of them {report.silent_frames} in pauses (--silence {report.options.silence})")
     table.add_row("mouths", _mouths(report))
     table.add_row("passed through", _passed(report))
+    if report.copied:
+        table.add_row("copied", f"{report.copied} frames, as the video has them coded")
     table.add_row("speed", f"{report.frames_per_s:.1f} frames/s, {report.wall_s:.1f} s in all")
     if report.analysis_cached:
         table.add_row("first pass", "saved: this video was analysed before (lipdub cache)")

@@ -16,6 +16,7 @@ from lipdub.media.credentials import Credentials
 from lipdub.media.cues import ranges_in, ranges_of
 from lipdub.media.encoders import PictureEncoder, encoder_for
 from lipdub.media.excerpt import excerpt, key_frame_s, sound_excerpt
+from lipdub.media.joining import CannotCopy, Copies, Joiner, Stretch, plan_copies
 from lipdub.media.kept import NOTHING_KEPT, Kept, plan_kept
 from lipdub.media.muxing import mux
 from lipdub.media.output import COMMENT, check_file, check_folder, check_output, check_picture, check_suffix, unfinished
@@ -30,10 +31,14 @@ __all__ = [
     "COMMENT",
     "NOTHING_KEPT",
     "VIDEO_SUFFIXES",
+    "CannotCopy",
+    "Copies",
     "Credentials",
+    "Joiner",
     "Kept",
     "Laid",
     "PictureEncoder",
+    "Stretch",
     "Writer",
     "arranged",
     "audio_duration_s",
@@ -52,6 +57,7 @@ __all__ = [
     "key_frame_s",
     "let_go_of_copies",
     "mux",
+    "plan_copies",
     "plan_kept",
     "plan_sound",
     "play",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -94,20 +95,32 @@ def read_frames(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Generator[Fram
     return _read(path, chunk_bytes, lambda frame, photo: ToRgb(frame, path))
 
 
-def read_planes(path: Path, *, chunk_bytes: int = PLANES_BYTES, warn: Warn = lambda _: None) -> Generator[YuvChunk, None, None]:
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key frame that a video can be read from: its number and its tick."""
+
+    index: int
+    tick: int
+
+
+def read_planes(
+    path: Path, *, chunk_bytes: int = PLANES_BYTES, warn: Warn = lambda _: None, entry: Entry | None = None
+) -> Generator[YuvChunk, None, None]:
     """The pictures of `path` as `read_frames` gives them, in the planes that the encoder takes; bit for bit where they are stored so.
 
-    warn: told what had to be mended.
+    warn: told what had to be mended. entry: the first one wanted, in a file whose times need no mending; None for the first there is.
 
     Raises as `read_frames`.
     """
-    return _read(path, chunk_bytes, lambda frame, photo: ToPlanes(frame, path, photo=photo), warn)
+    return _read(path, chunk_bytes, lambda frame, photo: ToPlanes(frame, path, photo=photo), warn, entry)
 
 
 _Start = Callable[[av.VideoFrame, bool], Converter[Chunk]]
 
 
-def _read(path: Path, chunk_bytes: int, start: _Start[Chunk], warn: Warn = lambda _: None) -> Generator[Chunk, None, None]:
+def _read(
+    path: Path, chunk_bytes: int, start: _Start[Chunk], warn: Warn = lambda _: None, entry: Entry | None = None
+) -> Generator[Chunk, None, None]:
     """The pictures of `path` in chunks; `start` makes the converter from the first frame, told whether it is a photo."""
     with opened(path) as container:
         stream = video_stream(container, path)
@@ -115,9 +128,14 @@ def _read(path: Path, chunk_bytes: int, start: _Start[Chunk], warn: Warn = lambd
         assert time_base is not None
         convert: Converter[Chunk] | None = None
         capacity, index, filled = 1, 0, 0
+        if entry is not None:
+            container.seek(entry.tick + round(origin_of_s(container) / time_base), stream=stream)
+            index = entry.index
         ticks: list[int] = []
         size: tuple[int, int] | None = None
         for tick, frame in _timed(container, stream, warn):
+            if entry is not None and tick < entry.tick:
+                continue
             if size is not None and size != (frame.width, frame.height):
                 warn(_size_changes(size, frame, tick * time_base))
                 warn = lambda _: None  # noqa: E731 - once is enough

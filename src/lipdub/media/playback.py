@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.errors import UnreadableMedia
-from lipdub.media.pictures import SPAN_FRAMES, read_planes, read_span
+from lipdub.media.joining import Stretch
+from lipdub.media.pictures import SPAN_FRAMES, Entry, read_planes, read_span
 from lipdub.media.planes import YuvChunk
 from lipdub.records import Warn
 from lipdub.timeline import Timeline
@@ -21,18 +22,20 @@ HELD_FRAMES = 8
 
 
 def play(
-    video: Path, pts: NDArray[np.int64], timeline: Timeline, warn: Warn = lambda _: None
+    video: Path, pts: NDArray[np.int64], timeline: Timeline, warn: Warn = lambda _: None, *, without: Sequence[Stretch] = ()
 ) -> Generator[tuple[YuvChunk, NDArray[np.int64]], None, None]:
     """The frames of `video` in the order of the output with their output timestamps, and which source frame each one is, int64 (N,).
 
-    pts: int64, the ticks of all source frames. warn: told what had to be mended in the pictures. Raises UnreadableMedia, NoVideoStream.
+    pts: int64, the ticks of all source frames. warn: told what had to be mended in the pictures. without: frames that are neither given nor
+    decoded. Raises UnreadableMedia, NoVideoStream.
     """
-    for first, end in timeline.runs():
+    for first, end, is_sought in _runs(timeline, without):
         sources = timeline.source[first:end]
         if sources[0] == sources[-1]:
             pieces = _held(video, pts, int(sources[0]), len(sources))
         elif sources[0] < sources[-1]:
-            pieces = _forward(video, int(sources[0]), int(sources[-1]) + 1, warn)
+            entry = Entry(int(sources[0]), int(pts[sources[0]])) if is_sought else None
+            pieces = _forward(video, int(sources[0]), int(sources[-1]) + 1, warn, entry)
         else:
             pieces = _backward(video, pts, int(sources[-1]), int(sources[0]) + 1)
         done = first
@@ -45,8 +48,21 @@ def play(
             raise UnreadableMedia(f"'{video}' gave {done - first} frames where {end - first} were seen before; was it changed meanwhile?")
 
 
-def _forward(video: Path, first: int, end: int, warn: Warn) -> Generator[YuvChunk, None, None]:
-    with closing(read_planes(video, warn=warn)) as chunks:
+def _runs(timeline: Timeline, without: Sequence[Stretch]) -> Iterator[tuple[int, int, bool]]:
+    """The runs of the timeline without some of their frames; each with whether it begins behind those, at a key frame."""
+    for first, end in timeline.runs():
+        is_sought = False
+        for stretch in without:
+            if first <= stretch.first < end:
+                if first < stretch.first:
+                    yield first, stretch.first, is_sought
+                first, is_sought = stretch.end, True
+        if first < end:
+            yield first, end, is_sought
+
+
+def _forward(video: Path, first: int, end: int, warn: Warn, entry: Entry | None) -> Generator[YuvChunk, None, None]:
+    with closing(read_planes(video, warn=warn, entry=entry)) as chunks:
         for chunk in chunks:
             low, high = max(first, chunk.index), min(end, chunk.index + len(chunk))
             if low < high:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -122,7 +123,12 @@ class Writer:
         rate = self._info.frame_rate.limit_denominator(1001 * 60)
         stream = self._container.add_stream(self._encoder.name, rate=rate, options=self._options)
         assert isinstance(stream, av.VideoStream)
-        context = stream.codec_context
+        self._configure(stream.codec_context)
+        self._container.start_encoding()
+        return stream
+
+    def _configure(self, context: av.VideoCodecContext) -> None:
+        """Tell the encoder what pictures it gets."""
         context.width, context.height = self._size
         context.pix_fmt = self._encoder.pix_fmt
         context.time_base = self.time_base
@@ -132,8 +138,6 @@ class Writer:
         if self._encoder.tag and self._kind.keeps_ticks:
             context.codec_tag = self._encoder.tag
         context.flags |= Flags.frame_duration
-        self._container.start_encoding()
-        return stream
 
     def _from_planes(self, data: Levels, color: YuvColor) -> av.VideoFrame:
         """One picture that is as the encoder takes it."""
@@ -150,26 +154,34 @@ class Writer:
         """Hand one frame to the encoder, shown for `duration` ticks."""
         assert frame.pts is not None
         frame.duration, self._end = duration, frame.pts + duration
-        self._mux(self._stream.encode(frame))
+        self._mux(self._coded(frame))
 
-    def _mux(self, packets: list[av.Packet[av.VideoStream]]) -> None:
+    def _coded(self, frame: av.VideoFrame | None) -> list[av.Packet[av.VideoStream]]:
+        """What the encoder gives for a frame; for None what it still holds."""
+        return self._stream.encode(frame)
+
+    def _mux(self, packets: Iterable[av.Packet[av.VideoStream]]) -> None:
         """Hand coded frames to the container."""
-        if self._lead is None and packets:
-            self._lead = (packets[0].pts or 0) - (packets[0].dts or 0)
         for packet in packets:
+            if self._lead is None:
+                self._lead = (packet.pts or 0) - (packet.dts or 0)
             self._last_dts = packet.dts if packet.dts is not None else self._last_dts
-        self._container.mux(packets)
+            self._container.mux(packet)
 
     def _finish(self) -> None:
         """Write the last frame and the container's end."""
         if self._held is None:
             raise EncodingFailed(f"cannot write '{self.out}': there are no pictures to write; check the input video")
         self._encode(self._held, self._last_duration(self._held.pts or 0))
-        packets = self._stream.encode(None)
+        packets = self._coded(None)
         if self._lead is None and len(packets) == 2:
             # Of a video of two frames x265 tells times of decoding that it never set; two are coded in their order.
             for packet in packets:
                 packet.dts = packet.pts
+        self._mux_last(packets, self._held.pts)
+
+    def _mux_last(self, packets: list[av.Packet[av.VideoStream]], tick: int | None) -> None:
+        """Hand the last coded frames to the container, and end it. tick: of the frame that is shown last."""
         self._mux(packets[:-1])
         for last in packets[-1:]:
             if last.pts is not None and last.dts is not None and self._kind.keeps_ticks:
@@ -177,7 +189,7 @@ class Writer:
                 # With B-frames and a variable rate that is another one, unless the last frame coded makes up for it.
                 last.dts = max(self._last_dts + 1, last.pts - (self._lead or 0))
                 last.duration = self._end - last.pts
-            elif last.pts is not None and last.pts == self._held.pts:  # not every encoder hands durations on
+            elif last.pts is not None and last.pts == tick:  # not every encoder hands durations on
                 last.duration = self._end - last.pts
             self._mux([last])
         self._container.close()
