@@ -107,8 +107,7 @@ def test_who_turns_is_compared_with_the_same_pose() -> None:
     pictures += [np.roll(face(frame, opening=talking(frame)), 4, axis=1) for frame in range(20)]
     assert not found(pictures, poses).any()
     pictures[70] = hand(pictures[70])
-    assert 70 in (hidden := np.flatnonzero(found(pictures, poses)).tolist())
-    assert set(hidden) <= {68, 69, 70, 71, 72}
+    assert np.flatnonzero(found(pictures, poses)).tolist() == [70]
 
 
 def test_too_few_frames_say_nothing() -> None:

@@ -29,8 +29,8 @@ UNLIKE_USUAL = 9.0
 """And by this many times what the cell usually varies by (the 35th percentile of its deviations, which a cover of a third leaves alone)."""
 COVERED, PARTLY = 0.15, 0.08
 """Share of cells that are unlike from which on a frame is covered, and, beside a covered one, still counts as such."""
-BESIDE_FRAMES = 10
-"""Beside such frames every frame counts in which any cell is unlike, up to so many: the tips of fingers."""
+LASTING_FRAMES, BESIDE_FRAMES = 5, 10
+"""Beside so many such frames every frame counts in which any cell is unlike, up to so many: the tips of fingers."""
 LEAST_SPREAD = 4.0
 """Levels: a face that is flatter than this, in a picture that has faded out, says nothing."""
 OUTLINE_REACH, LIPS_REACH = 0.9, 1.2
@@ -108,10 +108,13 @@ def covered(
     # Going both ways from every covered frame: as long as something of the cover is there, and one frame more, for the mask reaches further
     # than the cells do.
     for step in (1, -1):
-        left = 0
+        length = left = 0
         for at in range(len(found))[::step]:
-            if found[at] or (left and share[at] > PARTLY):
-                found[at], left = True, BESIDE_FRAMES
+            if found[at] or (length and share[at] > PARTLY):
+                found[at], length = True, length + 1
+                left = BESIDE_FRAMES if length >= LASTING_FRAMES else 0
             elif left:
                 found[at], left = True, left - 1 if share[at] > 0 else 0
+            else:
+                length = 0
     return found
