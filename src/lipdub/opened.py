@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,17 @@ class Opened:
     encoder: media.PictureEncoder
     credentials: media.Credentials | None
     model: Model
+
+    @contextmanager
+    def finished(self, out: Path) -> Iterator[Path]:
+        """Where the output is to be written as it will be: at `out`, or beside it, from where it is signed when the block ends."""
+        if self.credentials is None:
+            yield out
+            return
+        with media.unfinished(out) as whole:
+            yield whole
+            media.check_output(out, inputs=self.inputs, force=self.options.force)
+            self.credentials.sign(whole, out)
 
 
 def open_dub(video: Path, speech: Path, out: Path, options: DubOptions, *, model: Model | None, full_size: bool, warn: Warn) -> Opened:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lipdub import __version__, media
+from lipdub import __version__, media, outcome
 from lipdub.cast import followed
 from lipdub.choose import choose
 from lipdub.faces.cache import AnalysisCache
@@ -19,18 +19,6 @@ from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.model import Model
 from lipdub.opened import open_dub
 from lipdub.options import DubOptions
-from lipdub.outcome import (
-    at_rest,
-    kept_on_top,
-    nothing_dubbed,
-    passed_through,
-    require_all,
-    silence_warnings,
-    speaking,
-    status_of,
-    together,
-    too_quiet,
-)
 from lipdub.parts import arranged, stretched, tempo_of
 from lipdub.records import DubReport, DubWarning
 from lipdub.render import Scene, Speaker, copied, render
@@ -81,7 +69,7 @@ def dub(
     with clock("open"):
         # A track that was made before is of the photo as it was.
         opened = open_dub(video, speech, out, options, model=model, full_size=options.full_size or track is not None, warn=warn)
-    info, model, parts, credentials = opened.info, opened.model, opened.parts, opened.credentials
+    info, model, parts = opened.info, opened.model, opened.parts
     offset_s = Fraction(options.offset_ms, 1000)
     with ExitStack() as stack:
         cast = stack.enter_context(followed(opened, track, detectors=detectors, cache=cache, clock=clock, tell=tell))
@@ -97,9 +85,9 @@ def dub(
             begin, end = shown.within(span)
             offset_s -= int(shown.pts[begin]) * shown.time_base
             shown, amount = shown.part(begin, end), [None if one is None else one[begin:end] for one in amount]
-        each = [status_of(one, shown, redrawn) for one, redrawn in zip(cast.tracks, amount, strict=True)]
+        each = [outcome.status_of(one, shown, redrawn) for one, redrawn in zip(cast.tracks, amount, strict=True)]
         if options.strict:
-            require_all(passed_through(together(each), shown), video)
+            outcome.require_all(outcome.passed_through(outcome.together(each), shown), video)
         with clock("open"):  # before a frame is drawn: what cannot be written is said now
             audible, sound = stack.enter_context(arranged(parts, options, out, offset_s=offset_s, until_s=shown.duration_s))
             sound_plan = media.plan_sound(audible, out, duration_s=shown.duration_s, info=sound, warn=warn)
@@ -108,26 +96,26 @@ def dub(
         for number, (part, one) in enumerate(zip(parts, cast.tracks, strict=True)):
             with clock("recall"):
                 pauses = pauses_in(part.heard)
-                for quiet in too_quiet(pauses):
+                for quiet in outcome.too_quiet(pauses):
                     warn(quiet)
                 lips = listen(
                     part.heard, model.memory, heard_s, pauses=pauses, rest_in_pauses=options.silence == "close", strength=options.strength,
                     curves=part.curves_at(heard_s), on_frames=counted(tell, "listening", len(shown)),
                 )  # fmt: skip
                 stack.enter_context(closing(lips))
-            spoken = speaking(one, shown, lips) if options.only_when_speaking else None
-            each[number] = at_rest(each[number], spoken)
+            spoken = outcome.speaking(one, shown, lips) if options.only_when_speaking else None
+            each[number] = outcome.at_rest(each[number], spoken)
             with clock("choose"):
                 choices = choose(one, shown, lips, draw=options.draw, exclude_s=exclude_own_s, style=cast.style)
                 stack.enter_context(closing(choices))
             for missed in part.curves_missed(choices.painted):
                 warn(missed)
             speakers.append(Speaker(one, lips, choices, lesser(amount[number], spoken)))
-            silent.append(nothing_dubbed(each[number], lips, pauses, passed_through(each[number], shown), options.silence))
-        for kept_over in kept_on_top(cast.tracks, each, shown):
+            silent.append(outcome.nothing_dubbed(each[number], lips, pauses, outcome.passed_through(each[number], shown), options.silence))
+        for kept_over in outcome.kept_on_top(cast.tracks, each, shown):
             warn(kept_over)
-        status = together(each)
-        spans = passed_through(status, shown)
+        status = outcome.together(each)
+        spans = outcome.passed_through(status, shown)
         silent_video = stack.enter_context(media.unfinished(out))
         scene = Scene(
             opened.pictures, info, tuple(speakers), shown, model.spec, model.generator, keep_pauses=options.silence == "keep", kept=kept,
@@ -141,17 +129,13 @@ def dub(
         render(
             scene, silent_video, crf=options.crf, preset=options.preset, encoder=opened.encoder, clock=clock, on_frames=told, copies=copies
         )
-        with clock("mux"):
-            muxed = out if credentials is None else stack.enter_context(media.unfinished(out))
-            force = options.force or credentials is not None
-            media.mux(silent_video, audible, muxed, duration_s=shown.duration_s, force=force, sound=sound_plan, kept=kept, warn=warn)
-            if credentials is not None:
-                media.check_output(out, inputs=opened.inputs, force=options.force)
-                credentials.sign(muxed, out)
+        with clock("mux"), opened.finished(out) as whole:
+            force = options.force or whole != out
+            media.mux(silent_video, audible, whole, duration_s=shown.duration_s, force=force, sound=sound_plan, kept=kept, warn=warn)
     if not any(warning.kind == "clock-jump" for warning in warnings) and (cut := media.cut_off(info, pictures_s)) is not None:
         warn(cut)
     passed = sum(span.end - span.first for span in spans)
-    warnings |= dict.fromkeys(silence_warnings([part.name for part in parts], silent))
+    warnings |= dict.fromkeys(outcome.silence_warnings([part.name for part in parts], silent))
     in_pause = np.logical_and.reduce([speaker.lips.in_pause for speaker in speakers])
     return DubReport(
         video=str(video), speech=str(speech), output=str(out), model=model.spec.name, provider=model.generator.provider, options=options,
