@@ -106,8 +106,11 @@ def test_an_interruption_cancels_the_tasks(cluster, folder):
     state, plan = planned(folder, "sleep 60", "good")
 
     def stop() -> None:
-        if list(folder.glob(".o0.*")):
-            raise KeyboardInterrupt
+        # Progress is told before there is a file, and then no more: not to wait for one is to miss it now and then.
+        until = time.monotonic() + 15
+        while not list(folder.glob(".o0.*")) and time.monotonic() < until:
+            time.sleep(0.02)
+        raise KeyboardInterrupt
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
