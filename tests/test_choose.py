@@ -116,6 +116,15 @@ def test_the_recalled_range_becomes_the_persons(range_ratio: float) -> None:
     assert gain == pytest.approx(np.clip(range_ratio, LEAST_GAIN, MOST_GAIN), rel=0.1)
 
 
+def test_who_listens_for_most_of_a_video_speaks_no_smaller() -> None:
+    recalled = speaking(100, most=0.05, seed=1)
+    listening = np.concatenate([speaking(100, most=0.05), np.zeros(600)])
+    with track_of(listening) as track, heard(recalled) as lips:
+        wanted = inner_opening(drawn(track, lips, draw="warp").points[:, :40])
+    gain = (np.quantile(wanted, 0.9) - np.quantile(wanted, 0.1)) / (np.quantile(recalled, 0.9) - np.quantile(recalled, 0.1))
+    assert gain == pytest.approx(1.0, rel=0.15)
+
+
 @pytest.mark.parametrize("most", [0.04, 0.075])
 def test_a_style_sets_how_far_the_mouth_opens(most: float) -> None:
     """As far as in the other footage, whatever the person does in this one."""

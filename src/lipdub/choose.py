@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lipdub.faces.crop import JAW, unit_px
 from lipdub.faces.overlays import drawable
+from lipdub.faces.people import moving
 from lipdub.faces.smoothing import OUTLINE_SMOOTH_S, smooth
 from lipdub.faces.track import DUBBED, FaceTrack, runs
 from lipdub.options import Draw
@@ -31,6 +32,8 @@ CHIN_REACH = 0.13
 RANGE = (0.1, 0.9)
 """Quantiles of opening and width between which a person's own range and the recalled one are compared."""
 MOST_GAIN, LEAST_GAIN = 1.6, 0.6
+LEAST_SPOKEN_S = 1.0
+"""Lips that move for less say nothing of that range."""
 LEAST_STRENGTH = 0.01
 FEWEST_PAGES = 6
 """With fewer pages than this the mouth is painted."""
@@ -289,7 +292,10 @@ def _frames_of(track: FaceTrack, person: int) -> NDArray[np.int64]:
 
 
 def _range_of(track: FaceTrack, frames: NDArray[np.int64]) -> NDArray[np.float32]:
-    """How far the mouth opens and widens in these frames, float32 (2,)."""
+    """How far the mouth opens and widens in these frames where the lips move, float32 (2,): who listens for most of a video speaks no
+    smaller."""
+    spoken = frames[moving(track.opening[frames], track.step_s)]
+    frames = spoken if len(spoken) * track.step_s >= LEAST_SPOKEN_S else frames
     return _range(_openings_and_widths(track.lips[frames[:: max(1, len(frames) // 20000)]].astype(np.float32)))
 
 
