@@ -18,7 +18,7 @@ from lipdub.choose import FEWEST_PAGES, LEAST_GAIN, MOST_GAIN, Choices, Mouth, c
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
 from lipdub.references.pages import Pages
-from lipdub.references.shapes import LOWER_INNER_LIP, inner_opening
+from lipdub.references.shapes import LOWER_INNER_LIP, inner_opening, mouth_width
 from lipdub.references.store import ReferenceStore
 from lipdub.speech.lip_track import Lips, LipTrack
 from lipdub.speech.mouth_shapes import SHAPES
@@ -173,6 +173,24 @@ def test_with_few_pages_the_network_paints(pages: NDArray[np.int64]) -> None:
     with track_of(speaking(60), pages=pages) as track, heard(speaking(60, seed=1)) as lips:
         assert (drawn(track, lips).page == -1).all()
         assert (drawn(track, lips, draw="warp").page >= 0).all()
+
+
+def test_a_mouth_that_hardly_opens_is_drawn_from_what_it_shows() -> None:
+    """The line between its lips may be stretched; nothing could be where they are shut."""
+    with track_of(speaking(60, most=0.02)) as track, heard(speaking(60, most=0.1, seed=1)) as lips:
+        assert (drawn(track, lips).page >= 0).all()
+
+
+def test_a_smile_that_never_shuts_rests_shut() -> None:
+    """As far open as the others in the video, it could say no p, b or m."""
+    with track_of(0.03 + speaking(60, most=0.01)) as track, heard(np.zeros(60)) as lips:
+        points = drawn(track, lips, draw="warp").points[:, :40]
+    assert np.abs(inner_opening(points)).max() < 0.003
+    with track_of(speaking(60, most=0.01)) as track, heard(np.zeros(60)) as lips:
+        shut = drawn(track, lips, draw="warp").points[:, :40]
+    # Its corners stay, and its lips keep their thickness.
+    assert np.abs(mouth_width(points) - mouth_width(shut)).max() < 0.01
+    assert np.abs((points[:, 5] - points[:, 25]) - (shut[:, 5] - shut[:, 25])).max() < 0.01
 
 
 def test_a_mouth_that_never_opens_is_painted_open() -> None:

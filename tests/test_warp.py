@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub.generators.warp import CELL_PX, SMOOTHING, Warp, folds, thin_plate
+from lipdub.generators.warp import CELL_PX, SMOOTHING, STILL_FROM, Warp, folds, thin_plate
 from lipdub.records import CropSpec, Drawn
 
 CROP = CropSpec(128, (64, 128, 16, 112), 64)
@@ -19,7 +19,7 @@ seeds = st.integers(0, 10**6)
 
 def ring(count: int, width: float, height: float) -> NDArray[np.float32]:
     angle = np.arange(count) / count * 2 * np.pi + np.pi
-    return np.stack([0.5 + width * np.cos(angle), 0.72 + height * np.sin(angle)], axis=1).astype(np.float32)
+    return np.stack([0.5 + width * np.cos(angle), 0.72 - height * np.sin(angle)], axis=1).astype(np.float32)
 
 
 def face(opening: float = 0.02, width: float = 0.12) -> NDArray[np.float32]:
@@ -190,3 +190,37 @@ def test_a_jaw_that_drops_takes_the_skin_along() -> None:
     drawn = around(target, target, own, wanted)
     rows = np.flatnonzero(drawn.pixels[0, :, 64, 0] < 100)
     assert rows.mean() == pytest.approx(119 + 0.04 * 128, abs=1.5)
+
+
+@given(shown=st.floats(0, 0.08), wanted=st.floats(0, 0.08), shift=st.floats(-0.03, 0.03))
+@settings(max_examples=40, deadline=None)
+def test_teeth_stay_where_they_are_while_lips_shut_over_them(shown: float, wanted: float, shift: float) -> None:
+    """Deep between the lips of a page that is further open the flow is that of the nose; elsewhere it is as before."""
+    page, here = face(shown), face(wanted) + np.array([0, shift], np.float32)
+    warp, flow = Warp(CROP), flow_of(page, here)
+    found = warp.behind_lips(flow, page, here)
+    if shown <= wanted:
+        assert (found == flow).all()
+    between = np.minimum(*(warp._filled(ring[20:40] - [0, lower]) for ring, lower in ((here, 0), (page, -shift))))
+    rows, columns = flow.shape[1:]
+    cells = between.reshape(rows, CELL_PX, columns, CELL_PX).mean(axis=(1, 3))
+    assert (found[:, cells == 0] == flow[:, cells == 0]).all()
+    if shown - wanted > STILL_FROM:
+        assert np.abs(found[1][cells == 1] + shift).max(initial=0) < 1e-3
+
+
+def test_lips_that_shut_hide_teeth_and_do_not_squeeze_them() -> None:
+    """Teeth in the upper third of a wide mouth: a mouth of three eighths of that shows none of them but at the edge of the lip."""
+    warp = Warp(CropSpec(256, (128, 256, 32, 224), 128))
+    shown, wanted = face(0.08), face(0.03)
+    page = np.full((256, 256, 3), 120, np.uint8)
+    inside, box = warp._filled(shown[20:40]) > 0, page[128:, 32:224]
+    box[inside] = 20
+    teeth = round(0.69 * 256) - 128
+    box[:teeth][inside[:teeth]] = 250
+
+    def white(flow: NDArray[np.float32]) -> int:
+        return int((warp.draw(page[None], page[None], flow[None]).pixels[..., 0] > 200).sum())
+
+    (flow,) = warp.flows(shown[None], wanted)
+    assert white(warp.behind_lips(flow, shown, wanted)) < 0.5 * white(flow)

@@ -23,6 +23,8 @@ from lipdub.timeline import Timeline
 
 BLOCK_FRAMES = 1024
 FEWEST_RESTING = 3
+NEVER_SHUT, UPPER_SHARE = 0.015, 0.3
+"""A resting mouth that is further open than this, unit crop, is shut; the upper lip goes this share of the way."""
 POSE_RIDGE_DEG = 4.0
 """How much the head has to have turned before the resting mouth is taken to change with it."""
 CHIN_SHARE = 0.8
@@ -39,6 +41,8 @@ FEWEST_PAGES = 6
 """With fewer pages than this the mouth is painted."""
 COVERED_SHARE, MOST_SHORT = 0.9, 0.016
 """And where so many of the wanted mouths are further open than the nearest page, by this much of the crop's side."""
+SEEN_INSIDE = 0.006
+"""A page that is open by this, unit crop, shows something of the inside of the mouth, which may be stretched."""
 SAMPLE_FRAMES, SAMPLES = 50, 16
 BESIDE_SHARE = 1 / 2
 """Of the page before a change of page, in the first frame after it. Spread over two frames the mouth moves less than the source's does."""
@@ -107,12 +111,14 @@ class Choices:
 class Mouth:
     """How one person's mouth rests.
 
-    rest: (40, 2), unit crop, at the pose `pose` (2,); turning: (2, 40, 2), its change with a degree of yaw and of pitch.
+    rest: (40, 2), unit crop, at the pose `pose` (2,); turning: (2, 40, 2), its change with a degree of yaw and of pitch. shutting: (40, 2),
+    what is left to do until its lips meet.
     """
 
     rest: NDArray[np.float32]
     pose: NDArray[np.float32]
     turning: NDArray[np.float32]
+    shutting: NDArray[np.float32]
 
     @classmethod
     def of(cls, pages: Pages, closed: float) -> Mouth:
@@ -123,11 +129,24 @@ class Mouth:
         turned = (pages.pose[shut] - pose).astype(np.float64)
         ridge = len(shut) * POSE_RIDGE_DEG**2 * np.eye(2)
         turning = np.linalg.solve(turned.T @ turned + ridge, turned.T @ (pages.lips[shut] - rest).reshape(len(shut), 80))
-        return cls(rest, pose, turning.reshape(2, 40, 2).astype(np.float32))
+        return cls(rest, pose, turning.reshape(2, 40, 2).astype(np.float32), _shutting(rest))
 
     def at(self, pose: NDArray[np.float32]) -> NDArray[np.float32]:
         """The resting mouth at poses (n, 2): float32 (n, 40, 2)."""
         return np.asarray(self.rest + np.einsum("np,pkc->nkc", pose - self.pose, self.turning), np.float32)
+
+
+def _shutting(lips: NDArray[np.float32]) -> NDArray[np.float32]:
+    """By how much each of the lips (40, 2) of a mouth at rest has to move for them to meet, float32 (40, 2): a smile that the video never
+    shows shut would not shut at /p b m/ either. Nothing for lips that about meet."""
+    moved = np.zeros((40, 2), np.float32)
+    if float(inner_opening(lips[None])[0]) >= NEVER_SHUT:
+        row = np.arange(1, CORNERS[1])
+        gap = lips[CORNERS[2] + row, 1] - lips[2 * CORNERS[2] - row, 1]
+        for first, last in ((0, CORNERS[2]), (CORNERS[2], 2 * CORNERS[2])):
+            moved[first + row, 1] = (UPPER_SHARE - 1) * gap
+            moved[last - row, 1] = UPPER_SHARE * gap
+    return moved
 
 
 def choose(
@@ -224,7 +243,7 @@ class _Wishes:
         for first, end in self._samples(person):
             wanted = self.points(first, end, as_heard=True)[:, :40]
             nearest = [int(np.abs(shapes - shape).mean(axis=1).argmin()) for shape in shape_of(wanted)]
-            short.append(inner_opening(wanted) - openings[nearest])
+            short.append(np.where(openings[nearest] < SEEN_INSIDE, inner_opening(wanted) - openings[nearest], 0))
         return float(np.quantile(np.concatenate(short), COVERED_SHARE)) <= MOST_SHORT
 
     def _samples(self, person: int) -> list[tuple[int, int]]:
@@ -247,7 +266,7 @@ class _Wishes:
         # How far the mouth has moved in the crop without speaking, by its upper lip and corners.
         still = [CORNERS[0], *range(CORNERS[1], 20)]
         drift = (usual[:, still] - resting[:, still]).mean(axis=1)
-        wanted = resting + drift[:, None] + gain[::-1] * (0 if lips.points is None else lips.points)
+        wanted = resting + mouth.shutting + drift[:, None] + gain[::-1] * (0 if lips.points is None else lips.points)
         outline = track.outline[source].astype(np.float32)
         # The outline is the usual one of a mouth that speaks; the jaw goes up and down from there with the lower lip.
         lower = wanted[:, LOWER_INNER_LIP] - usual[:, LOWER_INNER_LIP]

@@ -284,6 +284,9 @@ def _warped(part: _Part, warp: Warp) -> Drawn:
         for slot, points in zip(beside.slots.tolist(), beside.shown, strict=True):
             shown[slot].append(points)
     flows = [warp.flows(np.stack(points), wanted) for points, wanted in zip(shown, part.wanted, strict=True)]
+    for flow, points, wanted in zip(flows, shown, part.wanted, strict=True):
+        for page in (0, *range(2, len(points))):
+            flow[page] = warp.behind_lips(flow[page], points[page], wanted)
     drawn = warp.draw(pixels, _seen(part.references), np.stack([of_page for of_page, *_ in flows]))
     if beside is not None:
         slots = beside.slots

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdub.records import Copied, CropSpec, Drawn, Own
+from lipdub.references.shapes import inner_opening
 
 SMOOTHING = 0.0001
 """Of the spline, in squared unit crop."""
@@ -28,7 +29,10 @@ COLOUR_REACH = 0.1
 """Sigma over which the colour between lips and skin is carried inwards, unit crop."""
 COARSE = 4
 """Crop px of a pixel of the picture in which it is carried."""
-_OUTER_LIPS = 20
+_OUTER_LIPS, _NOSE_BASE = 20, slice(59, 62)
+"""Where the outer lips end among the points, and where the base of the nose stands."""
+STILL_FROM = 0.008
+"""Of a page that is further open than is wanted by this, unit crop, the inside of the mouth does not move at all."""
 
 _Float = TypeVar("_Float", np.float32, np.float64)
 
@@ -43,6 +47,28 @@ class Warp:
         rows = (y0 + CELL_PX * (np.arange(self._cells[0]) + 0.5)) / crop.size
         columns = (x0 + CELL_PX * (np.arange(self._cells[1]) + 0.5)) / crop.size
         self._grid = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2)
+
+    def behind_lips(self, flow: NDArray[np.float32], shown: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A page's flow (2, h, w) by which lips go over its teeth where they shut: upper teeth move with the skull, and no mouth squeezes
+        them. shown, wanted: float32 (P, 2), as for `flows`."""
+        inner = slice(_OUTER_LIPS, 2 * _OUTER_LIPS)
+        shut = float(np.clip((inner_opening(shown[None, : inner.stop]) - inner_opening(wanted[None, : inner.stop]))[0] / STILL_FROM, 0, 1))
+        if shut == 0:
+            return flow
+        still = (shown[_NOSE_BASE] - wanted[_NOSE_BASE]).mean(axis=0)
+        # What lies between the lips both here and on the page.
+        inside = np.minimum(self._filled(wanted[inner]), self._filled(shown[inner] - still))
+        height, width = flow.shape[1:]
+        share = shut * cv2.resize(inside, (width, height), interpolation=cv2.INTER_AREA)
+        return np.asarray(flow + share * (still[:, None, None] - flow), np.float32)
+
+    def _filled(self, ring: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Px of the drawn box inside of a ring of points (P, 2), unit crop: float32 (h, w), 1 inside."""
+        y0, y1, x0, x1 = self._crop.drawn
+        inside = np.zeros((y1 - y0, x1 - x0), np.float32)
+        corners = ring * self._crop.size - [x0 + 0.5, y0 + 0.5]
+        cv2.fillPoly(inside, [np.round(16 * corners).astype(np.int32)], (1.0,), cv2.LINE_8, 4)
+        return inside
 
     def draw(self, targets: NDArray[np.uint8], pages: NDArray[np.uint8], flow: NDArray[np.float32]) -> Drawn:
         """The targets, uint8 (M, S, S, 3) RGB, with the `drawn` box of the `pages` (M, S, S, 3) moved into it by a `flow` (M, 2, h, w)."""
@@ -80,10 +106,7 @@ class Warp:
 
     def _skin(self, lips: NDArray[np.float32]) -> NDArray[np.float32]:
         """Where the skin is the target's own, around the outer `lips` (P, 2): float32 (h, w), from 0 at the lips to 1."""
-        y0, y1, x0, x1 = self._crop.drawn
-        outside = np.full((y1 - y0, x1 - x0), 255, np.uint8)
-        corners = lips * self._crop.size - [x0 + 0.5, y0 + 0.5]
-        cv2.fillPoly(outside, [np.round(16 * corners).astype(np.int32)], (0,), cv2.LINE_8, 4)
+        outside = np.asarray(255 * (1 - self._filled(lips)), np.uint8)
         away = cv2.distanceTransform(outside, cv2.DIST_L2, 3) / self._crop.size
         along = np.clip((away - LIPS_REACH) / (SKIN_REACH - LIPS_REACH), 0, 1)
         return np.asarray(along * along * (3 - 2 * along), np.float32)
