@@ -87,6 +87,11 @@ def shown(count: int) -> Timeline:
     return Timeline(np.arange(count), np.arange(count), Fraction(1, 25), count)
 
 
+def of_photo(count: int) -> Timeline:
+    """So many frames of one picture."""
+    return Timeline(np.zeros(count, np.int64), np.arange(count), Fraction(1, 25), count)
+
+
 def speaking(count: int, *, most: float = 0.06, seed: int = 0, hz: float = 22.5 / np.pi) -> NDArray[np.float64]:
     """A mouth that opens so often a second, at 25 frames a second."""
     return np.abs(most * np.sin(np.arange(count) * np.pi * hz / 25 + seed))
@@ -173,6 +178,17 @@ def test_with_few_pages_the_network_paints(pages: NDArray[np.int64]) -> None:
     with track_of(speaking(60), pages=pages) as track, heard(speaking(60, seed=1)) as lips:
         assert (drawn(track, lips).page == -1).all()
         assert (drawn(track, lips, draw="warp").page >= 0).all()
+
+
+def test_a_photo_that_shows_teeth_is_drawn_from_itself() -> None:
+    """As far open as is heard; one with shut lips is painted."""
+    recalled = speaking(60, most=0.06, seed=1)
+    with track_of(np.full(1, 0.04)) as track, heard(recalled) as lips, closing(choose(track, of_photo(60), lips)) as choices:
+        chosen = choices.frames(0, 60)
+    assert (chosen.page == 0).all()
+    assert np.ptp(inner_opening(chosen.points[:, :40])) == pytest.approx(np.ptp(recalled), rel=0.1)
+    with track_of(np.zeros(1)) as track, heard(recalled) as lips, closing(choose(track, of_photo(60), lips)) as choices:
+        assert (choices.frames(0, 60).page == -1).all()
 
 
 def test_a_mouth_that_hardly_opens_is_drawn_from_what_it_shows() -> None:

@@ -38,10 +38,10 @@ LEAST_SPOKEN_S = 1.0
 """Lips that move for less say nothing of that range."""
 LEAST_STRENGTH = 0.01
 FEWEST_PAGES = 6
-"""With fewer pages than this the mouth is painted."""
+"""With fewer pages than this the mouth of a video is painted."""
 COVERED_SHARE, MOST_SHORT = 0.9, 0.016
 """And where so many of the wanted mouths are further open than the nearest page, by this much of the crop's side."""
-SEEN_INSIDE = 0.006
+SEEN_INSIDE = 0.01
 """A page that is open by this, unit crop, shows something of the inside of the mouth, which may be stretched."""
 SAMPLE_FRAMES, SAMPLES = 50, 16
 BESIDE_SHARE = 1 / 2
@@ -231,13 +231,14 @@ class _Wishes:
                 continue
             openings = track.opening[frames]
             self._mouths[person] = Mouth.of(track.pages.take(track.pages.of(person)), float(np.quantile(openings, REST_SHARE)))
-            own = _range_of(track, frames) if styled is None else styled
+            # A single picture says nothing of a range.
+            own = styled if styled is not None else _range_of(track, frames) if len(frames) > 1 else recalled
             self._gain[person] = np.clip(own / np.maximum(recalled, 1e-4), LEAST_GAIN, MOST_GAIN).astype(np.float32)
 
     def covered(self, person: int) -> bool:
         """Whether the person's pages show the inside of the mouth about as far open as is wanted: what no page shows has to be painted."""
         pages = self.track.pages.take(self.track.pages.of(person))
-        if len(pages) < FEWEST_PAGES:
+        if len(pages) < min(FEWEST_PAGES, len(self.track)):  # a photo has one pose, and one page for it
             return False
         shapes, openings, short = shape_of(pages.lips), inner_opening(pages.lips), []
         for first, end in self._samples(person):
