@@ -247,7 +247,15 @@ class Copied:
             self.flow.dtype == np.float32 and self.flow.ndim == 4 and self.flow.shape[:2] == (len(self.paint_mask), 2),
             f"flow must be float32 ({len(self.paint_mask)}, 2, h', w'), got {self.flow.dtype} {self.flow.shape}",
         )
-        _require(self.own is None or self.own.share.shape == self.paint_mask.shape, "a share of its own for each pixel of the box")
+        if self.own is not None:
+            _require(
+                self.own.share.dtype == np.float32 and self.own.share.shape == self.paint_mask.shape,
+                f"own share must be float32 {self.paint_mask.shape}, got {self.own.share.dtype} {self.own.share.shape}",
+            )
+            _require(
+                self.own.flow.dtype == np.float32 and self.own.flow.shape == self.flow.shape,
+                f"own flow must be float32 {self.flow.shape}, got {self.own.flow.dtype} {self.own.flow.shape}",
+            )
 
     def part(self, first: int, end: int) -> Copied:
         """The boxes [first, end), views."""

@@ -279,20 +279,20 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
 def _warped(part: _Part, warp: Warp) -> Drawn:
     """The mouths of a part warped from their pages, and from those that are blended in."""
     pixels, beside = part.crops.pixels, part.beside
-    shown = [[page, own] for page, own in zip(part.shown, part.own, strict=True)]
+    shown = [[own, page] for own, page in zip(part.own, part.shown, strict=True)]
     if beside is not None:
         for slot, points in zip(beside.slots.tolist(), beside.shown, strict=True):
             shown[slot].append(points)
     flows = [warp.flows(np.stack(points), wanted) for points, wanted in zip(shown, part.wanted, strict=True)]
     for flow, points, wanted in zip(flows, shown, part.wanted, strict=True):
-        for page in (0, *range(2, len(points))):
+        for page in range(1, len(points)):
             flow[page] = warp.behind_lips(flow[page], points[page], wanted)
-    drawn = warp.draw(pixels, _seen(part.references), np.stack([of_page for of_page, *_ in flows]))
+    drawn = warp.draw(pixels, _seen(part.references), np.stack([flow[1] for flow in flows]))
     if beside is not None:
         slots = beside.slots
         other = warp.draw(pixels[slots], _seen(beside.references), np.stack([flows[slot][2] for slot in slots]))
         drawn.pixels[slots] = warp.blended(drawn.pixels[slots], other.pixels, BESIDE_SHARE)
-    return warp.around(drawn, pixels, np.stack([of_own for _, of_own, *_ in flows]), part.wanted)
+    return warp.around(drawn, pixels, np.stack([flow[0] for flow in flows]), part.wanted)
 
 
 def _seen(references: Sequence[LitReference]) -> NDArray[np.uint8]:

@@ -382,7 +382,6 @@ def _assemble(seen: _Seen, meant: int | None, limits: FaceLimits) -> FaceTrack:
             values[start:stop, _SIMILARITY] = smoothed
     followed = np.unique(person[person >= 0])
     overlays = seen.overlays.before(np.unique(rows[np.isin(whose, followed), 1]).astype(np.int64).tolist())
-
     for one in followed:
         mine = np.flatnonzero(person == one)
         poses = values[mine][:, [_YAW, _PITCH]].astype(np.float32)
