@@ -31,8 +31,9 @@ COARSE = 4
 """Crop px of a pixel of the picture in which it is carried."""
 _OUTER_LIPS, _NOSE_BASE = 20, slice(59, 62)
 """Where the outer lips end among the points, and where the base of the nose stands."""
-STILL_FROM = 0.008
-"""Of a page that is further open than is wanted by this, unit crop, the inside of the mouth does not move at all."""
+STILL_FROM, SHUT = 0.008, 0.012
+"""Of a page that is further open than is wanted by the first, unit crop, the inside of the mouth does not move at all, if twice the second
+is wanted or more; up to that once it is squeezed, for cells are too coarse to hide it behind lips that meet."""
 
 _Float = TypeVar("_Float", np.float32, np.float64)
 
@@ -52,7 +53,8 @@ class Warp:
         """A page's flow (2, h, w) by which lips go over its teeth where they shut: upper teeth move with the skull, and no mouth squeezes
         them. shown, wanted: float32 (P, 2), as for `flows`."""
         inner = slice(_OUTER_LIPS, 2 * _OUTER_LIPS)
-        shut = float(np.clip((inner_opening(shown[None, : inner.stop]) - inner_opening(wanted[None, : inner.stop]))[0] / STILL_FROM, 0, 1))
+        opening, of_page = (float(inner_opening(points[None, : inner.stop])[0]) for points in (wanted, shown))
+        shut = np.clip((of_page - opening) / STILL_FROM, 0, 1) * np.clip(opening / SHUT - 1, 0, 1)
         if shut == 0:
             return flow
         still = (shown[_NOSE_BASE] - wanted[_NOSE_BASE]).mean(axis=0)
