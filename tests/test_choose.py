@@ -9,12 +9,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from fakes import fake_spec
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lipdub import choose as choosing
-from lipdub.choose import FEWEST_PAGES, LEAST_GAIN, MOST_GAIN, Choices, Mouth, choose
+from lipdub.choose import FEWEST_PAGES, LEAST_GAIN, MOST_GAIN, MOST_PARTED, PARTED, UNSURE_S, Choices, Mouth, choose
 from lipdub.faces import crop
 from lipdub.faces.track import DUBBED, NO_FACE, FaceTrack
 from lipdub.references.pages import Pages
@@ -72,11 +72,11 @@ def track_of(openings: NDArray[np.float64], *, person: NDArray[np.int32] | None 
 
 
 @contextmanager
-def heard(openings: NDArray[np.float64], shapes: NDArray[np.float32] | None = None) -> Iterator[LipTrack]:
-    """Lips that are recalled: how far they open beyond rest in each frame, and the shapes that they shall have instead."""
+def heard(openings: NDArray[np.float64], shapes: NDArray[np.float32] | None = None, *, rests: bool = False) -> Iterator[LipTrack]:
+    """Lips that are recalled: how far they open beyond rest in each frame, and the shapes that they shall have instead; 0 is a pause."""
     spec = fake_spec(points=True)
     count = len(openings)
-    found = LipTrack(spec, 1.0, shapes)
+    found = LipTrack(spec, 1.0, shapes, rests=rests)
     points = lips_of(openings) - lips_of(np.zeros(count))
     found.add(Lips(np.zeros((count, spec.lip_channels), np.float32), (openings == 0).astype(np.float32), points))
     with closing(found):
@@ -112,13 +112,49 @@ def test_at_rest_the_lips_are_the_persons_resting_ones() -> None:
         assert np.median(track.pages.openings[chosen.page]) < 0.03
 
 
+@given(apart=st.floats(0.0, 0.06))
+@settings(max_examples=12, deadline=None)
+def test_in_pauses_the_lips_are_apart_as_the_persons_are_when_silent(apart: float) -> None:
+    """Of who has them apart, and as far as a shut mouth may. In speech, and where the mouth does not rest in pauses, nothing changes."""
+    recalled = np.concatenate([np.zeros(50), speaking(50, seed=1) + 1e-6])
+
+    def openings(track: FaceTrack, *, rests: bool) -> NDArray[np.float32]:
+        with heard(recalled, rests=rests) as lips:
+            return inner_opening(drawn(track, lips, draw="warp").points[:, :40])
+
+    with track_of(np.concatenate([np.full(100, apart), speaking(100)])) as track:
+        plain, resting = openings(track, rests=False), openings(track, rests=True)
+    assume(abs(apart - PARTED) > 0.002)
+    assert resting[:50] == pytest.approx(np.maximum(plain[:50], MOST_PARTED * (apart > PARTED)), abs=0.002)
+    assert (resting[50:] == plain[50:]).all()
+
+
+def test_who_is_never_still_rests_with_lips_that_meet() -> None:
+    with track_of(speaking(200)) as track, heard(np.zeros(60), rests=True) as lips:
+        assert np.abs(inner_opening(drawn(track, lips, draw="warp").points[:, :40])).max() < 0.01
+
+
 @pytest.mark.parametrize("range_ratio", [0.2, 0.8, 1.0, 1.3, 3.0])
 def test_the_recalled_range_becomes_the_persons(range_ratio: float) -> None:
-    recalled = speaking(100, most=0.05, seed=1)
-    with track_of(speaking(100, most=0.05 * range_ratio)) as track, heard(recalled) as lips:
-        wanted = inner_opening(drawn(track, lips, draw="warp").points[:, :40])
-    gain = (np.quantile(wanted, 0.9) - np.quantile(wanted, 0.1)) / (np.quantile(recalled, 0.9) - np.quantile(recalled, 0.1))
-    assert gain == pytest.approx(np.clip(range_ratio, LEAST_GAIN, MOST_GAIN), rel=0.1)
+    assert gain_of(range_ratio, frames=1000) == pytest.approx(np.clip(range_ratio, LEAST_GAIN, MOST_GAIN), rel=0.1)
+
+
+@given(seen_s=st.integers(2, 40), range_ratio=st.floats(0.6, 1.6))
+@settings(max_examples=12, deadline=None)
+def test_the_less_is_seen_of_a_person_the_nearer_the_range_is_to_the_recalled_one(seen_s: int, range_ratio: float) -> None:
+    sure = 1 / (1 + UNSURE_S * (1 / seen_s + 1 / 8))
+    assert gain_of(range_ratio, frames=25 * seen_s, recalled=200) == pytest.approx(range_ratio**sure, rel=0.1)
+
+
+def gain_of(range_ratio: float, *, frames: int, recalled: int | None = None) -> float:
+    """How many times as far as is recalled a person opens who in these frames is seen to open `range_ratio` times as far."""
+    heard_openings = speaking(recalled or frames, most=0.05, seed=1)
+    pages = np.arange(min(frames, 100))
+    with track_of(speaking(frames, most=0.05 * range_ratio), pages=pages) as track, heard(heard_openings) as lips:
+        source = np.arange(len(lips)) % frames
+        with closing(choose(track, Timeline(source, np.arange(len(lips)), Fraction(1, 25), len(lips)), lips, draw="warp")) as choices:
+            wanted = inner_opening(choices.frames(0, len(choices)).points[:, :40])
+    return float(np.subtract(*np.quantile(wanted, [0.9, 0.1])) / np.subtract(*np.quantile(heard_openings, [0.9, 0.1])))
 
 
 def test_who_listens_for_most_of_a_video_speaks_no_smaller() -> None:
@@ -175,8 +211,12 @@ def test_another_persons_page_is_never_chosen() -> None:
 
 @pytest.mark.parametrize("pages", [np.arange(1), np.arange(FEWEST_PAGES - 1)])
 def test_with_few_pages_the_network_paints(pages: NDArray[np.int64]) -> None:
-    with track_of(speaking(60), pages=pages) as track, heard(speaking(60, seed=1)) as lips:
-        assert (drawn(track, lips).page == -1).all()
+    """Between lips that open as far as is heard."""
+    recalled = speaking(60, seed=1)
+    with track_of(speaking(60, most=0.03), pages=pages) as track, heard(recalled) as lips:
+        painted = drawn(track, lips)
+        assert (painted.page == -1).all()
+        assert np.ptp(inner_opening(painted.points[:, :40])) == pytest.approx(np.ptp(recalled), rel=0.02)
         assert (drawn(track, lips, draw="warp").page >= 0).all()
 
 

@@ -85,16 +85,18 @@ class WithoutCopies:
 
 
 def test_what_is_copied_is_pasted_as_sharp_as_the_video(tmp_path: Path) -> None:
-    """The portrait, large, its mouth open throughout: chin and cheeks move with the jaw, and come from the reference."""
+    """The portrait, large, its mouth open throughout: chin and cheeks move with the jaw, and come from the reference, or from the frame
+    where the bundle tells where the lips lie."""
     pictures = portrait_frames(13)
     large = [np.asarray(cv2.resize(picture, None, fx=1.5, fy=1.5, interpolation=cv2.INTER_CUBIC), np.uint8) for picture in pictures]
     grain = np.random.default_rng(0).normal(0, 6, large[0].shape[:2])[..., None]
     draw_video(tmp_path / "clip.mp4", pictures=[np.clip(picture + grain, 0, 255).astype(np.uint8) for picture in large], fps=25)
     write_wav(tmp_path / "speech.wav", np.concatenate(list(media.read_audio(SPEECH, RATE)))[RATE : 3 * RATE // 2])
     model = open_model("base", device="cpu")
-    plain = replace(model, generator=WithoutCopies(model.generator))  # type: ignore[arg-type]
+    network = replace(model, spec=replace(model.spec, points=False))
+    plain = replace(network, generator=WithoutCopies(model.generator))  # type: ignore[arg-type]
     shown = {}
-    for name, drawing in (("plain", plain), ("copied", model)):
+    for name, drawing in (("plain", plain), ("copied", network), ("warped", model)):
         dub(tmp_path / "clip.mp4", tmp_path / "speech.wav", tmp_path / f"{name}.mp4", model=drawing)
         shown[name] = frames_of(tmp_path / f"{name}.mp4")
     source = frames_of(tmp_path / "clip.mp4")
@@ -104,7 +106,7 @@ def test_what_is_copied_is_pasted_as_sharp_as_the_video(tmp_path: Path) -> None:
     region = np.s_[:, low[1] : high[1], low[0] : high[0], 1]
     changed = np.abs(shown["plain"][region].astype(int) - source[region]).max(axis=0) > 12
     fine = {name: float(laplacian_of(pictures[region])[:, changed].var()) for name, pictures in (shown | {"source": source}).items()}
-    assert fine["copied"] > 1.5 * fine["plain"]
+    assert min(fine["copied"], fine["warped"]) > 1.5 * fine["plain"]
     # As sharp as the source, not sharper.
     assert fine["copied"] < 1.2 * fine["source"]
 

@@ -335,8 +335,8 @@ def tracks(monkeypatch: pytest.MonkeyPatch) -> list[LipTrack]:
     """All that are made from here on, with four cores and small blocks."""
     made: list[LipTrack] = []
 
-    def noted(spec: BundleSpec, strength: float = 1.0, shapes: NDArray[np.float32] | None = None) -> LipTrack:
-        made.append(LipTrack(spec, strength, shapes))
+    def noted(spec: BundleSpec, strength: float = 1.0, shapes: NDArray[np.float32] | None = None, *, rests: bool = False) -> LipTrack:
+        made.append(LipTrack(spec, strength, shapes, rests=rests))
         return made[-1]
 
     monkeypatch.setattr(lip_track, "LipTrack", noted)

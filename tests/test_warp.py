@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub.generators.warp import CELL_PX, SHUT, SMOOTHING, STILL_FROM, Warp, folds, thin_plate
+from lipdub.generators.warp import CELL_PX, FAR_PX, SHUT, SMOOTHING, STILL_FROM, Warp, folds, thin_plate
 from lipdub.records import CropSpec, Drawn
 
 CROP = CropSpec(128, (64, 128, 16, 112), 64)
@@ -224,3 +224,51 @@ def test_lips_that_shut_hide_teeth_and_do_not_squeeze_them() -> None:
 
     (flow,) = warp.flows(shown[None], wanted)
     assert white(warp.behind_lips(flow, shown, wanted)) < 0.5 * white(flow)
+
+
+@given(opening=st.floats(0.02, 0.08))
+@settings(max_examples=20, deadline=None)
+def test_lips_that_are_painted_between_open_as_far_as_is_wanted(opening: float) -> None:
+    """Shut lips that are drawn apart fold between them: where that is not shown, they are smoothed no more."""
+    warp, shown, wanted = Warp(CROP), face(0.0005), face(opening)
+    inside = warp.mouth(wanted)
+    stiff, free = warp.flows(np.stack([shown, shown]), wanted, [None, inside])
+    assert not folds(free, CELL_PX / CROP.size, inside)
+    assert warp.mouth(wanted)[warp.lips(wanted)].any()
+    assert not (inside & ~warp.lips(wanted)).any()
+
+    def missed(flow: NDArray[np.float32]) -> float:
+        """By how much the middle of the outer lips is copied from elsewhere, in crop sides."""
+        cells = np.floor((wanted[[5, 15]] * CROP.size - [16, 64]) / CELL_PX).astype(int)
+        there = flow[:, cells[:, 1], cells[:, 0]].T
+        return float(np.abs(there - (shown - wanted)[[5, 15]]).max())
+
+    assert missed(free) < 0.01
+    assert missed(free) <= missed(stiff) + 1e-3
+
+
+def painted_mouth(points: NDArray[np.float32], inside: int) -> NDArray[np.uint8]:
+    """A face of skin 180 with lips of 100 and so bright an inside."""
+    warp, picture = Warp(CROP), np.full((128, 128, 3), 180, np.uint8)
+    box = picture[64:128, 16:112]
+    box[warp._filled(points[:20]) > 0] = 100
+    box[warp._filled(points[20:40]) > 0] = inside
+    return picture
+
+
+@given(opening=st.floats(0.03, 0.06), across=st.integers(-FAR_PX, FAR_PX), down=st.integers(-FAR_PX, FAR_PX))
+@settings(max_examples=20, deadline=None)
+def test_the_inside_is_painted_and_lips_and_skin_stay(opening: float, across: int, down: int) -> None:
+    """A painted mouth that lies elsewhere by a few px is moved to the lips that it is put between."""
+    points = face(opening)
+    warped = drawn_by(painted_mouth(points, 20), painted_mouth(points, 20), points, points)
+    painted = np.roll(painted_mouth(points, 250), (down, across), axis=(0, 1))
+    found = Warp(CROP).inside(painted[None], warped, points[None])
+    assert found.copied is not None
+    share = np.zeros((128, 128), np.uint8)
+    share[64:128, 16:112] = found.copied.paint_mask[0]
+    assert (found.pixels[0][share == 0] == warped.pixels[0][share == 0]).all()
+    assert share[painted_mouth(points, 20)[..., 0] == 180].max() < 128
+    assert (found.pixels[0, ..., 0][share > 250] > 240).all()
+    assert (share > 250).sum() > 20
+    assert found.copied.own is warped.copied.own if warped.copied else False

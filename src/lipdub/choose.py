@@ -25,8 +25,12 @@ BLOCK_FRAMES = 1024
 FEWEST_RESTING = 3
 NEVER_SHUT, UPPER_SHARE = 0.015, 0.3
 """A resting mouth that is further open than this, unit crop, is shut; the upper lip goes this share of the way."""
+PARTED, MOST_PARTED = 0.02, 0.01
+"""Who is further open than the first, unit crop, whenever the lips are still has them apart in pauses, too, by the second: nearly shut."""
 POSE_RIDGE_DEG = 4.0
 """How much the head has to have turned before the resting mouth is taken to change with it."""
+MOST_STILL = 4000
+"""Frames that such lips are read from."""
 CHIN_SHARE = 0.8
 """The chin moves by this share of what the lower lip does."""
 CHIN_REACH = 0.13
@@ -35,7 +39,9 @@ RANGE = (0.1, 0.9)
 """Quantiles of opening and width between which a person's own range and the recalled one are compared."""
 MOST_GAIN, LEAST_GAIN = 1.6, 0.6
 LEAST_SPOKEN_S = 1.0
-"""Lips that move for less say nothing of that range."""
+"""Lips that move for less say nothing of that range, and those that are still for less nothing of rest."""
+UNSURE_S = 1.0
+"""A range that was seen in so few seconds says as much of a person as does that people are alike."""
 LEAST_STRENGTH = 0.01
 FEWEST_PAGES = 6
 """With fewer pages than this the mouth of a video is painted."""
@@ -54,8 +60,9 @@ _POINTS = 40 + 24
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Chosen:
-    """What N frames are drawn from. page: int64 (N,), -1 where the mouth is painted by the network. beside: int64 (N,), the page that is
-    blended in by ``BESIDE_SHARE``, or -1. points: float32 (N, 64, 2), where the page's lips (40) and outline (24) are to lie, unit crop."""
+    """What N frames are drawn from. page: int64 (N,), -1 where the inside of the mouth is painted by the network. beside: int64 (N,), the
+    page that is blended in by ``BESIDE_SHARE``, or -1. points: float32 (N, 64, 2), where lips (40) and outline (24) are to lie, unit crop;
+    0 where the bundle does not tell."""
 
     page: NDArray[np.int64]
     beside: NDArray[np.int64]
@@ -135,6 +142,13 @@ class Mouth:
         """The resting mouth at poses (n, 2): float32 (n, 40, 2)."""
         return np.asarray(self.rest + np.einsum("np,pkc->nkc", pose - self.pose, self.turning), np.float32)
 
+    def parting(self, still: NDArray[np.float32], pose: NDArray[np.float32]) -> NDArray[np.float32]:
+        """From lips that meet to those of a person who is silent, float32 (40, 2). still: (n, 40, 2), lips seen then, at poses (n, 2)."""
+        shut = self.rest + self.shutting
+        usual = np.median(still - self.at(pose), axis=0) - self.shutting
+        low, high = (float(inner_opening(lips[None])[0]) for lips in (shut, shut + usual))
+        return np.asarray(usual * (max(0.0, MOST_PARTED - low) / (high - low) if high > PARTED else 0.0), np.float32)
+
 
 def _shutting(lips: NDArray[np.float32]) -> NDArray[np.float32]:
     """By how much each of the lips (40, 2) of a mouth at rest has to move for them to meet, float32 (40, 2): a smile that the video never
@@ -168,15 +182,18 @@ def choose(
             if person not in banks:
                 warped = person >= 0 and draw != "paint" and lips.has_points and (draw == "warp" or wanted.covered(person))
                 banks[person] = _Bank.of(track, person, usable) if warped else None
+                if not warped:
+                    wanted.take_as_heard(person)
             if (bank := banks[person]) is not None:
                 for piece in bank.selection.cheapest(_costs(bank, wanted, choices, (first, end), exclude_s)):
                     choices.decide(bank.pages[piece], stretch)
                 continue
             choices.painted += (end - first) * (person >= 0)
             for start in range(first, end, BLOCK_FRAMES):
-                rows = min(end, start + BLOCK_FRAMES) - start
-                choices.want(np.zeros((rows, _POINTS, 2), np.float32))
-                choices.decide(np.full(rows, -1), stretch)
+                stop = min(end, start + BLOCK_FRAMES)
+                known = lips.has_points and wanted.knows(person)
+                choices.want(wanted.points(start, stop, as_heard=True) if known else np.zeros((stop - start, _POINTS, 2), np.float32))
+                choices.decide(np.full(stop - start, -1), stretch)
     except BaseException:
         choices.close()
         raise
@@ -222,8 +239,9 @@ class _Wishes:
         self.stretches = list(runs(track.shot[shown.source].astype(np.int64) * people + track.person[shown.source]))
         """Output frames [first, end) that show one shot and one person, or nobody."""
         recalled = self._recalled_range()
-        styled = None if style is None else _range_of(style, _frames_of(style, style.main_person))
+        styled = None if style is None else _Range.of(style, _frames_of(style, style.main_person))
         self._mouths: dict[int, Mouth] = {}
+        self._parting: dict[int, NDArray[np.float32]] = {}
         self._gain: dict[int, NDArray[np.float32]] = {}
         for person in np.unique(track.pages.person).tolist():
             frames = _frames_of(track, person)
@@ -231,9 +249,20 @@ class _Wishes:
                 continue
             openings = track.opening[frames]
             self._mouths[person] = Mouth.of(track.pages.take(track.pages.of(person)), float(np.quantile(openings, REST_SHARE)))
+            if lips.rests:
+                still = _still(track, frames)
+                self._parting[person] = self._mouths[person].parting(track.lips[still].astype(np.float32), track.pose[still])
             # A single picture says nothing of a range.
-            own = styled if styled is not None else _range_of(track, frames) if len(frames) > 1 else recalled
-            self._gain[person] = np.clip(own / np.maximum(recalled, 1e-4), LEAST_GAIN, MOST_GAIN).astype(np.float32)
+            own = styled if styled is not None else _Range.of(track, frames) if len(frames) > 1 else recalled
+            self._gain[person] = own.over(recalled)
+
+    def knows(self, person: int) -> bool:
+        """Whether any frame of that person is redrawn."""
+        return person in self._mouths
+
+    def take_as_heard(self, person: int) -> None:
+        """A person whose video does not show the mouth open opens it as far as is heard: how far they go when they speak is not known."""
+        self._gain[person] = np.ones(2, np.float32)
 
     def covered(self, person: int) -> bool:
         """Whether the person's pages show the inside of the mouth about as far open as is wanted: what no page shows has to be painted."""
@@ -269,6 +298,8 @@ class _Wishes:
         drift = (usual[:, still] - resting[:, still]).mean(axis=1)
         wanted = resting + mouth.shutting + drift[:, None] + gain[::-1] * (0 if lips.points is None else lips.points)
         outline = track.outline[source].astype(np.float32)
+        if person in self._parting:
+            wanted += np.minimum(1, lips.silence / PAUSE)[:, None, None] * self._parting[person]
         # The outline is the usual one of a mouth that speaks; the jaw goes up and down from there with the lower lip.
         lower = wanted[:, LOWER_INNER_LIP] - usual[:, LOWER_INNER_LIP]
         chin = outline[:, : len(JAW)]
@@ -289,16 +320,19 @@ class _Wishes:
         at = np.clip(np.searchsorted(same, source), 0, len(same) - 1)
         return smoothed[at].reshape(len(source), 40, 2).astype(np.float32)
 
-    def _recalled_range(self) -> NDArray[np.float32]:
-        """How far the recalled lips open and widen in speech as heard, float32 (2,)."""
+    def _recalled_range(self) -> _Range:
+        """How far the recalled lips open and widen in speech as heard."""
         found = []
         for first in range(0, len(self._lips), BLOCK_FRAMES):
             lips = self._lips.heard(first, min(len(self._lips), first + BLOCK_FRAMES))
             if lips.points is not None:
                 found.append(_openings_and_widths(lips.points)[lips.silence < PAUSE])
         spoken = np.concatenate([np.zeros((0, 2), np.float32), *found])
+        if not len(spoken):
+            return _Range(np.ones(2, np.float32), 0.0)
         # A strength is not to be made up for.
-        return _range(spoken) / max(self._lips.strength, LEAST_STRENGTH) if len(spoken) else np.ones(2, np.float32)
+        spread = _spread(spoken) / max(self._lips.strength, LEAST_STRENGTH)
+        return _Range(spread, len(spoken) * float(self.shown.duration_s) / len(self.shown))
 
 
 def _openings_and_widths(lips: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -311,14 +345,36 @@ def _frames_of(track: FaceTrack, person: int) -> NDArray[np.int64]:
     return np.flatnonzero((track.person == person) & (track.status == DUBBED))
 
 
-def _range_of(track: FaceTrack, frames: NDArray[np.int64]) -> NDArray[np.float32]:
-    """How far the mouth opens and widens in these frames where the lips move, float32 (2,): who listens for most of a video speaks no
-    smaller."""
-    spoken = frames[moving(track.opening[frames], track.step_s)]
-    frames = spoken if len(spoken) * track.step_s >= LEAST_SPOKEN_S else frames
-    return _range(_openings_and_widths(track.lips[frames[:: max(1, len(frames) // 20000)]].astype(np.float32)))
+def _still(track: FaceTrack, frames: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the frames (n,) in which the lips are still, some thousands at most; the most closed ones where they hardly ever are."""
+    still = frames[~moving(track.opening[frames], track.step_s)]
+    if len(still) * track.step_s < LEAST_SPOKEN_S:
+        still = frames[track.opening[frames] <= np.quantile(track.opening[frames], REST_SHARE)]
+    return still[:: max(1, len(still) // MOST_STILL)]
 
 
-def _range(values: NDArray[np.float32]) -> NDArray[np.float32]:
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class _Range:
+    """How far lips open and widen, float32 (2,), unit crop, in so many seconds of speech."""
+
+    spread: NDArray[np.float32]
+    seconds: float
+
+    @classmethod
+    def of(cls, track: FaceTrack, frames: NDArray[np.int64]) -> _Range:
+        """In these frames where the lips move: who listens for most of a video speaks no smaller."""
+        spoken = frames[moving(track.opening[frames], track.step_s)]
+        frames = spoken if len(spoken) * track.step_s >= LEAST_SPOKEN_S else frames
+        lips = track.lips[frames[:: max(1, len(frames) // 20000)]].astype(np.float32)
+        return cls(_spread(_openings_and_widths(lips)), len(frames) * track.step_s)
+
+    def over(self, recalled: _Range) -> NDArray[np.float32]:
+        """How many times as far as the recalled lips these go, float32 (2,): the nearer to once, the less was seen or heard."""
+        sure = 1 / (1 + UNSURE_S * (1 / max(self.seconds, 1e-3) + 1 / max(recalled.seconds, 1e-3)))
+        gain = (np.maximum(self.spread, 1e-4) / np.maximum(recalled.spread, 1e-4)) ** sure
+        return np.clip(gain, LEAST_GAIN, MOST_GAIN).astype(np.float32)
+
+
+def _spread(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """From the lower to the upper of the quantiles ``RANGE`` of values (n, 2), float32 (2,)."""
     return np.subtract(*np.quantile(values, RANGE[::-1], axis=0)).astype(np.float32)

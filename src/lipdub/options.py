@@ -161,7 +161,8 @@ class DubOptions:
     )
     draw: Draw = _option(
         "auto",
-        "warp: from the person's own mouths in the video, paint: by the network, auto: painted where the video shows too few mouths.",
+        "warp: from the person's own mouths in the video, paint: what lies between the lips by the network, auto: painted where the video "
+        "shows too few mouths.",
         group="Look",
     )
     keep_original_audio: bool = _option(False, "Keep the video's own sound tracks, too; players begin with the new one.", group="Sound")

@@ -74,8 +74,8 @@ class _Part:
     """M mouths of a piece that are drawn in the same way.
 
     crops: of their frames. references: for each the page it is drawn from, as it looks in the frame. strength: float32 (M,), how far it is
-    redrawn. lip_features: float32 (M, C), what is painted; None for those that are warped. shown, own, wanted: float32 (M, 64, 2), where
-    the points are on the page and in the frame, and where they are to lie. on_top: what lies upon each of them and its page; empty where
+    redrawn. lip_features: float32 (M, C), what is painted; None where all is warped. shown, own, wanted: float32 (M, 64, 2), where the
+    points are on the page and in the frame, and where they are to lie. on_top: what lies upon each of them and its page; empty where
     nothing lies anywhere. beside: another page that is blended into some of them.
     """
 
@@ -253,7 +253,8 @@ def _drawn(pieces: Iterator[_Piece], scene: Scene, clock: Clock) -> Iterator[tup
 
 
 def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[tuple[_Piece, list[Drawn]]]:
-    """All pieces drawn in one go: warped from pages where they are chosen, else painted by the generator."""
+    """All pieces drawn in one go: warped from pages, with an inside painted by the generator where none was chosen; all of the mouth, where
+    the bundle does not tell where the lips lie."""
     with clock("draw"):
         painted = [part for piece in pieces for part in piece.parts if part.lip_features is not None]
         mouths = None
@@ -271,7 +272,8 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
                     found.append(_warped(part, warp))
                 else:
                     end += len(part.crops)
-                    found.append(mouths.part(end - len(part.crops), end))
+                    mouth = mouths.part(end - len(part.crops), end)
+                    found.append(warp.inside(mouth.pixels, _warped(part, warp), part.wanted) if scene.spec.points else mouth)
             drawn.append((piece, found))
     return drawn
 
@@ -283,7 +285,11 @@ def _warped(part: _Part, warp: Warp) -> Drawn:
     if beside is not None:
         for slot, points in zip(beside.slots.tolist(), beside.shown, strict=True):
             shown[slot].append(points)
-    flows = [warp.flows(np.stack(points), wanted) for points, wanted in zip(shown, part.wanted, strict=True)]
+    flows = []
+    for points, wanted in zip(shown, part.wanted, strict=True):
+        # Of the frame's own picture only the skin is shown, and nothing of a page that is painted over.
+        inside = None if part.lip_features is None else warp.mouth(wanted)
+        flows.append(warp.flows(np.stack(points), wanted, [warp.lips(wanted), *[inside] * (len(points) - 1)]))
     for flow, points, wanted in zip(flows, shown, part.wanted, strict=True):
         for page in range(1, len(points)):
             flow[page] = warp.behind_lips(flow[page], points[page], wanted)

@@ -370,7 +370,9 @@ def measure_clip(options: SetOptions, task: ClipTask) -> tuple[dict[str, Any], d
             choices = DubOptions(fit=fit, silence=options.silence, draw=options.draw, threads=options.threads, force=True)
             if frozen:
                 choices = replace(choices, silence="off", draw="paint")
-            drawn_by = replace(model, generator=FrozenMouth(model.spec)) if frozen else model
+            # Where a bundle does not tell where lips lie, all of the mouth is the generator's.
+            still = replace(model, generator=FrozenMouth(model.spec), spec=replace(model.spec, points=False))
+            drawn_by = still if frozen else model
             dub(
                 pieces.picture,
                 sound,

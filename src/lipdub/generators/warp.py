@@ -1,4 +1,5 @@
-"""Mouths drawn without a network: a page of the person's own mouth, warped from its lips and jaw to those that are wanted.
+"""Mouths drawn from a page of the person's own, warped from its lips and jaw to those that are wanted; a network paints between its lips
+at most.
 
 Thin-plate splines (Bookstein 1989) with a little smoothing (Wahba 1990): exact ones tear where inner lips coincide. Where a warp would
 fold, it is smoothed more until it does not.
@@ -6,6 +7,7 @@ fold, it is smoothed more until it does not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import cv2
@@ -31,6 +33,13 @@ COARSE = 4
 """Crop px of a pixel of the picture in which it is carried."""
 _OUTER_LIPS, _NOSE_BASE = 20, slice(59, 62)
 """Where the outer lips end among the points, and where the base of the nose stands."""
+SOFT_INSIDE = 0.008
+"""Sigma of the edge between lips and what is painted inside, unit crop."""
+FAR_PX, LEVELS_PER_PX = 4, 0.25
+"""A painted mouth is moved up to this far, in crop px across and down, to the lips that it is put between; each px has to bring its lips
+nearer to theirs by this many levels."""
+LIP_BAND = 0.008
+"""Sigma of the lips' edge where the two are compared, unit crop."""
 STILL_FROM, SHUT = 0.008, 0.012
 """Of a page that is further open than is wanted by the first, unit crop, the inside of the mouth does not move at all, if twice the second
 is wanted or more; up to that once it is squeezed, for cells are too coarse to hide it behind lips that meet."""
@@ -98,6 +107,47 @@ class Warp:
             pixels[slot, y0:y1, x0:x1] = np.clip(np.rint(lit + part * (skin - lit)), 0, 255)
         return Drawn(pixels, Copied(drawn.copied.paint_mask, drawn.copied.flow, Own(share, flow)))
 
+    def inside(self, painted: NDArray[np.uint8], drawn: Drawn, wanted: NDArray[np.float32]) -> Drawn:
+        """`drawn`, warped from pages, with `painted` (M, S, S, 3) between the lips; lips and skin stay as they are.
+
+        wanted: float32 (M, P, 2), as for `around`.
+        """
+        assert drawn.copied is not None
+        y0, y1, x0, x1 = self._crop.drawn
+        pixels, mask = drawn.pixels.copy(), np.empty_like(drawn.copied.paint_mask)
+        for slot, picture in enumerate(painted):
+            lips, mouth = self._filled(wanted[slot, :_OUTER_LIPS]), self._filled(wanted[slot, _OUTER_LIPS : 2 * _OUTER_LIPS])
+            share = cv2.GaussianBlur(mouth, (0, 0), SOFT_INSIDE * self._crop.size)
+            box = drawn.pixels[slot, y0:y1, x0:x1].astype(np.float32)
+            there = self._fitted(picture[y0:y1, x0:x1], box, lips * (1 - mouth))
+            pixels[slot, y0:y1, x0:x1] = np.clip(np.rint(box + share[..., None] * (there - box)), 0, 255)
+            mask[slot] = np.rint(255 * share)
+        return Drawn(pixels, Copied(mask, drawn.copied.flow, drawn.copied.own))
+
+    def _fitted(self, painted: NDArray[np.uint8], box: NDArray[np.float32], lips: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A `painted` box (h, w, 3), moved by a few px to where its lips lie on those of `box`; lips: float32 (h, w), 1 on these."""
+        far = np.pad(painted.astype(np.float32), ((FAR_PX, FAR_PX), (FAR_PX, FAR_PX), (0, 0)), mode="edge")
+        band = np.dstack([cv2.GaussianBlur(lips, (0, 0), LIP_BAND * self._crop.size)] * 3)
+        apart = cv2.matchTemplate(far, box, cv2.TM_SQDIFF, mask=band)
+        # The mask weighs squared, and so does what a px is worth.
+        down, across = np.indices(apart.shape) - FAR_PX
+        moved = LEVELS_PER_PX * (np.abs(across) + np.abs(down))
+        best = np.sqrt(np.maximum(apart, 0) / max(1.0, float((band**2).sum()))) + moved
+        y, x = np.unravel_index(int(best.argmin()), best.shape)
+        return far[y : y + box.shape[0], x : x + box.shape[1]]
+
+    def lips(self, wanted: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which cells of a flow (h, w) lie on the lips, or between them: bool. wanted: float32 (P, 2), as for `flows`."""
+        return self._cells_of(wanted[:_OUTER_LIPS])
+
+    def mouth(self, wanted: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which of them lie between the lips."""
+        return self._cells_of(wanted[_OUTER_LIPS : 2 * _OUTER_LIPS])
+
+    def _cells_of(self, ring: NDArray[np.float32]) -> NDArray[np.bool_]:
+        height, width = self._cells
+        return np.asarray(cv2.resize(self._filled(ring), (width, height), interpolation=cv2.INTER_AREA) > 0)
+
     def _moved(self, picture: NDArray[np.uint8], flow: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The drawn box of a picture (S, S, 3), moved by a flow (2, h, w)."""
         y0, y1, x0, x1 = self._crop.drawn
@@ -134,10 +184,13 @@ class Warp:
             blended[slot, y0:y1, x0:x1] = np.clip(np.rint(here + share * apart), 0, 255)
         return blended
 
-    def flows(self, shown: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
+    def flows(
+        self, shown: NDArray[np.float32], wanted: NDArray[np.float32], unseen: Sequence[NDArray[np.bool_] | None] = ()
+    ) -> NDArray[np.float32]:
         """From where each cell of the drawn box is copied relative to its own place, (x, y) in crop sides: float32 (K, 2, h, w).
 
-        shown, wanted: float32 (K, P, 2) and (P, 2), unit crop: points of K pictures, and where each of them is to lie.
+        shown, wanted: float32 (K, P, 2) and (P, 2), unit crop: points of K pictures, and where each of them is to lie. unseen: of each
+        picture the cells (h, w) of which nothing is shown, and which may fold.
         """
         flows = np.empty((len(shown), 2, *self._cells), np.float32)
         left, smoothing = np.arange(len(shown)), SMOOTHING
@@ -146,7 +199,7 @@ class Warp:
             flows[left] = thin_plate(wanted, values, self._grid, smoothing).T.reshape(len(left), 2, *self._cells)
             if smoothing >= STIFFEST:
                 break
-            left = left[[folds(flows[one], CELL_PX / self._crop.size) for one in left]]
+            left = left[[folds(flows[one], CELL_PX / self._crop.size, unseen[one] if unseen else None) for one in left]]
             smoothing *= STIFFER
         return flows
 
@@ -169,10 +222,14 @@ def thin_plate(at: NDArray[np.float32], values: NDArray[np.float32], where: NDAr
     return np.asarray(bent + (weights[count] + where @ weights[count + 1 :]), np.float32)
 
 
-def folds(flow: NDArray[np.float32], cell: float) -> bool:
-    """Whether a flow (2, h, w), its cells `cell` crop sides apart, turns the picture inside out: its Jacobian is not positive somewhere."""
+def folds(flow: NDArray[np.float32], cell: float, unseen: NDArray[np.bool_] | None = None) -> bool:
+    """Whether a flow (2, h, w), its cells `cell` crop sides apart, turns the picture inside out: its Jacobian is not positive somewhere,
+    other than beside the `unseen` (h, w)."""
     across, down = np.diff(flow, axis=2)[:, :-1] / cell, np.diff(flow, axis=1)[:, :, :-1] / cell
-    return bool(((1 + across[0]) * (1 + down[1]) - across[1] * down[0] <= 0).any())
+    folded = (1 + across[0]) * (1 + down[1]) - across[1] * down[0] <= 0
+    if unseen is not None:
+        folded &= ~(unseen[1:, 1:] | unseen[1:, :-1] | unseen[:-1, 1:] | unseen[:-1, :-1])
+    return bool(folded.any())
 
 
 def _kernel(one: NDArray[_Float], other: NDArray[_Float]) -> NDArray[_Float]:

@@ -64,11 +64,11 @@ class LipTrack:
     """Lip motion at each frame of an output, in order; N frames. Lies in an unnamed temporary file, so that memory does not grow with
     the speech. For one thread at a time.
 
-    strength: how far the lips were moved, times what was heard. shapes: float32 (N, 8), in the order of ``SHAPES``, what the lips are to
-    look like before they are moved so far; NaN where, and None if, they are as heard."""
+    strength: how far the lips were moved, times what was heard. rests: whether the mouth rests in pauses. shapes: float32 (N, 8), in the
+    order of ``SHAPES``, what the lips are to look like before they are moved so far; NaN where, and None if, they are as heard."""
 
-    def __init__(self, spec: BundleSpec, strength: float = 1.0, shapes: NDArray[np.float32] | None = None) -> None:
-        self.strength = strength
+    def __init__(self, spec: BundleSpec, strength: float = 1.0, shapes: NDArray[np.float32] | None = None, *, rests: bool = False) -> None:
+        self.strength, self.rests = strength, rests
         self._shapes = shapes
         self._columns = np.cumsum([spec.lip_channels, 1, 2 * POINTS if spec.points else 0]).tolist()
         self.has_points = spec.points
@@ -168,7 +168,7 @@ def listen(
 
     Raises UnreadableMedia, NoAudioStream, BundleInvalid.
     """
-    track = LipTrack(memory.spec, strength, None if curves is None else curves[:, 1:])
+    track = LipTrack(memory.spec, strength, None if curves is None else curves[:, 1:], rests=rest_in_pauses)
     rest = np.asarray(memory.spec.rest_feature, np.float32)
     try:
         with closing(lips_at(speech, memory, times_s, pauses)) as pieces:
