@@ -63,7 +63,7 @@ class Warp:
         them. shown, wanted: float32 (P, 2), as for `flows`."""
         inner = slice(_OUTER_LIPS, 2 * _OUTER_LIPS)
         opening, of_page = (float(inner_opening(points[None, : inner.stop])[0]) for points in (wanted, shown))
-        shut = np.clip((of_page - opening) / STILL_FROM, 0, 1) * np.clip(opening / SHUT - 1, 0, 1)
+        shut = np.clip((of_page - opening) / STILL_FROM, 0, 1) * _apart(wanted)
         if shut == 0:
             return flow
         still = (shown[_NOSE_BASE] - wanted[_NOSE_BASE]).mean(axis=0)
@@ -117,7 +117,7 @@ class Warp:
         pixels, mask = drawn.pixels.copy(), np.empty_like(drawn.copied.paint_mask)
         for slot, picture in enumerate(painted):
             lips, mouth = self._filled(wanted[slot, :_OUTER_LIPS]), self._filled(wanted[slot, _OUTER_LIPS : 2 * _OUTER_LIPS])
-            share = cv2.GaussianBlur(mouth, (0, 0), SOFT_INSIDE * self._crop.size)
+            share = _apart(wanted[slot]) * cv2.GaussianBlur(mouth, (0, 0), SOFT_INSIDE * self._crop.size)
             box = drawn.pixels[slot, y0:y1, x0:x1].astype(np.float32)
             there = self._fitted(picture[y0:y1, x0:x1], box, lips * (1 - mouth))
             pixels[slot, y0:y1, x0:x1] = np.clip(np.rint(box + share[..., None] * (there - box)), 0, 255)
@@ -202,6 +202,11 @@ class Warp:
             left = left[[folds(flows[one], CELL_PX / self._crop.size, unseen[one] if unseen else None) for one in left]]
             smoothing *= STIFFER
         return flows
+
+
+def _apart(wanted: NDArray[np.float32]) -> float:
+    """How far lips (P, 2) are apart enough for something to be seen between them, 0 to 1."""
+    return float(np.clip(inner_opening(wanted[None, : 2 * _OUTER_LIPS])[0] / SHUT - 1, 0, 1))
 
 
 def thin_plate(at: NDArray[np.float32], values: NDArray[np.float32], where: NDArray[np.float64], smoothing: float) -> NDArray[np.float32]:
