@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,12 @@ PARTED, MOST_PARTED = 0.02, 0.01
 """Who is further open than the first, unit crop, whenever the lips are still has them apart in pauses, too, by the second: nearly shut."""
 POSE_RIDGE_DEG = 4.0
 """How much the head has to have turned before the resting mouth is taken to change with it."""
-MOST_STILL = 4000
-"""Frames that such lips are read from."""
 CHIN_SHARE = 0.8
 """The chin moves by this share of what the lower lip does."""
 CHIN_REACH = 0.13
 """Sigma of how the jaw follows, along it, unit crop."""
+MOST_READ = 20000
+"""Frames that rest and range are read from, at most twice as many."""
 RANGE = (0.1, 0.9)
 """Quantiles of opening and width between which a person's own range and the recalled one are compared."""
 MOST_GAIN, LEAST_GAIN = 1.6, 0.6
@@ -61,8 +61,8 @@ _POINTS = 40 + 24
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Chosen:
     """What N frames are drawn from. page: int64 (N,), -1 where the inside of the mouth is painted by the network. beside: int64 (N,), the
-    page that is blended in by ``BESIDE_SHARE``, or -1. points: float32 (N, 64, 2), where lips (40) and outline (24) are to lie, unit crop;
-    0 where the bundle does not tell."""
+    page that is blended in by ``BESIDE_SHARE``, or -1. points: float32 (N, 64, 2), where lips (40) and outline (24) are to lie, unit
+    crop."""
 
     page: NDArray[np.int64]
     beside: NDArray[np.int64]
@@ -182,8 +182,8 @@ def choose(
             if person not in banks:
                 warped = person >= 0 and draw != "paint" and lips.has_points and (draw == "warp" or wanted.covered(person))
                 banks[person] = _Bank.of(track, person, usable) if warped else None
-                if not warped:
-                    wanted.take_as_heard(person)
+                if person >= 0 and not warped:
+                    wanted.open_as_heard(person)
             if (bank := banks[person]) is not None:
                 for piece in bank.selection.cheapest(_costs(bank, wanted, choices, (first, end), exclude_s)):
                     choices.decide(bank.pages[piece], stretch)
@@ -191,8 +191,7 @@ def choose(
             choices.painted += (end - first) * (person >= 0)
             for start in range(first, end, BLOCK_FRAMES):
                 stop = min(end, start + BLOCK_FRAMES)
-                known = lips.has_points and wanted.knows(person)
-                choices.want(wanted.points(start, stop, as_heard=True) if known else np.zeros((stop - start, _POINTS, 2), np.float32))
+                choices.want(wanted.points(start, stop, as_heard=True) if person >= 0 else np.zeros((stop - start, _POINTS, 2), np.float32))
                 choices.decide(np.full(stop - start, -1), stretch)
     except BaseException:
         choices.close()
@@ -229,6 +228,16 @@ def _costs(bank: _Bank, wanted: _Wishes, choices: Choices, frames: tuple[int, in
         yield found
 
 
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class _Manner:
+    """How one person moves the mouth. parting: float32 (40, 2), how the lips part in pauses, 0 where the mouth does not rest in them. gain:
+    float32 (2,), how many times as far as is heard it opens and widens."""
+
+    mouth: Mouth
+    parting: NDArray[np.float32]
+    gain: NDArray[np.float32]
+
+
 class _Wishes:
     """Where lips and jaw are to lie in every frame."""
 
@@ -240,29 +249,24 @@ class _Wishes:
         """Output frames [first, end) that show one shot and one person, or nobody."""
         recalled = self._recalled_range()
         styled = None if style is None else _Range.of(style, _frames_of(style, style.main_person))
-        self._mouths: dict[int, Mouth] = {}
-        self._parting: dict[int, NDArray[np.float32]] = {}
-        self._gain: dict[int, NDArray[np.float32]] = {}
+        self._manners: dict[int, _Manner] = {}
         for person in np.unique(track.pages.person).tolist():
             frames = _frames_of(track, person)
             if not len(frames):  # none of theirs is redrawn
                 continue
             openings = track.opening[frames]
-            self._mouths[person] = Mouth.of(track.pages.take(track.pages.of(person)), float(np.quantile(openings, REST_SHARE)))
+            mouth = Mouth.of(track.pages.take(track.pages.of(person)), float(np.quantile(openings, REST_SHARE)))
+            parting = np.zeros((40, 2), np.float32)
             if lips.rests:
                 still = _still(track, frames)
-                self._parting[person] = self._mouths[person].parting(track.lips[still].astype(np.float32), track.pose[still])
+                parting = mouth.parting(track.lips[still].astype(np.float32), track.pose[still])
             # A single picture says nothing of a range.
             own = styled if styled is not None else _Range.of(track, frames) if len(frames) > 1 else recalled
-            self._gain[person] = own.over(recalled)
+            self._manners[person] = _Manner(mouth, parting, own.over(recalled))
 
-    def knows(self, person: int) -> bool:
-        """Whether any frame of that person is redrawn."""
-        return person in self._mouths
-
-    def take_as_heard(self, person: int) -> None:
+    def open_as_heard(self, person: int) -> None:
         """A person whose video does not show the mouth open opens it as far as is heard: how far they go when they speak is not known."""
-        self._gain[person] = np.ones(2, np.float32)
+        self._manners[person] = replace(self._manners[person], gain=np.ones(2, np.float32))
 
     def covered(self, person: int) -> bool:
         """Whether the person's pages show the inside of the mouth about as far open as is wanted: what no page shows has to be painted."""
@@ -291,15 +295,15 @@ class _Wishes:
         track, source = self.track, self.shown.source[first:end]
         person = int(track.person[source[0]])
         lips = (self._lips.heard if as_heard else self._lips.frames)(first, end)
-        mouth, gain = self._mouths[person], self._gain[person]
+        manner = self._manners[person]
+        mouth = manner.mouth
         resting, usual = mouth.at(track.pose[source]), self._slow(source)
         # How far the mouth has moved in the crop without speaking, by its upper lip and corners.
         still = [CORNERS[0], *range(CORNERS[1], 20)]
         drift = (usual[:, still] - resting[:, still]).mean(axis=1)
-        wanted = resting + mouth.shutting + drift[:, None] + gain[::-1] * (0 if lips.points is None else lips.points)
+        wanted = resting + mouth.shutting + drift[:, None] + manner.gain[::-1] * (0 if lips.points is None else lips.points)
+        wanted += np.minimum(1, lips.silence / PAUSE)[:, None, None] * manner.parting
         outline = track.outline[source].astype(np.float32)
-        if person in self._parting:
-            wanted += np.minimum(1, lips.silence / PAUSE)[:, None, None] * self._parting[person]
         # The outline is the usual one of a mouth that speaks; the jaw goes up and down from there with the lower lip.
         lower = wanted[:, LOWER_INNER_LIP] - usual[:, LOWER_INNER_LIP]
         chin = outline[:, : len(JAW)]
@@ -346,11 +350,15 @@ def _frames_of(track: FaceTrack, person: int) -> NDArray[np.int64]:
 
 
 def _still(track: FaceTrack, frames: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of the frames (n,) in which the lips are still, some thousands at most; the most closed ones where they hardly ever are."""
+    """Those of the frames (n,) in which the lips are still; the most closed ones where they hardly ever are."""
     still = frames[~moving(track.opening[frames], track.step_s)]
     if len(still) * track.step_s < LEAST_SPOKEN_S:
         still = frames[track.opening[frames] <= np.quantile(track.opening[frames], REST_SHARE)]
-    return still[:: max(1, len(still) // MOST_STILL)]
+    return _thinned(still)
+
+
+def _thinned(frames: NDArray[np.int64]) -> NDArray[np.int64]:
+    return frames[:: max(1, len(frames) // MOST_READ)]
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -365,7 +373,7 @@ class _Range:
         """In these frames where the lips move: who listens for most of a video speaks no smaller."""
         spoken = frames[moving(track.opening[frames], track.step_s)]
         frames = spoken if len(spoken) * track.step_s >= LEAST_SPOKEN_S else frames
-        lips = track.lips[frames[:: max(1, len(frames) // 20000)]].astype(np.float32)
+        lips = track.lips[_thinned(frames)].astype(np.float32)
         return cls(_spread(_openings_and_widths(lips)), len(frames) * track.step_s)
 
     def over(self, recalled: _Range) -> NDArray[np.float32]:

@@ -62,8 +62,8 @@ class Warp:
         """A page's flow (2, h, w) by which lips go over its teeth where they shut: upper teeth move with the skull, and no mouth squeezes
         them. shown, wanted: float32 (P, 2), as for `flows`."""
         inner = slice(_OUTER_LIPS, 2 * _OUTER_LIPS)
-        opening, of_page = (float(inner_opening(points[None, : inner.stop])[0]) for points in (wanted, shown))
-        shut = np.clip((of_page - opening) / STILL_FROM, 0, 1) * _apart(wanted)
+        opening, of_page = map(_opening, (wanted, shown))
+        shut = np.clip((of_page - opening) / STILL_FROM, 0, 1) * _seen_inside(opening)
         if shut == 0:
             return flow
         still = (shown[_NOSE_BASE] - wanted[_NOSE_BASE]).mean(axis=0)
@@ -114,10 +114,13 @@ class Warp:
         """
         assert drawn.copied is not None
         y0, y1, x0, x1 = self._crop.drawn
-        pixels, mask = drawn.pixels.copy(), np.empty_like(drawn.copied.paint_mask)
+        pixels, mask = drawn.pixels.copy(), np.zeros_like(drawn.copied.paint_mask)
         for slot, picture in enumerate(painted):
+            apart = _seen_inside(_opening(wanted[slot]))
+            if apart == 0:
+                continue
             lips, mouth = self._filled(wanted[slot, :_OUTER_LIPS]), self._filled(wanted[slot, _OUTER_LIPS : 2 * _OUTER_LIPS])
-            share = _apart(wanted[slot]) * cv2.GaussianBlur(mouth, (0, 0), SOFT_INSIDE * self._crop.size)
+            share = apart * cv2.GaussianBlur(mouth, (0, 0), SOFT_INSIDE * self._crop.size)
             box = drawn.pixels[slot, y0:y1, x0:x1].astype(np.float32)
             there = self._fitted(picture[y0:y1, x0:x1], box, lips * (1 - mouth))
             pixels[slot, y0:y1, x0:x1] = np.clip(np.rint(box + share[..., None] * (there - box)), 0, 255)
@@ -204,9 +207,14 @@ class Warp:
         return flows
 
 
-def _apart(wanted: NDArray[np.float32]) -> float:
-    """How far lips (P, 2) are apart enough for something to be seen between them, 0 to 1."""
-    return float(np.clip(inner_opening(wanted[None, : 2 * _OUTER_LIPS])[0] / SHUT - 1, 0, 1))
+def _opening(points: NDArray[np.float32]) -> float:
+    """How far the inner lips among points (P, 2) are apart."""
+    return float(inner_opening(points[None, : 2 * _OUTER_LIPS])[0])
+
+
+def _seen_inside(opening: float) -> float:
+    """How far lips that are so far apart let the inside be seen, 0 to 1."""
+    return min(max(opening / SHUT - 1, 0.0), 1.0)
 
 
 def thin_plate(at: NDArray[np.float32], values: NDArray[np.float32], where: NDArray[np.float64], smoothing: float) -> NDArray[np.float32]:
