@@ -510,3 +510,51 @@ def test_paint_is_nowhere_greener_than_the_skin_allows(seed: int, red: int) -> N
     assert (found[..., 2] == drawn[..., 2]).all()
     luma = np.array([0.299, 0.587, 0.114], np.float32)
     assert np.abs(found @ luma - drawn @ luma).max() < 0.5
+
+
+# ------------------------------------------------------------------------------------------------------------- finer than the crop
+
+
+@given(height=st.floats(200, 300), roll_deg=st.floats(-30, 30), levels=st.floats(-60, 60))
+@settings(max_examples=10, deadline=None)
+def test_what_a_crop_cannot_hold_is_added_where_it_lies(height: float, roll_deg: float, levels: float) -> None:
+    """A grey patch in the middle of the drawn box, in px half as large: it lands there, and nowhere else."""
+    y0, y1, x0, x1 = SPEC.drawn
+    finer = np.zeros((1, 2 * (y1 - y0), 2 * (x1 - x0), 3), np.float32)
+    # Crop px 84 to 100 down and 56 to 72 across.
+    finer[0, 2 * (84 - y0) : 2 * (100 - y0), 2 * (56 - x0) : 2 * (72 - x0)] = levels
+    shown = []
+    for more in (None, finer):
+        chunk = planes_chunk(smooth_picture())
+        crops = crops_in(chunk, face_at((256, 256), height=height, roll_deg=roll_deg))
+        # Grey, and so unlike the frame that nothing of its own detail is kept.
+        paste(chunk, crops, Drawn(np.full_like(crops.pixels, 128), None, more), np.ones(1, np.float32), SPEC)
+        shown.append(chunk.picture(0).y.astype(float))
+    change = shown[1] - shown[0]
+    patch = np.zeros((SPEC.size, SPEC.size), np.float32)
+    patch[84:100, 56:72] = 1
+    near, there = (
+        cv2.warpAffine(one, crops.to_frame[0], change.shape[::-1], flags=cv2.INTER_LINEAR)
+        for one in (cv2.dilate(patch, np.ones((5, 5))), patch)
+    )
+    assert np.abs(change[near == 0]).max() <= 1
+    deep = (cv2.erode(there, np.ones((7, 7))) > 0.99) & (mask_in_frame(crops, (*change.shape, 3)) > 0.99)
+    assert deep.sum() > 50
+    assert np.percentile(np.abs(change[deep] - levels * 219 / 255), 90) < 8
+
+
+def test_finer_stripes_show_in_a_frame_that_is_fine_enough_and_not_in_a_coarse_one() -> None:
+    y0, y1, x0, x1 = SPEC.drawn
+    finer = np.zeros((1, 2 * (y1 - y0), 2 * (x1 - x0), 3), np.float32)
+    finer[0, :, ::2], finer[0, :, 1::2] = 40, -40
+    contrast = []
+    for height in (60, 380):
+        chunk = planes_chunk(smooth_picture())
+        crops = crops_in(chunk, face_at((256, 256), height=height))
+        drawn = 255 - crops.pixels  # something else than the frame, so that nothing of the frame's own is kept
+        before, after = chunk, planes_chunk(smooth_picture())
+        paste(before, crops, Drawn(drawn), np.ones(1, np.float32), SPEC)
+        paste(after, crops, Drawn(drawn, None, finer), np.ones(1, np.float32), SPEC)
+        contrast.append(float(np.abs(after.picture(0).y.astype(float) - before.picture(0).y).max()))
+    assert contrast[1] > 20
+    assert contrast[0] < 0.6 * contrast[1]

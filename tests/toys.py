@@ -50,7 +50,7 @@ def rest_lips() -> NDArray[np.float32]:
 
 
 def write_clip(
-    folder: Path, name: str, *, frames: int = 48, seed: int = 0, speaker: str = "", cuts: Sequence[int] = ()
+    folder: Path, name: str, *, frames: int = 48, seed: int = 0, speaker: str = "", cuts: Sequence[int] = (), size: int = SIZE
 ) -> dict[str, object]:
     """One toy clip in the prepared format; its entry for the index. cuts: frames that begin a new shot."""
     random = np.random.default_rng(seed)
@@ -61,13 +61,14 @@ def write_clip(
     lower = lips[:, :, 1] > 0.69 + 1e-5
     lips[:, :, 1] += np.where(lower, 0.06, 0.0) * openness[:, None]
     skin = random.integers(60, 110, size=3)
-    crops = np.empty((frames, STORED, STORED, 3), np.uint8)
+    stored, times_larger = round(size * MARGIN), size // SIZE
+    crops = np.empty((frames, stored, stored, 3), np.uint8)
     crops[:] = skin
-    texture = random.integers(0, 25, size=(STORED, STORED, 3))
+    texture = random.integers(0, 25, size=(stored, stored, 3))
     crops += texture.astype(np.uint8)
     for row, amount in enumerate(openness):
-        top = round(STORED * (0.5 + (0.69 - 0.5) / MARGIN))
-        crops[row, top : top + 1 + round(12 * amount), STORED // 2 - 8 : STORED // 2 + 8] = 230
+        top, half = round(stored * (0.5 + (0.69 - 0.5) / MARGIN)), 8 * times_larger
+        crops[row, top : top + 1 + round(12 * times_larger * amount), stored // 2 - half : stored // 2 + half] = 230
     columns = 1 + round(times[-1] * 80) + 8
     loudness = np.interp(np.arange(columns) / 80, times, openness)
     mel = np.clip(SILENCE + 6 * loudness[None] + 0.3 * random.standard_normal((80, columns)), -4, 4)
@@ -82,11 +83,11 @@ def write_clip(
     return {"source": f"{name}.mp4", "clip_id": name, "frames": frames, "why": None, "speaker": speaker or name}
 
 
-def write_clips(folder: Path, *, clips: int = 3, frames: int = 48) -> Path:
+def write_clips(folder: Path, *, clips: int = 3, frames: int = 48, size: int = SIZE) -> Path:
     """A folder as ``lipdub prepare`` writes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    entries = [write_clip(folder, f"clip{number}", frames=frames, seed=number) for number in range(clips)]
-    (folder / "index.json").write_text(json.dumps({"format": FORMAT, "size": SIZE, "clips": entries}))
+    entries = [write_clip(folder, f"clip{number}", frames=frames, seed=number, size=size) for number in range(clips)]
+    (folder / "index.json").write_text(json.dumps({"format": FORMAT, "size": size, "clips": entries}))
     return folder
 
 

@@ -118,8 +118,8 @@ def dub(
         spans = outcome.passed_through(status, shown)
         silent_video = stack.enter_context(media.unfinished(out))
         scene = Scene(
-            opened.pictures, info, tuple(speakers), shown, model.spec, model.generator, keep_pauses=options.silence == "keep", kept=kept,
-            label=options.label, side_by_side=options.side_by_side, warn=warn,
+            opened.pictures, info, tuple(speakers), shown, model.spec, model.generator, model.interior,
+            keep_pauses=options.silence == "keep", kept=kept, label=options.label, side_by_side=options.side_by_side, warn=warn,
         )  # fmt: skip
         if on_scene is not None:
             on_scene(scene)

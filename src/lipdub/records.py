@@ -268,11 +268,13 @@ class Drawn:
     """M crops as a generator drew them.
 
     pixels: uint8 (M, S, S, 3) RGB, the drawn box new and every other pixel the target's. copied: where the pixels of the box come from;
-    None from a model that copies nothing.
+    None from a model that copies nothing. finer: float32 (M, k h, k w, 3), RGB levels to be added to the box (h, w) in pixels k times as
+    fine: what `pixels` cannot hold.
     """
 
     pixels: NDArray[np.uint8]
     copied: Copied | None = None
+    finer: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -280,6 +282,10 @@ class Drawn:
             f"pixels must be uint8 (M, S, S, 3), got {self.pixels.dtype} {self.pixels.shape}",
         )
         _require(self.copied is None or len(self.copied.paint_mask) == len(self.pixels), "one crop for each drawn box")
+        _require(
+            self.finer is None or (self.finer.dtype == np.float32 and self.finer.shape[:1] + self.finer.shape[3:] == (len(self.pixels), 3)),
+            "finer must be float32 (M, k h, k w, 3)",
+        )
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -289,7 +295,9 @@ class Drawn:
 
     def part(self, first: int, end: int) -> Drawn:
         """The crops [first, end), views."""
-        return Drawn(self.pixels[first:end], None if self.copied is None else self.copied.part(first, end))
+        here = slice(first, end)
+        copied = None if self.copied is None else self.copied.part(first, end)
+        return Drawn(self.pixels[here], copied, None if self.finer is None else self.finer[here])
 
 
 @dataclass(frozen=True, slots=True)

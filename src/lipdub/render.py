@@ -16,6 +16,7 @@ from lipdub.faces import crop
 from lipdub.faces.overlays import lies_on, over_crop
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.generators import Generator
+from lipdub.generators.interior import InteriorPainter
 from lipdub.generators.warp import Warp
 from lipdub.media.label import Label
 from lipdub.media.planes import YuvChunk, beside
@@ -54,6 +55,8 @@ class Scene:
     shown: Timeline
     spec: BundleSpec
     generator: Generator
+    interior: InteriorPainter | None = None
+    """Paints between the lips; None from a bundle that does not tell where these lie, whose generator draws all of the mouth."""
     keep_pauses: bool = False
     kept: media.Kept = media.NOTHING_KEPT
     label: str | None = None
@@ -253,27 +256,29 @@ def _drawn(pieces: Iterator[_Piece], scene: Scene, clock: Clock) -> Iterator[tup
 
 
 def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[tuple[_Piece, list[Drawn]]]:
-    """All pieces drawn in one go: warped from pages, with an inside painted by the generator where none was chosen; all of the mouth, where
-    the bundle does not tell where the lips lie."""
+    """All pieces drawn in one go: warped from pages, and where none was chosen with an inside that is painted; all of the mouth by the
+    generator, where the bundle does not tell where the lips lie."""
     with clock("draw"):
-        painted = [part for piece in pieces for part in piece.parts if part.lip_features is not None]
+        whole = [part for piece in pieces for part in piece.parts if part.lip_features is not None and scene.interior is None]
         mouths = None
-        if painted:
+        if whole:
             mouths = scene.generator.draw(
-                np.concatenate([part.crops.pixels for part in painted]),
-                np.concatenate([_seen(part.references) for part in painted]),
-                np.concatenate([part.lip_features for part in painted if part.lip_features is not None]),
+                np.concatenate([part.crops.pixels for part in whole]),
+                np.concatenate([_seen(part.references) for part in whole]),
+                np.concatenate([part.lip_features for part in whole if part.lip_features is not None]),
             )
         drawn, end = [], 0
         for piece in pieces:
             found = []
             for part in piece.parts:
-                if part.lip_features is None or mouths is None:
+                if part.lip_features is None:
                     found.append(_warped(part, warp))
+                elif scene.interior is not None:
+                    found.append(scene.interior.paint(_warped(part, warp), part.wanted))
                 else:
+                    assert mouths is not None
                     end += len(part.crops)
-                    mouth = mouths.part(end - len(part.crops), end)
-                    found.append(warp.inside(mouth.pixels, _warped(part, warp), part.wanted) if scene.spec.points else mouth)
+                    found.append(mouths.part(end - len(part.crops), end))
             drawn.append((piece, found))
     return drawn
 

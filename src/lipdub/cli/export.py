@@ -1,4 +1,4 @@
-"""``lipdub export-onnx``: a checkpoint or another bundle to a bundle, a sync expert's checkpoint to its folder."""
+"""``lipdub export-onnx``: a checkpoint or another bundle to a bundle, another network's checkpoint to its folder."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ EXAMPLES = paragraphs("""
   lipdub export-onnx runs/generator/latest.pt -o models/mine_half --half
   lipdub export-onnx models/of_an_older_lipdub -o models/mine --half
   lipdub export-onnx runs/expert/best.pt -o models/expert --half
+  lipdub export-onnx runs/interior/latest.pt -o models/interior --half
   lipdub sync talk.mp4 speech.wav -o out.mp4 --model models/mine
 """)
 
@@ -34,7 +35,7 @@ def export_onnx(
     checkpoint: Annotated[
         Path,
         typer.Argument(
-            help="Checkpoint of lipdub train generator or lipdub train expert; or the folder of a bundle, to export its weights anew."
+            help="Checkpoint of lipdub train generator, expert or interior; or the folder of a bundle, to export its weights anew."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle folder to write.")],
@@ -53,19 +54,25 @@ def export_onnx(
     training_data: Annotated[str | None, typer.Option(help="What the weights were trained on. Default: unstated, or the bundle's.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
 ) -> None:
-    """Write two graphs, weights.safetensors and bundle.json (of an expert: expert.json); check both graphs against torch and print the
-    difference."""
+    """Write two graphs, weights.safetensors and bundle.json (of an expert: expert.json, of what paints between lips: interior.json);
+    check the graphs against torch and print the difference."""
+    from lipdub.bundles.interior import GRAPH
     from lipdub.train.expert_export import export_expert
     from lipdub.train.expert_network import holds_expert
     from lipdub.train.export import export
+    from lipdub.train.interior_export import export_interior, holds_interior
 
+    stated = "unstated" if license_text is None else license_text
+    trained_on = "unstated" if training_data is None else training_data
     if holds_expert(checkpoint):
-        expert = export_expert(
-            checkpoint, output, half=half, name=name, license_text="unstated" if license_text is None else license_text,
-            training_data="unstated" if training_data is None else training_data, force=force,
-        )  # fmt: skip
+        expert = export_expert(checkpoint, output, half=half, name=name, license_text=stated, training_data=trained_on, force=force)
         _print_differences(expert.differences, expert.tolerance)
         print_line(f"wrote {output} ({expert.bytes / 2**20:.1f} MiB)")
+        return
+    if holds_interior(checkpoint):
+        found = export_interior(checkpoint, output, half=half, name=name, license_text=stated, training_data=trained_on, force=force)
+        _print_differences({GRAPH: found.difference}, found.tolerance)
+        print_line(f"wrote {output} ({found.bytes / 2**20:.1f} MiB)")
         return
     if not checkpoint.is_dir():
         smoothing_s = SMOOTHING_S if smoothing_s is None else smoothing_s

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from lipdub.train.data import Clip
     from lipdub.train.expert_stage import ExpertWeights
     from lipdub.train.generator_stage import GeneratorWeights
+    from lipdub.train.interior import InteriorWeights
     from lipdub.train.loop import Stage, StepReport
 
-    WeightsRecord = TypeVar("WeightsRecord", GeneratorWeights, ExpertWeights)
+    WeightsRecord = TypeVar("WeightsRecord", GeneratorWeights, ExpertWeights, InteriorWeights)
 
 EXAMPLES = paragraphs("""
 [bold]The whole way from clips to a bundle[/bold]
@@ -252,6 +253,24 @@ def reader(
     config = PRESETS[preset]
     clips, held_out = _load_split(options, size=config.size)
     options.train(lambda: ReaderStage(config, clips, held_out, options.rate, options.seed), batch=batch)
+
+
+@stage_command(steps=6000)
+def interior(
+    batch: Batch = 24,
+    start: Annotated[Path | None, typer.Option(help="Go on from the weights of this checkpoint or folder.")] = None,
+    weight: Weight = None,
+    *,
+    options: TrainOptions,
+) -> None:
+    """The network that paints what lies between the lips, on clips of lipdub prepare --size 256."""
+    from lipdub.train.interior import PREPARED_SIZE, InteriorStage, InteriorWeights
+    from lipdub.train.interior_export import load_interior
+
+    clips, held_out = _load_split(options, size=PREPARED_SIZE)
+    weights = _weighed(InteriorWeights(), weight)
+    before = None if start is None else load_interior(start)
+    options.train(lambda: InteriorStage(clips, held_out, options.rate, options.seed, weights, start=before), batch=batch)
 
 
 @app.command("offsets", cls=Command, epilog=EXAMPLES)

@@ -1,5 +1,4 @@
-"""Mouths drawn from a page of the person's own, warped from its lips and jaw to those that are wanted; a network paints between its lips
-at most.
+"""Mouths drawn from a page of the person's own, warped from its lips and jaw to those that are wanted.
 
 Thin-plate splines (Bookstein 1989) with a little smoothing (Wahba 1990): exact ones tear where inner lips coincide. Where a warp would
 fold, it is smoothed more until it does not.
@@ -31,15 +30,8 @@ COLOUR_REACH = 0.1
 """Sigma over which the colour between lips and skin is carried inwards, unit crop."""
 COARSE = 4
 """Crop px of a pixel of the picture in which it is carried."""
-_OUTER_LIPS, _NOSE_BASE = 20, slice(59, 62)
+OUTER_LIPS, _NOSE_BASE = 20, slice(59, 62)
 """Where the outer lips end among the points, and where the base of the nose stands."""
-SOFT_INSIDE = 0.008
-"""Sigma of the edge between lips and what is painted inside, unit crop."""
-FAR_PX, LEVELS_PER_PX = 4, 0.25
-"""A painted mouth is moved up to this far, in crop px across and down, to the lips that it is put between; each px has to bring its lips
-nearer to theirs by this many levels."""
-LIP_BAND = 0.008
-"""Sigma of the lips' edge where the two are compared, unit crop."""
 STILL_FROM, SHUT = 0.008, 0.012
 """Of a page that is further open than is wanted by the first, unit crop, the inside of the mouth does not move at all, if twice the second
 is wanted or more; up to that once it is squeezed, for cells are too coarse to hide it behind lips that meet."""
@@ -61,9 +53,9 @@ class Warp:
     def behind_lips(self, flow: NDArray[np.float32], shown: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
         """A page's flow (2, h, w) by which lips go over its teeth where they shut: upper teeth move with the skull, and no mouth squeezes
         them. shown, wanted: float32 (P, 2), as for `flows`."""
-        inner = slice(_OUTER_LIPS, 2 * _OUTER_LIPS)
-        opening, of_page = map(_opening, (wanted, shown))
-        shut = np.clip((of_page - opening) / STILL_FROM, 0, 1) * _seen_inside(opening)
+        inner = slice(OUTER_LIPS, 2 * OUTER_LIPS)
+        here, of_page = map(opening, (wanted, shown))
+        shut = np.clip((of_page - here) / STILL_FROM, 0, 1) * seen_inside(here)
         if shut == 0:
             return flow
         still = (shown[_NOSE_BASE] - wanted[_NOSE_BASE]).mean(axis=0)
@@ -100,52 +92,20 @@ class Warp:
         pixels = drawn.pixels.copy()
         share = np.empty((len(targets), y1 - y0, x1 - x0), np.float32)
         for slot, target in enumerate(targets):
-            share[slot] = self._skin(wanted[slot, :_OUTER_LIPS])
+            share[slot] = self._skin(wanted[slot, :OUTER_LIPS])
             skin, page = self._moved(target, flow[slot]).astype(np.float32), drawn.pixels[slot, y0:y1, x0:x1]
             part = share[slot][..., None]
             lit = page + self._carried(skin - page, share[slot])
             pixels[slot, y0:y1, x0:x1] = np.clip(np.rint(lit + part * (skin - lit)), 0, 255)
         return Drawn(pixels, Copied(drawn.copied.paint_mask, drawn.copied.flow, Own(share, flow)))
 
-    def inside(self, painted: NDArray[np.uint8], drawn: Drawn, wanted: NDArray[np.float32]) -> Drawn:
-        """`drawn`, warped from pages, with `painted` (M, S, S, 3) between the lips; lips and skin stay as they are.
-
-        wanted: float32 (M, P, 2), as for `around`.
-        """
-        assert drawn.copied is not None
-        y0, y1, x0, x1 = self._crop.drawn
-        pixels, mask = drawn.pixels.copy(), np.zeros_like(drawn.copied.paint_mask)
-        for slot, picture in enumerate(painted):
-            apart = _seen_inside(_opening(wanted[slot]))
-            if apart == 0:
-                continue
-            lips, mouth = self._filled(wanted[slot, :_OUTER_LIPS]), self._filled(wanted[slot, _OUTER_LIPS : 2 * _OUTER_LIPS])
-            share = apart * cv2.GaussianBlur(mouth, (0, 0), SOFT_INSIDE * self._crop.size)
-            box = drawn.pixels[slot, y0:y1, x0:x1].astype(np.float32)
-            there = self._fitted(picture[y0:y1, x0:x1], box, lips * (1 - mouth))
-            pixels[slot, y0:y1, x0:x1] = np.clip(np.rint(box + share[..., None] * (there - box)), 0, 255)
-            mask[slot] = np.rint(255 * share)
-        return Drawn(pixels, Copied(mask, drawn.copied.flow, drawn.copied.own))
-
-    def _fitted(self, painted: NDArray[np.uint8], box: NDArray[np.float32], lips: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A `painted` box (h, w, 3), moved by a few px to where its lips lie on those of `box`; lips: float32 (h, w), 1 on these."""
-        far = np.pad(painted.astype(np.float32), ((FAR_PX, FAR_PX), (FAR_PX, FAR_PX), (0, 0)), mode="edge")
-        band = np.dstack([cv2.GaussianBlur(lips, (0, 0), LIP_BAND * self._crop.size)] * 3)
-        apart = cv2.matchTemplate(far, box, cv2.TM_SQDIFF, mask=band)
-        # The mask weighs squared, and so does what a px is worth.
-        down, across = np.indices(apart.shape) - FAR_PX
-        moved = LEVELS_PER_PX * (np.abs(across) + np.abs(down))
-        best = np.sqrt(np.maximum(apart, 0) / max(1.0, float((band**2).sum()))) + moved
-        y, x = np.unravel_index(int(best.argmin()), best.shape)
-        return far[y : y + box.shape[0], x : x + box.shape[1]]
-
     def lips(self, wanted: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which cells of a flow (h, w) lie on the lips, or between them: bool. wanted: float32 (P, 2), as for `flows`."""
-        return self._cells_of(wanted[:_OUTER_LIPS])
+        return self._cells_of(wanted[:OUTER_LIPS])
 
     def mouth(self, wanted: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which of them lie between the lips."""
-        return self._cells_of(wanted[_OUTER_LIPS : 2 * _OUTER_LIPS])
+        return self._cells_of(wanted[OUTER_LIPS : 2 * OUTER_LIPS])
 
     def _cells_of(self, ring: NDArray[np.float32]) -> NDArray[np.bool_]:
         height, width = self._cells
@@ -207,14 +167,14 @@ class Warp:
         return flows
 
 
-def _opening(points: NDArray[np.float32]) -> float:
+def opening(points: NDArray[np.float32]) -> float:
     """How far the inner lips among points (P, 2) are apart."""
-    return float(inner_opening(points[None, : 2 * _OUTER_LIPS])[0])
+    return float(inner_opening(points[None, : 2 * OUTER_LIPS])[0])
 
 
-def _seen_inside(opening: float) -> float:
+def seen_inside(apart: float) -> float:
     """How far lips that are so far apart let the inside be seen, 0 to 1."""
-    return min(max(opening / SHUT - 1, 0.0), 1.0)
+    return min(max(apart / SHUT - 1, 0.0), 1.0)
 
 
 def thin_plate(at: NDArray[np.float32], values: NDArray[np.float32], where: NDArray[np.float64], smoothing: float) -> NDArray[np.float32]:

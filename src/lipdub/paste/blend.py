@@ -74,7 +74,7 @@ def paste(
             if seen is not None and fine is not None and copied is not None:
                 brought = _Brought(copied, fine[min(1, channels.start)], seen.light.gain[channels])
             onto = _Onto(tuple(planes), matrix, to_frame, chunk.color.depth, upon.frame)
-            _blend(onto, new[..., channels], change[..., channels], patch, brought, own)
+            _blend(onto, new[..., channels], change[..., channels], patch, brought, own, _Finer.of(drawn, slot, to_yuv, channels, spec))
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -161,6 +161,33 @@ class _Brought:
     gain: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class _Finer:
+    """What a drawn box of a crop cannot hold: levels (k h, k w, C) of some channels. box: (y0, x0), its corner in the crop. times: k."""
+
+    levels: NDArray[np.float32]
+    box: tuple[int, int]
+    times: int
+
+    @classmethod
+    def of(cls, drawn: Drawn, slot: int, to_yuv: NDArray[np.float64], channels: slice, spec: CropSpec) -> _Finer | None:
+        """That of one crop; None where nothing is finer."""
+        if drawn.finer is None or not drawn.finer[slot].any():
+            return None
+        y0, y1, x0, _ = spec.drawn
+        levels = drawn.finer[slot] @ to_yuv[channels, :3].T.astype(np.float32)
+        return cls(np.asarray(levels, np.float32), (y0, x0), len(levels) // (y1 - y0))
+
+    def over(self, to_region: NDArray[np.float64], extent: Size, flags: int) -> NDArray[np.float32]:
+        """As it lies in a region of a frame, float32 (H, W, C). to_region: (2, 3), crop px to px of the region."""
+        matrix = to_region.copy()
+        # The middle of its px i lies at (i + 0.5) / k - 0.5 of the box.
+        matrix[:, 2] += matrix[:, :2] @ (np.array(self.box[::-1]) + 0.5 / self.times - 0.5)
+        matrix[:, :2] /= self.times
+        found = cv2.warpAffine(self.levels, matrix, extent, flags=flags)
+        return np.asarray(found.reshape(*extent[::-1], -1), np.float32)
+
+
 def _patch(crops: Crops, slot: int, drawn: NDArray[np.uint8], strength: float, spec: CropSpec, *, lit: bool) -> _Patch:
     """lit: the drawing is in the frame's own light."""
     mask = mask_of(crops.outline[slot], spec)
@@ -205,9 +232,10 @@ def _blend(
     patch: _Patch,
     brought: _Brought | None = None,
     own: _Copied | None = None,
+    finer: _Finer | None = None,
 ) -> None:
     """Blend the channels of a crop into planes in place, only where the mask reaches; where the picture is as it was, with the plane's own
-    detail upon it.
+    detail upon it. finer: what is added to the drawing.
 
     drawn: float32 (S, S, C), less what is `brought` and what is the planes' `own`, moved. change: float32 (S, S, C), the whole
     drawing less what was there before.
@@ -243,12 +271,16 @@ def _blend(
         across, down = own.from_px(matrix, extent)
         across += np.arange(low[0], high[0], dtype=np.float32)[None]
         down += np.arange(low[1], high[1], dtype=np.float32)[:, None]
+    # A frame that is no finer than the crop shows nothing of it.
+    more = finer.over(matrix, extent, flags) if finer is not None and flags == cv2.INTER_CUBIC else None
     for channel, plane in enumerate(onto.planes):
         pair = np.dstack([drawn[..., channel], change[..., channel]])
         levels = cv2.warpAffine(pair, matrix, extent, flags=flags, borderMode=cv2.BORDER_REPLICATE)
         new = levels[..., 0]
         if share is not None and fine is not None:
             new = new + share * fine[..., channel]
+        if more is not None:
+            new = new + more[..., channel]
         if own_share is not None:
             new = new + own_share * cv2.remap(plane, across, down, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         region = plane[low[1] : high[1], low[0] : high[0]]
