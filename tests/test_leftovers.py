@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import pytest
 from drawn import draw_video, sine, write_wav
 from fakes import write_fake_bundle
 
-from lipdub import media
+from lipdub import atomic, media
 from lipdub.atomic import part_file, part_name, put_in_place, remove_stale_parts, whole_file, whole_folder
 from lipdub.errors import EncodingFailed
 from lipdub.media import facts
@@ -77,6 +78,22 @@ def test_parts_stay_while_their_owner_lives_and_go_when_it_was_killed(tmp_path: 
     with whole_folder(tmp_path / "out"):
         pass
     assert listed(tmp_path) == [".other.0123456789ab.lipdub-part.mp4", "out", "out.mp4"]
+
+
+@pytest.mark.parametrize(("files", "put_off"), [(0, False), (1200, True)])
+def test_a_busy_machine_puts_off_no_look_and_a_large_folder_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int, put_off: bool
+) -> None:
+    """Every look takes a tenth of a second by the clock."""
+    for number in range(files):
+        (tmp_path / str(number)).touch()
+    clock = itertools.count()
+    monkeypatch.setattr(atomic.time, "monotonic", lambda: 0.1 * next(clock))
+    for _ in range(2):
+        stale = tmp_path / part_name("out", ".mp4")
+        stale.touch()
+        remove_stale_parts(tmp_path / "out.mp4")
+    assert stale.exists() == put_off
 
 
 def test_parts_of_one_process_do_not_take_each_other(tmp_path: Path) -> None:

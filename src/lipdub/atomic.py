@@ -32,8 +32,9 @@ _STEM_BYTES: Final = 120
 """Longer names are cut: file systems take 255 bytes."""
 _OLD: Final = ".old"
 """After the name of a folder's part: the folder that it replaces, for a moment."""
-_LOOKS_SHARE, _QUICK_S = 0.02, 0.01
-"""Looking for stale parts may take this share of the time in a folder of so many files that a look is not quick."""
+_LOOKS_SHARE, _QUICK_S, _MANY = 0.02, 0.01, 1000
+"""Looking for stale parts may take this share of the time in a folder of many files in which a look is not quick. In any other a look that
+took long says that the machine is busy, and the next one is not put off."""
 _next_look: dict[Path, float] = {}
 _locks: dict[Path, int] = {}
 """Parts of this process, and the handles that hold their locks."""
@@ -170,7 +171,7 @@ def remove_stale_parts(out: Path) -> None:
     with suppress(OSError):
         names = {name.removesuffix(_OLD) for name in os.listdir(folder)}
         took_s = time.monotonic() - now
-        _next_look[folder] = now + (took_s / _LOOKS_SHARE if took_s > _QUICK_S else 0.0)
+        _next_look[folder] = now + (took_s / _LOOKS_SHARE if took_s > _QUICK_S and len(names) > _MANY else 0.0)
         for name in names:
             if is_part_of(name, {(stem, suffix)}):
                 _remove_stale(folder / name, out)
