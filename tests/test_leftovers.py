@@ -146,6 +146,7 @@ def test_an_old_folder_whose_successor_stands_goes(tmp_path: Path) -> None:
 def test_looking_at_a_huge_folder_is_not_repeated_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
     look = os.listdir
+    monkeypatch.setattr(atomic, "_MANY", -1)
     monkeypatch.setattr(os, "listdir", lambda folder: (looks.append(folder), time.sleep(0.02), look(folder))[2])
     for number in range(5):
         with part_file(tmp_path / f"{number}.npz"):

@@ -72,6 +72,7 @@ CASES = {
     "adapt": Case("talk.mp4 -o anna", TRAIN.format("adapt")),
     "prepare": Case("spoken.mp4 -o prepared"),
     "train encoder": Case("weights.pt -o encoder", TRAIN.format("train encoder")),
+    "train interior": Case("prepared -o run", TRAIN.format("train interior")),
     "train hearing": Case("prepared -o hearing", TRAIN.format("train hearing")),
     "train lips": Case("prepared -o lips", TRAIN.format("train lips")),
     "train memory": Case("prepared -o run", TRAIN.format("train memory")),

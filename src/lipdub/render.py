@@ -71,6 +71,11 @@ class Scene:
         if not self.speakers or len(rows) > 1:
             raise ValueError(f"speakers have a row of lips and a choice for each frame, got {len(self.speakers)} speakers and {rows} rows")
 
+    @property
+    def painter(self) -> InteriorPainter | None:
+        """What paints between lips; None where all of a painted mouth is the generator's."""
+        return self.interior if self.spec.points else None
+
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class _Part:
@@ -259,7 +264,7 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
     """All pieces drawn in one go: warped from pages, and where none was chosen with an inside that is painted; all of the mouth by the
     generator, where the bundle does not tell where the lips lie."""
     with clock("draw"):
-        whole = [part for piece in pieces for part in piece.parts if part.lip_features is not None and scene.interior is None]
+        whole = [part for piece in pieces for part in piece.parts if part.lip_features is not None and scene.painter is None]
         mouths = None
         if whole:
             mouths = scene.generator.draw(
@@ -273,8 +278,8 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
             for part in piece.parts:
                 if part.lip_features is None:
                     found.append(_warped(part, warp))
-                elif scene.interior is not None:
-                    found.append(scene.interior.paint(_warped(part, warp), part.wanted))
+                elif scene.painter is not None:
+                    found.append(scene.painter.paint(_warped(part, warp), part.wanted))
                 else:
                     assert mouths is not None
                     end += len(part.crops)
