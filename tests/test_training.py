@@ -812,3 +812,10 @@ def test_a_device_that_is_not_there_is_one_line() -> None:
     with pytest.raises(TrainingError, match=r"cannot train on cuda.*--accelerator cpu") as caught:
         new_fabric(toy_settings(accelerator="cuda"))
     assert "\n" not in str(caught.value)
+
+
+@given(value=st.floats(-1, 1, width=32), count=st.integers(2, 200))
+def test_what_does_not_vary_correlates_with_nothing(value: float, count: int) -> None:
+    rising = np.arange(count, dtype=np.float32)
+    assert memory_stage.correlation(np.full(count, value, np.float32), rising) == 0
+    assert memory_stage.correlation(rising, np.full(count, value, np.float32)) == 0

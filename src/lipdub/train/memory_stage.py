@@ -283,6 +283,8 @@ def judge_memory(memory: LipMemory, clips: list[Clip], config: NetworkConfig, *,
 
 def correlation(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
     """Pearson's r; 0 where either does not vary."""
+    # In float32 the mean of equal numbers may be off so far that they seem to vary; how far depends on the processor.
+    one, other = one.astype(np.float64), other.astype(np.float64)
     if one.std() < 1e-9 or other.std() < 1e-9:
         return 0.0
     return float(np.corrcoef(one, other)[0, 1])
