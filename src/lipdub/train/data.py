@@ -373,6 +373,12 @@ def to_network(pictures: Tensor) -> Tensor:
     return pictures.movedim(-1, -3).float() / 127.5 - 1.0
 
 
+def to_pixels(pictures: Tensor) -> NDArray[np.uint8]:
+    """The inverse of `to_network`, rounded; what lies beyond the range is clipped."""
+    levels: NDArray[np.uint8] = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
+    return levels
+
+
 def jittered(random: np.random.Generator, amount: float) -> NDArray[np.float64]:
     """Random scale (as a factor) and shift (unit crop): (scale, dx, dy)."""
     scale = 1.0 + amount * float(np.clip(random.standard_normal(), -2, 2))

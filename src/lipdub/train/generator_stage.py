@@ -20,7 +20,7 @@ from lipdub.errors import TrainingError
 from lipdub.faces.detector import MediapipeDetector
 from lipdub.speech.silence import silence_weight
 from lipdub.train import losses
-from lipdub.train.data import Clip, Samples, to_network
+from lipdub.train.data import Clip, Samples, to_network, to_pixels
 from lipdub.train.expert_network import SyncNet
 from lipdub.train.loop import Validation
 from lipdub.train.measure import measured
@@ -444,7 +444,7 @@ def judge_generator(
                 drawn = generator.decoder(memory.fuse(audio_feature, recalled), features).float()
                 figures[f"l1_{name}"].append(float((drawn - boxes).abs().mean()) * 127.5)
                 whole = crops.copy()
-                whole[:, y0:y1, x0:x1] = ((drawn.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu().numpy()
+                whole[:, y0:y1, x0:x1] = to_pixels(drawn)
                 pictures += [whole[row] for row in shown]
                 if detector is None:
                     continue

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lipdub.bundles.bundle import BundleSpec
 from lipdub.bundles.network import NetworkConfig
@@ -22,7 +21,7 @@ from lipdub.speech.mel import cut_windows
 from lipdub.speech.memory import Recall
 from lipdub.speech.silence import silence_weight
 from lipdub.speech.windows import SpeechWindows, windows_of
-from lipdub.train.data import Clip, to_network
+from lipdub.train.data import Clip, to_network, to_pixels
 from lipdub.train.generator_stage import _around_mouth
 from lipdub.train.measure import measured
 from lipdub.train.memory_stage import JUDGED_FRAMES, central, correlation
@@ -179,7 +178,7 @@ class HeldOut:
             here = slice(low, low + AT_ONCE)
             target, reference = (to_network(torch.from_numpy(crops[here])).to(device) for crops in (self.crops, self.references))
             faces = generator(target, reference, lip_features[here]).float().cpu()
-            drawn[here, y0:y1, x0:x1] = _to_pixels(faces)
+            drawn[here, y0:y1, x0:x1] = to_pixels(faces)
         return drawn
 
     def judge(self, drawn: NDArray[np.uint8], detector: FaceDetector) -> Judged:
@@ -195,9 +194,3 @@ class HeldOut:
             return Judged(l1, None, None, count)
         spread = float(opening[both].std() / self.opening[both].std())
         return Judged(l1, correlation(opening[both], self.opening[both]), spread, count)
-
-
-def _to_pixels(faces: Tensor) -> NDArray[np.uint8]:
-    """(n, 3, h, w) in [-1, 1] to uint8 (n, h, w, 3)."""
-    levels: NDArray[np.uint8] = ((faces.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).numpy()
-    return levels

@@ -25,10 +25,10 @@ from lipdub.errors import TrainingDataError
 from lipdub.generators.interior import corner_of, hole_of, seen_with_hole
 from lipdub.references.shapes import inner_opening
 from lipdub.train import losses
-from lipdub.train.data import Clip, ClipSamples, cut, flip_lips, jittered, toned
+from lipdub.train.data import Clip, ClipSamples, cut, flip_lips, jittered, to_network, to_pixels, toned
 from lipdub.train.loop import Validation
 from lipdub.train.memory_stage import average
-from lipdub.train.networks import ConvBlock, Judged, ResidualBlock
+from lipdub.train.networks import ConvBlock, Judged, PatchDiscriminator, ResidualBlock
 
 STAGE = "interior"
 PREPARED_SIZE = FINER * SIZE
@@ -71,26 +71,15 @@ class Interior(nn.Module):
         return self.picture(self.finer(x))
 
 
-class InteriorDiscriminator(nn.Module):
-    """True or painted, patch by patch, of a window."""
+class InteriorDiscriminator(PatchDiscriminator):
+    """True or painted, of a window."""
 
     def __init__(self) -> None:
-        super().__init__()
-        inputs, levels = 5, []
-        for width in (32, 64, 96):
-            conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, width, 4, 2, 1))
-            levels.append(nn.Sequential(conv, nn.LeakyReLU(0.2, inplace=True)))
-            inputs = width
-        self.levels = nn.ModuleList(levels)
-        self.head = nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, 1, 3, 1, 1))
+        super().__init__(5, (32, 64, 96))
 
     def forward(self, window: Tensor, hole: Tensor, fineness: Tensor) -> Judged:
         """Of a window (B, 3, h, w) whose hole (B, 1, h, w) may be painted."""
-        x, features = torch.cat([window, hole, fineness[:, None, None, None].expand_as(hole)], dim=1), []
-        for level in self.levels:
-            x = level(x)
-            features.append(x)
-        return Judged(self.head(x), features)
+        return self.judged(torch.cat([window, hole, fineness[:, None, None, None].expand_as(hole)], dim=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,21 +114,38 @@ def open_frames(clip: Clip) -> NDArray[np.int64]:
     return np.flatnonzero(inner_opening(clip.lips + clip.rest) > OPEN)
 
 
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class OpenClip:
+    """A clip, its frames with an open mouth, int64 (n,), and how fine it is."""
+
+    clip: Clip
+    rows: NDArray[np.int64]
+    fineness: float
+
+    def drawn(self, random: np.random.Generator) -> int:
+        """One of those frames."""
+        return int(self.rows[random.integers(len(self.rows))])
+
+
+def open_clips(clips: list[Clip]) -> list[OpenClip]:
+    """Those of `clips` that show an open mouth."""
+    return [OpenClip(clip, rows, fineness(clip)) for clip in clips if len(rows := open_frames(clip))]
+
+
 class OpenMouths(ClipSamples):
     """Random open mouths: ``seen`` float32 (CHANNELS, h, w), ``hole`` float32 (1, FINER h, FINER w), ``window`` uint8
     (FINER h, FINER w, 3), the truth, ``fineness`` float32 ()."""
 
     def __init__(self, clips: list[Clip], *, seed: int) -> None:
-        self._open = {clip.clip_id: rows for clip in clips if len(rows := open_frames(clip))}
+        self._open = {one.clip.clip_id: one for one in open_clips(clips)}
         if not self._open:
             raise TrainingDataError("no clip shows an open mouth; prepare footage of people who speak")
-        self._fineness = {clip.clip_id: fineness(clip) for clip in clips}
-        super().__init__([clip for clip in clips if clip.clip_id in self._open], seed=seed)
+        super().__init__([one.clip for one in self._open.values()], seed=seed)
 
     def sample_of(self, clip: Clip, random: np.random.Generator) -> dict[str, Tensor]:
         """A random open mouth of the clip."""
-        rows = self._open[clip.clip_id]
-        return mouth_at(clip, int(rows[random.integers(len(rows))]), self._fineness[clip.clip_id], random)
+        one = self._open[clip.clip_id]
+        return mouth_at(clip, one.drawn(random), one.fineness, random)
 
 
 def mouth_at(clip: Clip, row: int, fine: float, random: np.random.Generator | None = None) -> dict[str, Tensor]:
@@ -220,9 +226,9 @@ class InteriorStage:
         """One step of the network and, from ``adversarial_from`` on, one of the discriminator."""
         self.network.train()
         weights, hole, fine = self.weights, batch["hole"], batch["fineness"]
-        true = batch["window"].movedim(-1, 1).float() / 127.5 - 1
+        true = to_network(batch["window"])
         painted = true + hole * (self._wrapped(batch["seen"], fine).float() - true)
-        found = {"picture": _in_hole(painted - true, hole), "edges": _in_hole(_steps(painted) - _steps(true), hole)}
+        found = {"picture": losses.picture_loss(painted, true, hole), "edges": losses.edge_loss(painted, true, hole)}
         against = number >= weights.adversarial_from
         if against:
             self.discriminator.requires_grad_(False)
@@ -230,7 +236,7 @@ class InteriorStage:
             found["adversarial"] = losses.adversarial_loss(judged.scores)
             found["matching"] = losses.matching_loss(judged.features, real.features)
             self.discriminator.requires_grad_(True)
-        total = torch.stack([getattr(weights, key) * value for key, value in found.items()]).sum()
+        total = losses.weighted(found, weights)
         self._optimizer.zero_grad(set_to_none=True)
         fabric.backward(total)
         fabric.clip_gradients(self._wrapped, self._optimizer, max_norm=5.0)
@@ -248,38 +254,26 @@ class InteriorStage:
     def validate(self) -> Validation:
         """On held-out people: L1 in the hole, grey levels, and how sharp it is over the truth. The picture: seen, painted, true."""
         random = np.random.default_rng(0)
-        clips = [clip for clip in self.held_out if len(open_frames(clip))]
+        clips = open_clips(self.held_out)
         if not clips:
             raise TrainingDataError("no held-out clip shows an open mouth, so nothing can be judged; give other clips with --val")
         device = next(self.averaged.parameters()).device
         away, sharp, rows = [], [], []
         for number in range(JUDGED):
-            clip = clips[number % len(clips)]
-            frames = open_frames(clip)
-            sample = mouth_at(clip, int(frames[random.integers(len(frames))]), fineness(clip))
+            mouth = clips[number % len(clips)]
+            sample = mouth_at(mouth.clip, mouth.drawn(random), mouth.fineness)
             one = {key: value[None].to(device) for key, value in sample.items()}
-            true = one["window"].movedim(-1, 1).float() / 127.5 - 1
+            true = to_network(one["window"])
             painted = true + one["hole"] * (self.averaged(one["seen"], one["fineness"]) - true)
-            away.append(127.5 * float(_in_hole(painted - true, one["hole"])))
-            sharp.append([float(_in_hole(_laplacian(picture), one["hole"])) for picture in (painted, true)])
+            away.append(127.5 * float(losses.picture_loss(painted, true, one["hole"])))
+            sharp.append([float((_laplacian(picture).abs() * one["hole"]).sum()) for picture in (painted, true)])
             if number < 24:
                 shown = F.interpolate(one["seen"][:, :3], scale_factor=float(FINER))
                 rows.append(torch.cat([shown, painted, true], dim=2)[0])
         ratio = np.array(sharp)
         picture = torch.cat([torch.cat(rows[at : at + 12], dim=2) for at in (0, 12) if rows[at : at + 12]], dim=1)
         figures = {"l1": float(np.mean(away)), "sharpness": float(np.median(ratio[:, 0] / np.maximum(ratio[:, 1], 1e-4)))}
-        levels = ((picture.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(0, 2).cpu().numpy()
-        return Validation({**figures, "score": figures["sharpness"] - figures["l1"] / 20}, levels)
-
-
-def _in_hole(values: Tensor, hole: Tensor) -> Tensor:
-    """Mean size of `values` (B, C, h, w) in the hole (B, 1, h, w)."""
-    return (values.abs() * hole).sum() / (hole.sum() * values.shape[1] + 1e-3)
-
-
-def _steps(picture: Tensor) -> Tensor:
-    """Differences to the px on the right and below, (B, 2 C, h, w)."""
-    return torch.cat([picture - picture.roll(-1, 3), picture - picture.roll(-1, 2)], dim=1)
+        return Validation({**figures, "score": figures["sharpness"] - figures["l1"] / 20}, to_pixels(picture))
 
 
 def _laplacian(picture: Tensor) -> Tensor:

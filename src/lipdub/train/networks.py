@@ -13,6 +13,7 @@ Departures from the paper, all measured on our own footage:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -441,28 +442,39 @@ class Judged(NamedTuple):
     """Of each level, coarser and coarser."""
 
 
-class Discriminator(nn.Module):
-    """Real or drawn, patch by patch, of the lower half (spectral norm keeps it from running away)."""
+class PatchDiscriminator(nn.Module):
+    """Real or drawn, patch by patch (spectral norm keeps it from running away)."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, inputs: int, widths: Sequence[int]) -> None:
         super().__init__()
-        base = 32 if config.preset == "paper" else 20
-        inputs, levels = 3, []
-        for width in (base, 2 * base, 4 * base, 6 * base):
+        levels = []
+        for width in widths:
             conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, width, 4, 2, 1))
             levels.append(nn.Sequential(conv, nn.LeakyReLU(0.2, inplace=True)))
             inputs = width
         self.levels = nn.ModuleList(levels)
         self.head = nn.utils.parametrizations.spectral_norm(nn.Conv2d(inputs, 1, 3, 1, 1))
-        self._skip_rows = max(0, config.masked_from - config.drawn[0])
 
-    def forward(self, drawn: Tensor) -> Judged:
-        """Of the drawn box (B, 3, h, w)."""
-        x, features = drawn[:, :, self._skip_rows :], []
+    def judged(self, x: Tensor) -> Judged:
+        """Of pictures and what is known of them (B, inputs, h, w)."""
+        features = []
         for level in self.levels:
             x = level(x)
             features.append(x)
         return Judged(self.head(x), features)
+
+
+class Discriminator(PatchDiscriminator):
+    """Real or drawn, of the lower half."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        base = 32 if config.preset == "paper" else 20
+        super().__init__(3, (base, 2 * base, 4 * base, 6 * base))
+        self._skip_rows = max(0, config.masked_from - config.drawn[0])
+
+    def forward(self, drawn: Tensor) -> Judged:
+        """Of the drawn box (B, 3, h, w)."""
+        return self.judged(drawn[:, :, self._skip_rows :])
 
 
 def noise_windows(config: NetworkConfig, count: int, random: np.random.Generator) -> NDArray[np.float32]:
