@@ -8,20 +8,18 @@ from pathlib import Path
 from lipdub.bundles import bundle
 from lipdub.bundles.bundle import BundleSpec
 from lipdub.generators import Generator, open_generator
-from lipdub.generators.interior import InteriorPainter, open_interior
 from lipdub.options import Device
 from lipdub.speech.memory import Memory, OnnxMemory
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """memory: turns speech into lip motion. generator: draws it. Both are of the bundle that `spec` describes. interior: paints what lies
-    between warped lips; None where the generator draws all of a mouth. bank: file with mouths of the person that it was adapted to."""
+    """memory: turns speech into lip motion. generator: draws it. Both are of the bundle that `spec` describes. bank: file with mouths of
+    the person that it was adapted to."""
 
     spec: BundleSpec
     memory: Memory
     generator: Generator
-    interior: InteriorPainter | None = None
     bank: Path | None = None
 
 
@@ -35,5 +33,4 @@ def open_model(name_or_path: str, *, device: Device = "auto", threads: int | Non
     spec = bundle.load_spec(folder)
     generator = open_generator(folder, spec, device=device, threads=threads)
     bank = folder / bundle.BANK if bundle.BANK in spec.graphs else None
-    interior = open_interior(spec, device=device, threads=threads)
-    return Model(spec, OnnxMemory(folder, spec, device=device, threads=threads), generator, interior, bank)
+    return Model(spec, OnnxMemory(folder, spec, device=device, threads=threads), generator, bank)

@@ -16,6 +16,7 @@ from lipdub.choose import choose
 from lipdub.faces.cache import AnalysisCache
 from lipdub.faces.detector import DetectorFactory, MediapipeDetector
 from lipdub.faces.track import DUBBED, FaceTrack
+from lipdub.generators.interior import open_interior
 from lipdub.model import Model
 from lipdub.opened import open_dub
 from lipdub.options import DubOptions
@@ -117,8 +118,10 @@ def dub(
         status = outcome.together(each)
         spans = outcome.passed_through(status, shown)
         silent_video = stack.enter_context(media.unfinished(out))
+        painted = sum(speaker.choices.painted for speaker in speakers)
+        interior = open_interior(model.spec, device=options.device, threads=options.threads) if painted else None
         scene = Scene(
-            opened.pictures, info, tuple(speakers), shown, model.spec, model.generator, model.interior,
+            opened.pictures, info, tuple(speakers), shown, model.spec, model.generator, interior,
             keep_pauses=options.silence == "keep", kept=kept, label=options.label, side_by_side=options.side_by_side, warn=warn,
         )  # fmt: skip
         if on_scene is not None:
@@ -144,6 +147,6 @@ def dub(
         video_s=float(pictures_s), speech_s=float(speech_s), output_s=float(shown.duration_s),
         wall_s=time.perf_counter() - started, stage_s=clock.seconds, version=__version__, analysis_cached=cast.cached,
         warnings=tuple(warnings), pages=sum(len(one.pages) for one in cast.tracks),
-        painted=sum(speaker.choices.painted for speaker in speakers),
+        painted=painted,
         copied=0 if copies is None else len(copies),
     )  # fmt: skip

@@ -56,7 +56,7 @@ class Scene:
     spec: BundleSpec
     generator: Generator
     interior: InteriorPainter | None = None
-    """Paints between the lips; None from a bundle that does not tell where these lie, whose generator draws all of the mouth."""
+    """Paints between the lips where no page was chosen; None where nothing is to be painted, or all of the mouth is the generator's."""
     keep_pauses: bool = False
     kept: media.Kept = media.NOTHING_KEPT
     label: str | None = None
@@ -70,11 +70,6 @@ class Scene:
         rows = {len(self.shown), *(len(part) for one in self.speakers for part in (one.lips, one.choices))}
         if not self.speakers or len(rows) > 1:
             raise ValueError(f"speakers have a row of lips and a choice for each frame, got {len(self.speakers)} speakers and {rows} rows")
-
-    @property
-    def painter(self) -> InteriorPainter | None:
-        """What paints between lips; None where all of a painted mouth is the generator's."""
-        return self.interior if self.spec.points else None
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
@@ -264,7 +259,7 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
     """All pieces drawn in one go: warped from pages, and where none was chosen with an inside that is painted; all of the mouth by the
     generator, where the bundle does not tell where the lips lie."""
     with clock("draw"):
-        whole = [part for piece in pieces for part in piece.parts if part.lip_features is not None and scene.painter is None]
+        whole = [part for piece in pieces for part in piece.parts if part.lip_features is not None and scene.interior is None]
         mouths = None
         if whole:
             mouths = scene.generator.draw(
@@ -278,8 +273,8 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
             for part in piece.parts:
                 if part.lip_features is None:
                     found.append(_warped(part, warp))
-                elif scene.painter is not None:
-                    found.append(scene.painter.paint(_warped(part, warp), part.wanted))
+                elif scene.interior is not None:
+                    found.append(scene.interior.paint(_warped(part, warp), part.wanted))
                 else:
                     assert mouths is not None
                     end += len(part.crops)

@@ -1,9 +1,11 @@
 """The network that paints what lies between the lips, on disk.
 
-models/interior/
-  interior.json         what it is: InteriorSpec below
-  interior.onnx         window around a mouth with a hole between the lips -> that window, painted, twice as fine
-  weights.safetensors   the same weights to go on training from (optional, never read here)
+    models/interior/
+      interior.json         what it is: InteriorSpec below
+      interior.onnx         window around a mouth with a hole between the lips -> that window, painted, twice as fine
+      weights.safetensors   the same weights to go on training from (optional, never read here)
+
+It knows nothing of a bundle: any that tells where lips lie can use it.
 """
 
 from __future__ import annotations
