@@ -56,22 +56,28 @@ def export_onnx(
 ) -> None:
     """Write two graphs, weights.safetensors and bundle.json (of an expert: expert.json, of what paints between lips: interior.json);
     check the graphs against torch and print the difference."""
-    from lipdub.bundles.interior import GRAPH
+    from lipdub.bundles import expert, interior
+    from lipdub.train import checkpoints, expert_network
+    from lipdub.train import interior as interior_stage
     from lipdub.train.expert_export import export_expert
-    from lipdub.train.expert_network import holds_expert
     from lipdub.train.export import export
-    from lipdub.train.interior_export import export_interior, holds_interior
+    from lipdub.train.interior_export import export_interior
 
+    if checkpoint.is_dir():
+        stages = {expert.SPEC_FILE: expert_network.STAGE, interior.SPEC_FILE: interior_stage.STAGE}
+        stage = next((stage for file, stage in stages.items() if (checkpoint / file).is_file()), None)
+    else:
+        stage = checkpoints.stage_of(checkpoints.load(checkpoint))
     stated = "unstated" if license_text is None else license_text
     trained_on = "unstated" if training_data is None else training_data
-    if holds_expert(checkpoint):
-        expert = export_expert(checkpoint, output, half=half, name=name, license_text=stated, training_data=trained_on, force=force)
-        _print_differences(expert.differences, expert.tolerance)
-        print_line(f"wrote {output} ({expert.bytes / 2**20:.1f} MiB)")
+    if stage == expert_network.STAGE:
+        sync = export_expert(checkpoint, output, half=half, name=name, license_text=stated, training_data=trained_on, force=force)
+        _print_differences(sync.differences, sync.tolerance)
+        print_line(f"wrote {output} ({sync.bytes / 2**20:.1f} MiB)")
         return
-    if holds_interior(checkpoint):
+    if stage == interior_stage.STAGE:
         found = export_interior(checkpoint, output, half=half, name=name, license_text=stated, training_data=trained_on, force=force)
-        _print_differences({GRAPH: found.difference}, found.tolerance)
+        _print_differences({interior.GRAPH: found.difference}, found.tolerance)
         print_line(f"wrote {output} ({found.bytes / 2**20:.1f} MiB)")
         return
     if not checkpoint.is_dir():

@@ -63,6 +63,12 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def stage_of(content: dict[str, Any]) -> str | None:
+    """Which stage of training wrote what ``load`` gave; None where it does not say."""
+    settings = content.get("settings")
+    return settings.get("stage") if isinstance(settings, dict) else None
+
+
 def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raise CheckpointInvalid that names each difference between a checkpoint's settings and the wanted ones."""
     if saved.get("stage") != wanted.get("stage"):

@@ -171,22 +171,12 @@ def _unit(embedding: Tensor) -> Tensor:
     return F.normalize(embedding.float(), dim=1)
 
 
-def holds_expert(path: Path) -> bool:
-    """Whether `path`, a checkpoint or a folder, holds an expert. Raises CheckpointInvalid for a file that is no checkpoint at all."""
-    return (path / SPEC_FILE).is_file() if path.is_dir() else _is_expert(checkpoints.load(path))
-
-
-def _is_expert(content: dict[str, Any]) -> bool:
-    settings = content.get("settings")
-    return isinstance(settings, dict) and settings.get("stage") == STAGE
-
-
 def load_expert(path: Path) -> SyncNet:
     """The expert of a checkpoint (its averaged weights) or of an exported folder, frozen, in inference mode. Raises CheckpointInvalid."""
     if path.is_dir():
         return _from_folder(path)
     content = checkpoints.load(path)
-    if not _is_expert(content):
+    if checkpoints.stage_of(content) != STAGE:
         raise CheckpointInvalid(f"'{path}' holds no sync expert; give a checkpoint of lipdub train expert")
     try:
         expert = SyncNet(checkpoints.settings_of(ExpertConfig, content["settings"]["network"], str(path)))

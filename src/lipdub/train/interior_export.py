@@ -14,7 +14,7 @@ from lipdub.bundles import interior
 from lipdub.errors import CheckpointInvalid, ExportFailed
 from lipdub.train import checkpoints
 from lipdub.train.export import HALF_TOLERANCE, MODEL_CARD, TOLERANCE, check_folder, export_graph
-from lipdub.train.interior import STAGE, Interior
+from lipdub.train.interior import Interior
 from lipdub.train.weights import WEIGHTS_FILE, read_weights, write_weights
 
 
@@ -37,14 +37,6 @@ class _Finest(nn.Module):
 
     def forward(self, seen: Tensor) -> Tensor:
         return self.network(seen, torch.ones_like(seen[:, 0, 0, 0]))
-
-
-def holds_interior(path: Path) -> bool:
-    """Whether `path`, a checkpoint or a folder, holds this network. Raises CheckpointInvalid for a file that is no checkpoint at all."""
-    if path.is_dir():
-        return (path / interior.SPEC_FILE).is_file()
-    settings = checkpoints.load(path).get("settings")
-    return isinstance(settings, dict) and settings.get("stage") == STAGE
 
 
 def load_interior(path: Path) -> Interior:
