@@ -13,7 +13,9 @@ import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
-from drawn import draw_video
+from av.packet import PacketSideData
+from av.video.frame import PictureType
+from drawn import draw_video, picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -26,10 +28,13 @@ from lipdub.media.encoders import ENCODERS
 from lipdub.media.h264 import Head
 from lipdub.media.joining import _Coded
 from lipdub.options import Encoder
+from lipdub.records import DubWarning
 from lipdub.timeline import Timeline, plan
 
 __all__ = ["house"]  # a fixture
 FRAMES = 40
+NEW_HEAD = 1
+"""FFmpeg's AV_PKT_DATA_NEW_EXTRADATA."""
 GOPS = {
     "short": "keyint=5:min-keyint=1:bframes=3",
     "of one": "keyint=1",
@@ -168,10 +173,25 @@ def test_a_head_is_read_as_it_was_written_and_damage_is_found(head: Head, data: 
         Head.of(None if cut % 2 else b"\0\0\0\1" + head.written)
 
 
-@given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=8))
+def test_a_head_that_is_full_takes_no_more() -> None:
+    """31 parameter sets of sequences are all that a head can count."""
+    numbered = [bytes([0x67, 100, 0, 10, *_exponential(number)]) for number in range(31)]
+    assert Head(100, 0, 10, tuple(numbered[:30]), (b"\x68\x80\0\0\0",)).free_id == 30
+    assert Head(100, 0, 10, tuple(numbered), (b"\x68\x80\0\0\0",)).free_id is None
+    with pytest.raises(ValueError, match="a parameter set is damaged"):
+        _ = Head(100, 0, 10, (b"\x67\0\0\0\0\0",), (b"\x68\x80\0\0\0",)).free_id
+
+
+def _exponential(number: int) -> bytes:
+    """A number in Exp-Golomb code, filled up with ones."""
+    bits = f"{number + 1:b}"
+    return int(f"{'0' * (len(bits) - 1)}{bits}".ljust(16, "1"), 2).to_bytes(2, "big")
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=0, max_size=8))
 def test_groups_that_are_not_shown_part_what_is_copied(groups: list[tuple[int, bool]]) -> None:
     """An edit list, or damage, hides pictures that are in the file."""
-    sizes, are_shown = np.array([size for size, _ in groups]), np.array([shown for _, shown in groups])
+    sizes, are_shown = np.array([size for size, _ in groups], np.int64), np.array([shown for _, shown in groups], bool)
     begins, is_shown = np.cumsum(sizes) - sizes, np.repeat(are_shown, sizes)
     ticks = np.where(is_shown, np.arange(sizes.sum()), -(2**63))
     pts = ticks[is_shown]
@@ -179,6 +199,96 @@ def test_groups_that_are_not_shown_part_what_is_copied(groups: list[tuple[int, b
     assert all(one.end < two.first for one, two in pairwise(stretches))
     for one in stretches:
         np.testing.assert_array_equal(ticks[one.packet : one.packet + len(one)], pts[one.first : one.end])
+
+
+def test_a_cut_without_an_idr_picture_is_not_copied(sources: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    """A video with open groups that was trimmed begins at a key frame that is none."""
+    for suffix in (".mp4", ".mkv"):
+        cut = tmp_path / f"cut{suffix}"
+        with av.open(str(sources["open", suffix])) as source, av.open(str(cut), "w") as out:
+            stream = out.add_stream_from_template(source.streams.video[0])
+            packets = [packet for packet in source.demux(video=0) if packet.size]
+            for packet in packets[[at for at, packet in enumerate(packets) if packet.is_keyframe][1] :]:
+                packet.stream = stream
+                out.mux(packet)
+        count = len(planes_of(cut))
+        with pytest.raises(media.CannotCopy, match="between any two key frames"):
+            joined(cut, tmp_path / f"out{suffix}", np.arange(count) != 9)
+
+
+@pytest.mark.parametrize("steps", [[40] * 39, [33] * 9 + [67] * 30])
+@pytest.mark.parametrize("movflags", ["faststart", "frag_keyframe+empty_moov"])
+@pytest.mark.parametrize("edited", ["0", "1"])
+def test_key_frames_that_lie_close_together_are_told_apart(tmp_path: Path, steps: list[int], movflags: str, edited: str) -> None:
+    """FFmpeg looks in .mp4 for the time when a picture is decoded, which lies before that when it is shown."""
+    source, out = tmp_path / "in.mp4", tmp_path / "out.mp4"
+    pts = np.concatenate([[0], np.cumsum(steps)]).tolist()
+    container = {"video_track_timescale": "1000", "movflags": movflags, "use_editlist": edited}
+    with av.open(str(source), "w", options=container) as file:
+        stream = file.add_stream("libx264", rate=25, options={"crf": "10", "forced-idr": "1", "x264-params": "bframes=3:scenecut=0"})
+        stream.width, stream.height, stream.pix_fmt, stream.codec_context.time_base = 96, 64, "yuv420p", Fraction(1, 1000)
+        for number in range(FRAMES):
+            frame = av.VideoFrame.from_ndarray(picture(number, (96, 64)), "rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = pts[number], Fraction(1, 1000)
+            frame.pict_type = PictureType.I if number in (0, 15, 20, 21, 22, 30) else PictureType.NONE
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    for touched in ([20, 21], [21, 22], [21, 25]):
+        untouched = np.ones(FRAMES, bool)
+        untouched[touched] = False
+        joined(source, out, untouched)
+        wanted = planes_of(source)
+        wanted[~untouched] ^= 255
+        assert np.abs(planes_of(out).astype(int) - wanted).max() <= 12
+
+
+def test_a_file_with_two_sample_descriptions_is_not_copied(tmp_path: Path) -> None:
+    """What editors write that join clips: the parameter sets change, and no unit of any picture tells."""
+    for name, coding in (("one", "cabac=1"), ("other", "cabac=0:8x8dct=0")):
+        draw_video(
+            tmp_path / f"{name}.mp4", frames=20, time_base=Fraction(1, 12800), options={"x264-params": f"keyint=5:bframes=0:{coding}"}
+        )
+    source = tmp_path / "in.mp4"
+    with av.open(str(tmp_path / "one.mp4")) as one, av.open(str(tmp_path / "other.mp4")) as other, av.open(str(source), "w") as out:
+        stream = out.add_stream_from_template(one.streams.video[0])
+        head = other.streams.video[0].codec_context.extradata
+        assert head is not None
+        for late, clip in ((0, one), (20 * 512, other)):
+            for number, packet in enumerate(packet for packet in clip.demux(video=0) if packet.size):
+                assert packet.pts is not None
+                assert packet.dts is not None
+                if clip is other and number == 0:
+                    changed = PacketSideData(NEW_HEAD, len(head))  # type: ignore[call-arg]
+                    changed.update(head)
+                    packet.set_sidedata(changed)
+                packet.stream, packet.pts, packet.dts = stream, packet.pts + late, packet.dts + late
+                out.mux(packet)
+    assert source.read_bytes().count(b"avc1") == 3  # in the brands, and twice
+    with pytest.raises(media.CannotCopy, match="coding changes on the way"):
+        planned(source, np.arange(40) != 2)
+
+
+@pytest.mark.parametrize("keyint", [1, 2, 3])
+@pytest.mark.parametrize("steps", [[33] * 25 + [100, 100, 33, 33], [33] * 22 + [500, 500] + [33] * 5, [500] * 17 + [33] * 12])
+def test_no_last_frame_is_lost_where_all_are_key_frames(tmp_path: Path, keyint: int, steps: list[int]) -> None:
+    source, out = tmp_path / "in.mp4", tmp_path / "out.mp4"
+    pts = np.concatenate([[0], np.cumsum(steps)]).tolist()
+    options = {"x264-params": f"keyint={keyint}:bframes=0"}
+    draw_video(source, frames=30, pts=pts, time_base=Fraction(1, 1000), last_duration=33, options=options)
+    joined(source, out, np.arange(30) != 6)
+    assert times_of(out) == times_of(source)
+
+
+def test_a_pause_after_a_copy_is_no_jump_of_the_clock(tmp_path: Path) -> None:
+    """A slide show: what lies before the place where reading begins is not known there."""
+    pts = np.concatenate([[0], np.cumsum([2000] * 30 + [40] * 20 + [30000] + [40] * 20)]).tolist()
+    options = {"x264-params": "keyint=10:min-keyint=10:bframes=0:scenecut=0"}
+    draw_video(tmp_path / "in.mp4", pts=pts, time_base=Fraction(1, 1000), last_duration=40, options=options)
+    untouched = ~np.isin(np.arange(72), (46, 55))
+    copies, ticks, shown = planned(tmp_path / "in.mp4", untouched)
+    warned: list[DubWarning] = []
+    assert sum(len(chunk) for chunk, _ in media.play(tmp_path / "in.mp4", ticks, shown, warned.append, without=copies.stretches))
+    assert not warned
 
 
 FRESH: dict[str, Any] = {"frames": FRAMES, "options": {"x264-params": "keyint=5"}}

@@ -10,8 +10,8 @@ SLICE_OF_IDR: Final = 5
 """Kind of a unit with a part of a picture from which on nothing before it is needed (ITU-T H.264, table 7-1)."""
 PARAMETERS: Final = (7, 8)
 """Kinds of units: the parameter sets of a sequence (SPS) and of pictures (PPS)."""
-_MOST_ID: Final = 31
-"""The largest number that an SPS can have."""
+_MOST_SETS: Final = 31
+"""Of an SPS so many can stand at the head of a file, with numbers from 0 to this."""
 _BEGINNING: Final = 16
 """Bytes of a unit that are enough to know it."""
 
@@ -48,9 +48,9 @@ class Head:
 
     @property
     def free_id(self) -> int | None:
-        """The least number from 0 to 31 that no SPS and no PPS has; None where all are taken. Raises ``ValueError``: one is damaged."""
+        """The least number that no SPS and no PPS has; None without room for one more SPS. Raises ``ValueError``: one is damaged."""
         taken = {_numbers(unit[4:], 1)[0] for unit in self.sps} | {_numbers(unit[1:], 1)[0] for unit in self.pps}
-        return next((one for one in range(_MOST_ID + 1) if one not in taken), None)
+        return next((one for one in range(_MOST_SETS + 1) if one not in taken and len(self.sps) < _MOST_SETS), None)
 
     def joined(self, other: Head) -> Head:
         """The head of a stream in which pictures of both are. Their parameter sets have different numbers."""
@@ -98,7 +98,9 @@ def _numbers(data: bytes, count: int) -> list[int]:
     bits = "".join(f"{byte:08b}" for byte in data[:_BEGINNING].replace(b"\0\0\3", b"\0\0"))
     found, at = [], 0
     for _ in range(count):
-        middle = bits.index("1", at)
+        middle = bits.find("1", at)
+        if middle < 0:
+            raise ValueError("a parameter set is damaged")
         at = 2 * middle - at + 1
         found.append(int(bits[middle:at], 2) - 1)
     return found

@@ -123,8 +123,7 @@ class _Coded:
         coded before it is shown."""
         found: list[Stretch] = []
         reordered = 0
-        ends = [*self.begins[1:].tolist(), len(self.ticks)]
-        for begin, end in zip(self.begins.tolist(), ends, strict=True):
+        for begin, end in pairwise([*self.begins.tolist(), len(self.ticks)]):
             order = np.argsort(self.ticks[begin:end], kind="stable")
             ticks = self.ticks[begin:end][order]
             first = int(np.searchsorted(pts, ticks[0]))
@@ -162,7 +161,8 @@ def _looked_through(info: VideoInfo) -> _Coded:
                 parts = list(units(memoryview(packet)))
                 by = next((parameters_of(part) for part in parts if kind(part) == SLICE_OF_IDR), None)
                 is_whole = packet.pts is not None and not packet.is_corrupt and not packet.is_discard
-            if any(kind(part) in PARAMETERS and part not in (*head.sps, *head.pps) for part in parts):
+            another = any(kind(part) in PARAMETERS and part not in (*head.sps, *head.pps) for part in parts)
+            if another or packet.has_sidedata("new_extradata"):  # the latter from .mp4 with several sample descriptions
                 raise CannotCopy("the video's coding changes on the way")
             if by is not None:
                 begins.append(len(ticks))
@@ -218,11 +218,13 @@ class Joiner(Writer):
         kept: Kept = NOTHING_KEPT,
     ) -> None:  # fmt: skip
         super().__init__(out, info, crf=crf, preset=preset, time_base=shown.time_base, kept=kept, encoder=encoder)
-        # Units come with their length before them, as those of the source do.
-        self._options |= {"x264-params": f"sps-id={copies.head.free_id}:annexb=0"}
+        # Units come with their length before them, as those of the source do. Where the source reorders nothing, nor does the encoder:
+        # FFmpeg leaves out last key frames of an .mp4 that are shown later than they are decoded by more than is left of it.
+        lead = max(_REORDERED, copies.reordered) if copies.reordered else 0
+        self._options |= {"x264-params": f"sps-id={copies.head.free_id}:annexb=0{'' if lead else ':bframes=0'}"}
         self._copies, self._shown, self._done = copies, shown, 0
         self._stretches, self._source = iter(copies.stretches), _source(copies.video)
-        lead, step = max(_REORDERED, copies.reordered), int(shown.pts[1] - shown.pts[0]) if len(shown) > 1 else 1
+        step = int(shown.pts[1] - shown.pts[0]) if len(shown) > 1 else 1
         self._edges = np.append(shown.pts, shown.end)
         self._dts = map(int, np.concatenate([shown.pts[0] - step * np.arange(lead, 0, -1), shown.pts]))
         self._coder: av.VideoCodecContext | None = None

@@ -133,7 +133,8 @@ def _read(
             index = entry.index
         ticks: list[int] = []
         size: tuple[int, int] | None = None
-        for tick, frame in _timed(container, stream, warn):
+        # From an entry on nothing needs mending, and a clock that knows no steps before it takes a pause for a jump.
+        for tick, frame in _timed(container, stream, warn if entry is None else lambda _: None):
             if entry is not None and tick < entry.tick:
                 continue
             if size is not None and size != (frame.width, frame.height):
