@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,13 +19,13 @@ from numpy.typing import NDArray
 
 from lipdub import media
 from lipdub.faces import crop, overlays
-from lipdub.faces.analysis import analyse
+from lipdub.faces.analysis import analyse, analyse_each
 from lipdub.faces.covers import CELL_NUMBERS, cells_under
 from lipdub.faces.landmarks import LIPS
 from lipdub.faces.overlays import Overlay, Overlays, covering, drawable, lies_on
 from lipdub.faces.track import DUBBED, FaceTrack
 from lipdub.media.planes import planes_of
-from lipdub.options import DubOptions
+from lipdub.options import DubOptions, FaceLimits
 from lipdub.paste.blend import OnTop, paste
 from lipdub.pipeline import dub
 from lipdub.records import Copied, CropSpec, Drawn, Face
@@ -199,6 +200,56 @@ def test_a_face_that_holds_still_says_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 
 # ------------------------------------------------------------------------------------------------------------- records
+
+
+def test_what_is_watched_ends_with_its_shot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A face that is watched takes whole frames of memory: however many cuts there are, none of another shot is."""
+    watched: list[int] = []
+    shown = overlays.OverlayFinder.show
+
+    def show(finder: overlays.OverlayFinder, *seen: Any) -> None:
+        shown(finder, *seen)
+        watched.append(len(finder._watches))
+
+    monkeypatch.setattr(overlays.OverlayFinder, "show", show)
+    with followed(lambda picture, frame: picture if frame // 10 % 2 else np.ascontiguousarray(255 - picture[::-1])) as track:
+        assert track.shot.max() >= 4
+    assert len(watched) == FRAMES
+    assert max(watched) == 1
+
+
+def test_a_few_px_before_a_small_face_are_no_overlay() -> None:
+    """Its own edges are, by chance; a line of letters is found at that size, too."""
+    scale, side = 0.2, 112
+
+    def small(frame: int) -> Picture:
+        to_frame = np.column_stack([scale * np.eye(2), place(frame)])
+        return np.asarray(
+            cv2.warpAffine(portrait(), to_frame, (side, side), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE), np.uint8
+        )
+
+    def small_face(frame: int) -> Face:
+        points = portrait_face().landmarks * np.float32(scale)
+        points[:, :2] += place(frame).astype(np.float32)
+        return Face(points)
+
+    def specks(picture: Picture) -> Picture:
+        for x in (42, 48, 54):
+            picture[51:53, x : x + 2] = 250
+        return picture
+
+    def letters(picture: Picture) -> Picture:
+        for colour, thickness in (((0, 0, 0), 2), ((255, 255, 255), 1)):
+            cv2.putText(picture, "good evening", (8, 54), cv2.FONT_HERSHEY_SIMPLEX, 0.38, colour, thickness, cv2.LINE_AA)
+        return picture
+
+    for draw, count in ((specks, 0), (letters, 1)):
+        detector = ScriptedDetector([[small_face(frame)] for frame in range(FRAMES)])
+        chunks = chunks_of(FRAMES, lambda frame, draw=draw: draw(small(frame)))  # type: ignore[misc]
+        (track,) = analyse_each(chunks, detector, [None], size=SPEC.size, limits=FaceLimits(min_height_px=20))
+        track.references.close()
+        assert crop.unit_px(track.similarity[:1])[0] < 90
+        assert len(track.overlays) == count
 
 
 def test_overlays_give_back_what_they_were_made_of() -> None:

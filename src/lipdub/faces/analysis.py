@@ -207,6 +207,7 @@ def _analyse(
             shorter_side = min(picture.height, picture.width)
             if here != shot:
                 follower.reset()
+                overlays.cut()
                 shot = here
             pts.add(chunk.pts[offset])
             shots.add(shot)

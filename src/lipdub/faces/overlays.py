@@ -1,4 +1,4 @@
-"""Graphics burned into the video before a face: captions, logos, tickers.
+"""Graphics burned into the video before a face: captions, logos. What scrolls is not found.
 
 They stand still in the frame while the face behind them moves. While the video is watched, every edge of the lower face is followed at
 its place in the frame: how long it has been there, and how far the face has moved meanwhile. An edge of the face goes with it; one of the
@@ -35,6 +35,8 @@ somewhat further out than the mouth is redrawn."""
 LEAST_SHARES = {STILL_PX: 0.05, 2 * STILL_PX: 0.02}
 """An overlay has so many px of the face on edges of either direction that stayed while the face moved so far. On 330 clips without one
 there are 0.030 and 0.010 at most, and with a line of letters over the chin 0.1 to 0.27."""
+FEWEST_EDGES = 60
+"""But so many at least: of a small face a few px on edges of its own are as large a share."""
 SETTLED_FRAMES, AT_ONCE_SHARE = 25, 0.04
 """Or so many that came at once, so many frames ago, and stayed; without one 0.016 at most."""
 AT_ONCE_FRAMES, SOON_FRAMES = 1, 8
@@ -200,6 +202,10 @@ class OverlayFinder:
         if (gone := watch.show(frame, picture, similarity, outline)) is not None:
             self._found.append((track, gone))
 
+    def cut(self) -> None:
+        """Another shot begins: no face goes on."""
+        self._finish(list(self._watches))
+
     def before(self, tracks: Container[int]) -> Overlays:
         """Those before the faces of these tracks, when all faces have gone by."""
         self._finish(list(self._watches))
@@ -257,7 +263,7 @@ class _Watch:
         if self._overlay is None:
             for found, share in [(at_once, AT_ONCE_SHARE), *((moved >= _PARTS * least, share) for least, share in LEAST_SHARES.items())]:
                 before = found & inside
-                if before.any() and before.sum(axis=(-2, -1)).min() > share * inside.sum():
+                if before.any() and before.sum(axis=(-2, -1)).min() > max(FEWEST_EDGES, share * inside.sum()):
                     frames, count = np.unique(since[before], return_counts=True)
                     self._first = int(frames[count.argmax()])
                     self._overlay = np.zeros_like(self._edge)
@@ -308,12 +314,20 @@ class _Watch:
             return None
         # Where the next one has an edge, too, it is new.
         self._edge[overlay != 0], self._since[overlay != 0], self._changed = _UNKNOWN, end, end
-        mask = _filled(np.where(self._trust >= 0, overlay, np.int16(0)), margin=MARGIN_PX if self._step == 1 else 1)
-        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        edges = np.where(self._trust >= 0, overlay, np.int16(0))
+        rows, columns = (np.flatnonzero(edges.any(axis=axes)) for axes in ((0, 2), (0, 1)))
         if self._first >= end or not len(rows):
             return None
+        # Nothing is filled further from the edges than they are high: a bar reaches as far beyond its letters.
+        high = int(rows[-1] - rows[0]) + STROKE_PX
+        top, left = max(0, int(rows[0]) - high), max(0, int(columns[0]) - STROKE_PX)
+        edges = edges[:, top : rows[-1] + high + 1, left : columns[-1] + STROKE_PX + 1]
+        mask = _filled(edges, margin=MARGIN_PX if self._step == 1 else 1)
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        if not len(rows):
+            return None
         mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
-        return Overlay(self._first, end, self._step, int(columns[0]), int(rows[0]), mask)
+        return Overlay(self._first, end, self._step, left + int(columns[0]), top + int(rows[0]), mask)
 
 
 def _drawn(outline: NDArray[np.float32], size: tuple[int, int], reach: float) -> NDArray[np.bool_]:

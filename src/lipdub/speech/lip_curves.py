@@ -69,13 +69,15 @@ def lip_curves(speech: Path, memory: Memory, *, rate_hz: float, seconds: float) 
     if not memory.spec.points:
         raise BundleInvalid(f"the bundle '{memory.spec.name}' does not tell where lips lie; use base, or export yours again")
     times_s = np.arange(max(1, round(seconds * rate_hz))) / rate_hz
-    points, silence = [], []
+    shapes, silence = [], []
     with closing(lips_at(speech, memory, times_s, pauses_in(speech))) as pieces:
         for lips in pieces:
             assert lips.points is not None  # the bundle tells them
-            points.append(lips.points * (1 - lips.silence)[:, None, None])
+            shapes.append(shapes_of(lips.points * (1 - lips.silence)[:, None, None]))
             silence.append(lips.silence)
-    return LipCurves(times_s, {"pause": np.concatenate(silence), **shapes_of(np.concatenate(points))})
+    return LipCurves(
+        times_s, {"pause": np.concatenate(silence), **{name: np.concatenate([piece[name] for piece in shapes]) for name in SHAPES}}
+    )
 
 
 def read_curves(file: Path) -> LipCurves:

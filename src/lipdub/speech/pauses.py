@@ -7,7 +7,8 @@ Three judges, each sure of other sounds:
 - *Voice*: in music neither holds. There a voice detector judges, where it finds a voice that is louder than what it takes for none: of
   singing or whispering it takes much for none that is just as loud, and then it is not asked.
 
-Nothing here sees more than a number for each 20 ms, so memory is about 8 bytes for each frame of a video.
+Nothing here sees more than a number for each 20 ms, so about 8 bytes are kept for each frame of a video, and 50
+are used while it is judged.
 """
 
 from __future__ import annotations
