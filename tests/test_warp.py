@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lipdub.generators.warp import CELL_PX, SHUT, SMOOTHING, STILL_FROM, Warp, folds, thin_plate
+from lipdub.generators.warp import CELL_PX, SHUT, SMOOTHING, STILL_FROM, Warp, conic, folds, spline, thin_plate
 from lipdub.records import CropSpec, Drawn
 
 CROP = CropSpec(128, (64, 128, 16, 112), 64)
@@ -32,6 +35,10 @@ def flow_of(shown: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[
     return flow
 
 
+def skin_flow_of(own: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
+    return Warp(CROP).skin_flow(own, wanted)
+
+
 def drawn_by(target: NDArray[np.uint8], page: NDArray[np.uint8], shown: NDArray[np.float32], wanted: NDArray[np.float32]) -> Drawn:
     return Warp(CROP).draw(target[None], page[None], flow_of(shown, wanted)[None])
 
@@ -44,16 +51,17 @@ def test_pictures_that_are_moved_together_move_as_each_would_alone(openings: lis
         assert np.abs(flow - flow_of(face(opening), face(wanted))).max() < 1e-4
 
 
-def test_it_is_the_smoothing_spline_of_scipy_twice() -> None:
+@pytest.mark.parametrize(("kernel", "named"), [(thin_plate, "thin_plate_spline"), (conic, "linear")])
+def test_it_is_the_smoothing_spline_of_scipy_twice(kernel: Callable[[NDArray[Any]], NDArray[Any]], named: str) -> None:
     """The second one takes the residuals of the first."""
     interpolate = pytest.importorskip("scipy.interpolate")
     shown, wanted = face(0.0), face(0.05)
     where = np.random.default_rng(0).uniform(0.2, 1.0, (200, 2))
     for smoothing in (SMOOTHING, 0.1):
         at, values = wanted.astype(float), (shown - wanted).astype(float)
-        spline = partial(interpolate.RBFInterpolator, at, smoothing=smoothing, kernel="thin_plate_spline")
-        reference = spline(2 * values - spline(values)(at))(where)
-        assert np.abs(thin_plate(wanted, shown - wanted, where, smoothing) - reference).max() < 1e-4
+        fitted = partial(interpolate.RBFInterpolator, at, smoothing=smoothing, kernel=named, degree=1)
+        reference = fitted(2 * values - fitted(values)(at))(where)
+        assert np.abs(spline(wanted, shown - wanted, where, smoothing, kernel) - reference).max() < 1e-4
 
 
 @given(opening=st.floats(0, 0.1), across=st.floats(-0.1, 0.1), down=st.floats(-0.1, 0.1))
@@ -89,7 +97,7 @@ def test_a_fold_is_known() -> None:
 def test_lips_land_where_they_are_wanted(shown: float, wanted: float) -> None:
     """Read back at the wanted inner lips, the flow leads to the page's inner lips, to a fifth of the way that they have to go."""
     one, other = face(shown), face(wanted)
-    landed = thin_plate(other, one - other, other.astype(float), SMOOTHING) + other
+    landed = spline(other, one - other, other.astype(float), SMOOTHING, thin_plate) + other
     away = np.linalg.norm(landed[20:40] - one[20:40], axis=1).max()
     assert away <= 0.2 * np.linalg.norm(other - one, axis=1).max() + 0.002
 
@@ -125,26 +133,60 @@ def test_an_open_mouth_is_opened_and_a_shut_one_shut() -> None:
     assert dark(0.05, 0.005) < 0.35 * dark(0.05, 0.05)
 
 
+@given(opening=st.floats(0, 0.08), wanted=st.floats(0, 0.08), chin=st.floats(-0.03, 0.03))
+@settings(max_examples=40, deadline=None)
+def test_a_mouth_that_shuts_does_not_smear_the_chin(opening: float, wanted: float, chin: float) -> None:
+    """No skin within the jaw is stretched more than twice as far as all that lies between chin and lip."""
+    own, here = face(opening), face(wanted)
+    here[40:, 1] += chin
+    warp = Warp(CROP)
+    flow = warp.skin_flow(own, here)
+    rows, columns = flow.shape[1:]
+    jaw = warp._filled(here[40:]).reshape(rows, CELL_PX, columns, CELL_PX).mean(axis=(1, 3)) == 1
+    skin = warp._skin(here[:20]).reshape(rows, CELL_PX, columns, CELL_PX).mean(axis=(1, 3)) > 0.25
+    below = jaw & skin & (np.arange(rows)[:, None] * CELL_PX + 64 > 0.72 * 128)
+    copied = 1 + np.diff(flow[1], axis=0) * CROP.size / CELL_PX  # crop px of the source for each that is drawn
+    gap = [points[40:, 1].max() - points[:20, 1].max() for points in (own, here)]
+    assert copied[below[1:] & below[:-1]].min() >= 0.5 * min(1.0, gap[0] / gap[1])
+
+
+@given(opening=st.floats(0.02, 0.06), seed=seeds)
+@settings(max_examples=20, deadline=None)
+def test_nothing_shines_through_the_teeth(opening: float, seed: int) -> None:
+    """Another page is blended in around the mouth alone."""
+    rng = np.random.default_rng(seed)
+    one, other = (rng.integers(0, 256, (1, 128, 128, 3), dtype=np.uint8) for _ in range(2))
+    warp, points = Warp(CROP), face(opening)
+    blended = warp.blended(one, other, 0.5, points[None])[0, 64:, 16:112]
+    inside = warp._filled(points[20:40]) == 1
+    assert inside.sum() > 100
+    assert (blended[inside] == one[0, 64:, 16:112][inside]).all()
+    # Nor does what lies between the lips of the other colour the skin.
+    there = other.copy()
+    there[0, 64:, 16:112][inside] = 255
+    assert (warp.blended(one, there, 0.5, points[None])[0, 64:, 16:112] == blended).all()
+
+
 @given(share=st.floats(0, 1), seed=seeds)
 @settings(max_examples=20, deadline=None)
 def test_blending_takes_the_light_of_one_and_the_detail_of_the_other(share: float, seed: int) -> None:
-    rng = np.random.default_rng(seed)
+    rng, shut = np.random.default_rng(seed), np.zeros((64, 2), np.float32)  # no lips in the box
     grain = rng.integers(-20, 21, (2, 128, 128, 3))
     one, other = (np.asarray(level + grain[0], np.uint8) for level in (100, 140))
-    bright = Warp(CROP).blended(one[None], other[None], share)[0]
+    bright = Warp(CROP).blended(one[None], other[None], share, shut[None])[0]
     y0, y1, x0, x1 = CROP.drawn
     outside = np.ones((128, 128), bool)
     outside[y0:y1, x0:x1] = False
     assert (bright[outside] == one[outside]).all()
     assert np.abs(bright[~outside].astype(int) - one[~outside] - 40 * share).max() <= 0.6
     other = np.asarray(100 + grain[1], np.uint8)
-    kept = Warp(CROP).blended(one[None], other[None], share)[0]
+    kept = Warp(CROP).blended(one[None], other[None], share, shut[None])[0]
     assert np.std(kept[~outside].astype(int) - one[~outside]) < 0.25 * np.std(other[~outside].astype(int) - one[~outside])
 
 
 def around(target: NDArray[np.uint8], page: NDArray[np.uint8], own: NDArray[np.float32], wanted: NDArray[np.float32]) -> Drawn:
     """A target with the mouth of a page in which the points lie where they are wanted."""
-    return Warp(CROP).around(drawn_by(target, page, wanted, wanted), target[None], flow_of(own, wanted)[None], wanted[None])
+    return Warp(CROP).around(drawn_by(target, page, wanted, wanted), target[None], skin_flow_of(own, wanted)[None], wanted[None])
 
 
 @given(opening=st.floats(0.005, 0.06), seed=seeds)
@@ -167,6 +209,24 @@ def test_skin_is_the_frames_own_and_lips_are_the_pages(opening: float, seed: int
     assert inside.sum() > 100
     of_page = page[y0:y1, x0:x1].astype(int) + 40
     assert np.abs(box - of_page)[inside].mean() < 0.3 * np.abs(box - target[y0:y1, x0:x1])[inside].mean()
+
+
+@given(red=st.integers(-30, 30), level=st.integers(60, 120))
+@settings(max_examples=15, deadline=None)
+def test_teeth_take_as_much_of_a_tint_as_they_are_bright(red: int, level: int) -> None:
+    """Skin of another tint than the page's: what is half as bright as skin between the lips is tinted half as much."""
+    points = face(0.05)
+    page = np.full((128, 128, 3), 120, np.uint8)
+    target = page.copy()
+    target[..., 0] += np.uint8(red % 256)
+    inside = Warp(CROP)._filled(points[20:40]) == 1
+    page[64:128, 16:112][inside] = level
+    drawn = around(target, page, points, points).pixels[0, 64:128, 16:112]
+    deep = cv2.erode(inside.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    assert deep.sum() > 50
+    tints = drawn[deep].astype(float) - drawn[deep].mean(axis=1, keepdims=True)
+    wanted = red * np.array([2 / 3, -1 / 3, -1 / 3]) * level / 120
+    assert np.abs(tints - wanted).max() <= 2
 
 
 @given(opening=st.floats(0.02, 0.06))

@@ -286,24 +286,24 @@ def _draw(pieces: list[_Piece], scene: Scene, warp: Warp, clock: Clock) -> list[
 def _warped(part: _Part, warp: Warp) -> Drawn:
     """The mouths of a part warped from their pages, and from those that are blended in."""
     pixels, beside = part.crops.pixels, part.beside
-    shown = [[own, page] for own, page in zip(part.own, part.shown, strict=True)]
+    shown = [[page] for page in part.shown]
     if beside is not None:
         for slot, points in zip(beside.slots.tolist(), beside.shown, strict=True):
             shown[slot].append(points)
     flows = []
     for points, wanted in zip(shown, part.wanted, strict=True):
-        # Of the frame's own picture only the skin is shown, and nothing of a page that is painted over.
+        # Nothing of a page is seen that is painted over.
         inside = None if part.lip_features is None else warp.mouth(wanted)
-        flows.append(warp.flows(np.stack(points), wanted, [warp.lips(wanted), *[inside] * (len(points) - 1)]))
-    for flow, points, wanted in zip(flows, shown, part.wanted, strict=True):
-        for page in range(1, len(points)):
-            flow[page] = warp.behind_lips(flow[page], points[page], wanted)
-    drawn = warp.draw(pixels, _seen(part.references), np.stack([flow[1] for flow in flows]))
+        flows.append(warp.flows(np.stack(points), wanted, [inside] * len(points)))
+        for flow, of_page in zip(flows[-1], points, strict=True):
+            flow[...] = warp.behind_lips(flow, of_page, wanted)
+    drawn = warp.draw(pixels, _seen(part.references), np.stack([flow[0] for flow in flows]))
     if beside is not None:
         slots = beside.slots
-        other = warp.draw(pixels[slots], _seen(beside.references), np.stack([flows[slot][2] for slot in slots]))
-        drawn.pixels[slots] = warp.blended(drawn.pixels[slots], other.pixels, BESIDE_SHARE)
-    return warp.around(drawn, pixels, np.stack([flow[0] for flow in flows]), part.wanted)
+        other = warp.draw(pixels[slots], _seen(beside.references), np.stack([flows[slot][1] for slot in slots]))
+        drawn.pixels[slots] = warp.blended(drawn.pixels[slots], other.pixels, BESIDE_SHARE, part.wanted[slots])
+    skin = np.stack([warp.skin_flow(own, wanted) for own, wanted in zip(part.own, part.wanted, strict=True)])
+    return warp.around(drawn, pixels, skin, part.wanted)
 
 
 def _seen(references: Sequence[LitReference]) -> NDArray[np.uint8]:

@@ -1,13 +1,14 @@
 """Mouths drawn from a page of the person's own, warped from its lips and jaw to those that are wanted.
 
 Thin-plate splines (Bookstein 1989) with a little smoothing (Wahba 1990): exact ones tear where inner lips coincide. Where a warp would
-fold, it is smoothed more until it does not.
+fold, it is smoothed more until it does not. The frame's own skin around goes with the outer lips and the jaw alone, by splines of r in the
+place of r^2 log r (Duchon 1977): what keeps its slope beyond the lips smears a chin, where a wide mouth shuts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -37,6 +38,7 @@ STILL_FROM, SHUT = 0.008, 0.012
 is wanted or more; up to that once it is squeezed, for cells are too coarse to hide it behind lips that meet."""
 
 _Float = TypeVar("_Float", np.float32, np.float64)
+_Kernel = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 class Warp:
@@ -95,7 +97,7 @@ class Warp:
             share[slot] = self._skin(wanted[slot, :OUTER_LIPS])
             skin, page = self._moved(target, flow[slot]).astype(np.float32), drawn.pixels[slot, y0:y1, x0:x1]
             part = share[slot][..., None]
-            lit = page + self._carried(skin - page, share[slot])
+            lit = self._lit(page, skin - page, share[slot])
             pixels[slot, y0:y1, x0:x1] = np.clip(np.rint(lit + part * (skin - lit)), 0, 255)
         return Drawn(pixels, Copied(drawn.copied.paint_mask, drawn.copied.flow, Own(share, flow)))
 
@@ -126,25 +128,31 @@ class Warp:
         along = np.clip((away - LIPS_REACH) / (SKIN_REACH - LIPS_REACH), 0, 1)
         return np.asarray(along * along * (3 - 2 * along), np.float32)
 
-    def _carried(self, apart: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What skin and page differ by where they meet, carried smoothly into the mouth: float32 (h, w, 3)."""
+    def _lit(self, page: NDArray[np.uint8], apart: NDArray[np.float32], share: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The page with what the skin differs by where they meet, `apart`, carried smoothly into the mouth: float32 (h, w, 3). A tint is a
+        share of how bright a pixel is: what is darker than the skin takes less of it."""
         ring = 4 * share * (1 - share)
         # What is carried is so smooth that a coarse picture holds it.
         height, width = ring.shape
         coarse = cv2.resize(np.dstack([apart * ring[..., None], ring]), (width // COARSE, height // COARSE), interpolation=cv2.INTER_AREA)
         weighted = cv2.GaussianBlur(coarse, (0, 0), COLOUR_REACH * self._crop.size / COARSE)
-        return np.asarray(
-            cv2.resize(weighted[..., :3] / (weighted[..., 3:] + 1e-3), (width, height), interpolation=cv2.INTER_LINEAR), np.float32
-        )
+        carried = cv2.resize(weighted[..., :3] / (weighted[..., 3:] + 1e-3), (width, height), interpolation=cv2.INTER_LINEAR)
+        grey, bright = (np.asarray(picture.mean(axis=2), np.float32) for picture in (carried, page))
+        level = float((ring * bright).sum() / (ring.sum() + 1e-3))
+        tinted = np.minimum(1, bright / max(1.0, level))[..., None]
+        return np.asarray(page + tinted * carried + (1 - tinted) * grey[..., None], np.float32)
 
-    def blended(self, one: NDArray[np.uint8], other: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
-        """The drawn crops `one`, uint8 (M, S, S, 3), brought nearer to `other` by `share`, in all but fine detail: two pictures of a mouth
-        that are laid on each other blur it."""
+    def blended(self, one: NDArray[np.uint8], other: NDArray[np.uint8], share: float, wanted: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The drawn crops `one`, uint8 (M, S, S, 3), brought nearer to `other` by `share`, but for fine detail, which two pictures laid on
+        each other blur, and for what lies between the lips, where teeth would shine through others. wanted: float32 (M, P, 2)."""
         y0, y1, x0, x1 = self._crop.drawn
         blended = one.copy()
         for slot, (here, there) in enumerate(zip(one[:, y0:y1, x0:x1], other[:, y0:y1, x0:x1], strict=True)):
-            apart = cv2.GaussianBlur(cv2.subtract(there, here, dtype=cv2.CV_32F), (0, 0), FINE * self._crop.size)
-            blended[slot, y0:y1, x0:x1] = np.clip(np.rint(here + share * apart), 0, 255)
+            around = 1 - self._filled(wanted[slot, OUTER_LIPS : 2 * OUTER_LIPS])[..., None]
+            apart = np.dstack([around * cv2.subtract(there, here, dtype=cv2.CV_32F), around])
+            smooth = cv2.GaussianBlur(apart, (0, 0), FINE * self._crop.size)
+            brought = share * around * smooth[..., :3] / (smooth[..., 3:] + 1e-3)
+            blended[slot, y0:y1, x0:x1] = np.clip(np.rint(here + brought), 0, 255)
         return blended
 
     def flows(
@@ -155,11 +163,22 @@ class Warp:
         shown, wanted: float32 (K, P, 2) and (P, 2), unit crop: points of K pictures, and where each of them is to lie. unseen: of each
         picture the cells (h, w) of which nothing is shown, and which may fold.
         """
+        return self._unfolded(shown, wanted, unseen, thin_plate)
+
+    def skin_flow(self, own: NDArray[np.float32], wanted: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Likewise from where the skin around the lips is copied, float32 (2, h, w). own, wanted: float32 (P, 2), where the points of the
+        frame lie, and where they are to lie."""
+        around = np.r_[:OUTER_LIPS, 2 * OUTER_LIPS : len(wanted)]
+        return self._unfolded(own[None, around], wanted[around], [self.lips(wanted)], conic)[0]
+
+    def _unfolded(
+        self, shown: NDArray[np.float32], wanted: NDArray[np.float32], unseen: Sequence[NDArray[np.bool_] | None], kernel: _Kernel
+    ) -> NDArray[np.float32]:
         flows = np.empty((len(shown), 2, *self._cells), np.float32)
         left, smoothing = np.arange(len(shown)), SMOOTHING
         while len(left):
             values = np.moveaxis(shown[left] - wanted, 0, 1).reshape(len(wanted), -1)
-            flows[left] = thin_plate(wanted, values, self._grid, smoothing).T.reshape(len(left), 2, *self._cells)
+            flows[left] = spline(wanted, values, self._grid, smoothing, kernel).T.reshape(len(left), 2, *self._cells)
             if smoothing >= STIFFEST:
                 break
             left = left[[folds(flows[one], CELL_PX / self._crop.size, unseen[one] if unseen else None) for one in left]]
@@ -177,12 +196,14 @@ def seen_inside(apart: float) -> float:
     return min(max(apart / SHUT - 1, 0.0), 1.0)
 
 
-def thin_plate(at: NDArray[np.float32], values: NDArray[np.float32], where: NDArray[np.float64], smoothing: float) -> NDArray[np.float32]:
-    """The smoothed thin-plate spline through `values` (P, V) at `at` (P, 2), twice, read off at `where` (G, 2): float32 (G, V)."""
+def spline(
+    at: NDArray[np.float32], values: NDArray[np.float32], where: NDArray[np.float64], smoothing: float, kernel: _Kernel
+) -> NDArray[np.float32]:
+    """The smoothed spline of a `kernel` through `values` (P, V) at `at` (P, 2), twice, read off at `where` (G, 2): float32 (G, V)."""
     points, wanted = np.asarray(at, np.float64), np.asarray(values, np.float64)
     count = len(points)
     system = np.zeros((count + 3, count + 3))
-    system[:count, :count] = _kernel(points, points)
+    system[:count, :count] = kernel(_squared(points, points))
     system[np.arange(count), np.arange(count)] += smoothing
     system[:count, count] = system[count, :count] = 1
     system[:count, count + 1 :] = points
@@ -191,7 +212,7 @@ def thin_plate(at: NDArray[np.float32], values: NDArray[np.float32], where: NDAr
     weights = inverse @ wanted
     # What smoothing kept away from the points is asked for once more ("twicing", Tukey 1977): lips meet, and nothing tears all the same.
     weights = inverse @ (wanted + smoothing * weights[:count])
-    bent = _kernel(np.asarray(where, np.float32), points.astype(np.float32)) @ weights[:count].astype(np.float32)
+    bent = kernel(_squared(np.asarray(where, np.float32), points.astype(np.float32))) @ weights[:count].astype(np.float32)
     return np.asarray(bent + (weights[count] + where @ weights[count + 1 :]), np.float32)
 
 
@@ -205,7 +226,16 @@ def folds(flow: NDArray[np.float32], cell: float, unseen: NDArray[np.bool_] | No
     return bool(folded.any())
 
 
-def _kernel(one: NDArray[_Float], other: NDArray[_Float]) -> NDArray[_Float]:
-    """r^2 log r between points (N, 2) and (P, 2): (N, P), 0 where they coincide."""
-    squared = np.maximum((one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)[None] - 2 * (one @ other.T), 1e-12)
-    return np.asarray(0.5 * squared * np.log(squared), one.dtype)
+def _squared(one: NDArray[_Float], other: NDArray[_Float]) -> NDArray[_Float]:
+    """Squared distances of points (N, 2) and (P, 2): (N, P), above 0 where they coincide."""
+    return np.maximum((one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)[None] - 2 * (one @ other.T), 1e-12)
+
+
+def thin_plate(squared: NDArray[_Float]) -> NDArray[_Float]:
+    """r^2 log r of squared distances."""
+    return np.asarray(0.5 * squared * np.log(squared), squared.dtype)
+
+
+def conic(squared: NDArray[_Float]) -> NDArray[_Float]:
+    """-r of squared distances."""
+    return np.asarray(-np.sqrt(squared), squared.dtype)
