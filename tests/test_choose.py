@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -269,9 +270,23 @@ def test_shapes_that_are_asked_for_change_nothing_where_they_are_not() -> None:
     assert (inner_opening(shaped.points[20:50]) > inner_opening(plain.points[20:50]) + 0.02).all()
 
 
+def test_a_page_moves_as_fast_as_the_lips_around_it() -> None:
+    """Of frames of the same person and shot; pages of other footage, whose frames are not known, rest."""
+    openings = np.repeat([0.0, 0.05, 0.01], [10, 1, 20])
+    openings[20:] += 0.002 * np.arange(11)
+    with track_of(openings) as track:
+        frame = track.pages.frame.copy()
+        frame[-1] = len(track) + 5
+        track = replace(track, pages=replace(track.pages, frame=frame), shot=(np.arange(31) >= 25).astype(np.int32))
+        speed = choosing._speed_of_pages(track, np.arange(31))
+    assert speed[[0, 5, 15, -1]] == pytest.approx(np.zeros(4), abs=1e-6)
+    assert speed[9] > 5 * speed[22] > 0
+    assert speed[[24, 25]] == pytest.approx(speed[[22, 22]], rel=0.05)
+
+
 def test_own_frames_can_be_forbidden() -> None:
-    recalled = speaking(100)
-    with track_of(speaking(100)) as track, heard(recalled) as lips:
+    recalled = np.random.default_rng(0).uniform(0, 0.06, 100)  # no two are alike
+    with track_of(recalled) as track, heard(recalled) as lips:
         near = np.abs(track.pages.frame[drawn(track, lips).page] - np.arange(100)) < 5
         assert near.any()
         far = np.abs(track.pages.frame[drawn(track, lips, exclude_s=0.2).page] - np.arange(100))

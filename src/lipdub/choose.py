@@ -15,7 +15,7 @@ from lipdub.faces.smoothing import OUTLINE_SMOOTH_S, smooth
 from lipdub.faces.track import DUBBED, FaceTrack, runs
 from lipdub.options import Draw
 from lipdub.references.pages import Pages
-from lipdub.references.shapes import CORNERS, LOWER_INNER_LIP, REST_SHARE, inner_opening, mouth_width, shape_of
+from lipdub.references.shapes import CORNERS, LOWER_INNER_LIP, REST_SHARE, inner_opening, mouth_width, shape_of, speed_of
 from lipdub.references.unit_selection import UnitSelection
 from lipdub.row_file import RowFile
 from lipdub.speech.lip_track import PAUSE, LipTrack
@@ -210,7 +210,20 @@ class _Bank:
     @classmethod
     def of(cls, track: FaceTrack, person: int, usable: NDArray[np.bool_]) -> _Bank:
         pages = track.pages.of(person)
-        return cls(pages, track.page_times_s[pages], UnitSelection(track.pages.take(pages), usable[pages]))
+        speed = _speed_of_pages(track, pages)
+        return cls(pages, track.page_times_s[pages], UnitSelection(track.pages.take(pages), usable[pages], speed))
+
+
+def _speed_of_pages(track: FaceTrack, pages: NDArray[np.int64]) -> NDArray[np.float32]:
+    """How fast the lips of these pages move, float32 (P,), by the frames around each; 0 for those of other footage."""
+    speed, times_s = np.zeros(len(pages), np.float32), track.times_s
+    for at, frame in enumerate(track.pages.frame[pages].tolist()):
+        if frame < len(track):
+            around = np.arange(max(0, frame - 1), min(len(track), frame + 2))
+            same = (track.person[around] == track.person[frame]) & (track.shot[around] == track.shot[frame])
+            around = around[same & (track.status[around] == DUBBED) | (around == frame)]
+            speed[at] = speed_of(track.lips[around].astype(np.float32), times_s[around])[np.searchsorted(around, frame)]
+    return speed
 
 
 def _costs(bank: _Bank, wanted: _Wishes, choices: Choices, frames: tuple[int, int], exclude_s: float) -> Iterator[NDArray[np.float32]]:
@@ -218,9 +231,12 @@ def _costs(bank: _Bank, wanted: _Wishes, choices: Choices, frames: tuple[int, in
     track, shown = wanted.track, wanted.shown
     for start in range(*frames, BLOCK_FRAMES):
         end = min(frames[1], start + BLOCK_FRAMES)
-        source, points = shown.source[start:end], wanted.points(start, end)
+        low, high = max(frames[0], start - 1), min(frames[1], end + 1)  # the speed of the lips is seen from the frames around
+        around = wanted.points(low, high)
+        speed = speed_of(around[:, :40], shown.times_s[low:high])[start - low : end - low]
+        source, points = shown.source[start:end], around[start - low : end - low]
         choices.want(points)
-        found = bank.selection.costs(points[:, :40], track.pose[source], unit_px(track.similarity[source]))
+        found = bank.selection.costs(points[:, :40], speed, track.pose[source], unit_px(track.similarity[source]))
         if exclude_s > 0:
             away = np.abs(track.times_s[source][:, None] - bank.times_s[None])
             # A page is blended into the frame beside its own.

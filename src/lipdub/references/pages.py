@@ -80,20 +80,29 @@ class Pages:
     def usable(self) -> NDArray[np.bool_]:
         """Which pages show their person sharply and in about the usual light, bool (P,): what a fade, a flash or a lost focus has spoilt is
         out. Of each person at least one page is usable."""
-        usable = np.ones(len(self), bool)
+        usable, blur = np.ones(len(self), bool), self.blur()
         for person in np.unique(self.person):
             mine = self.of(person)
-            skin, sharpness = self.skin[mine] + LEAST_LEVELS, self.sharpness[mine] + LEAST_SHARPNESS
+            skin = self.skin[mine] + LEAST_LEVELS
             usual = np.median(skin, axis=0)
             lit = ((skin >= LIT * usual) & (skin <= usual / LIT)).all(axis=1)
-            # Sharpness is of pixels: a wide shot's small faces are sharper than a close-up.
-            side = np.log(self.side_px[mine])
-            like = np.abs(side[:, None] - side[None]) < np.log(LIKE_SIZE)
-            sharp = np.nanquantile(np.where(like, sharpness, np.nan), 0.75, axis=1)
-            good = lit & (sharpness >= SHARP * sharp)
-            good[np.argmax(sharpness * lit)] = True
+            good = lit & (blur[mine] <= -np.log(SHARP))
+            good[np.argmax((self.sharpness[mine] + LEAST_SHARPNESS) * lit)] = True
             usable[mine] = good
         return usable
+
+    def blur(self) -> NDArray[np.float32]:
+        """How much less sharp each page is than the sharper ones of its person and of about its size: float32 (P,), the factor's logarithm,
+        at least 0."""
+        blur = np.zeros(len(self), np.float32)
+        for person in np.unique(self.person):
+            mine = self.of(person)
+            sharpness, side = self.sharpness[mine] + LEAST_SHARPNESS, np.log(self.side_px[mine])
+            # Sharpness is of pixels: a wide shot's small faces are sharper than a close-up.
+            like = np.abs(side[:, None] - side[None]) < np.log(LIKE_SIZE)
+            sharp = np.nanquantile(np.where(like, sharpness, np.nan), 0.75, axis=1)
+            blur[mine] = np.maximum(0, np.log(sharp / sharpness))
+        return blur
 
     def of(self, person: int) -> NDArray[np.int64]:
         """The numbers of a person's pages, int64."""

@@ -28,6 +28,13 @@ def shape_of(lips: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.column_stack([(lips * weights).reshape(len(lips), 80), OPENING_WEIGHT * inner_opening(lips)])
 
 
+def speed_of(lips: NDArray[np.float32], times_s: NDArray[np.float64]) -> NDArray[np.float32]:
+    """How fast lips (n, 40, 2) move, seen at rising times (n,): float32 (n,), per second, in the distance that ``shape_of`` gives."""
+    if len(lips) < 2:
+        return np.zeros(len(lips), np.float32)
+    return np.asarray(np.abs(np.gradient(shape_of(lips), times_s, axis=0)).mean(axis=1), np.float32)
+
+
 def mouth_width(lips: NDArray[np.float32]) -> NDArray[np.float32]:
     """How far the corners of the lips (n, 40, 2) are apart, float32 (n,), unit crop."""
     return lips[:, CORNERS[1], 0] - lips[:, CORNERS[0], 0]

@@ -24,18 +24,22 @@ SHORT = 0.4
 that a lip moves over do not."""
 COARSE, COARSER = 0.03, 1.25
 """The logarithm of how much coarser than its frame a page is costs this, from this factor on: it would be drawn blurred."""
+BLURRED = 0.015
+"""And that of how much less sharp it is than the person's sharper pages, this: a head that moved leaves a smear on one that did not."""
+SMEARED_S = 0.01
+"""And how much faster its lips move than the wanted ones costs so many seconds of that: a smear, which is seen on lips that rest."""
 BLOCK_FRAMES, AHEAD_FRAMES = 256, 32
 """A decision is made for so many frames when so many more have been seen."""
 
 
 class UnitSelection:
-    """Chooses among the pages of one person."""
+    """Chooses among the pages of one person. speed: float32 (P,), how fast the lips of each move, as ``speed_of`` gives it."""
 
-    def __init__(self, pages: Pages, usable: NDArray[np.bool_]) -> None:
+    def __init__(self, pages: Pages, usable: NDArray[np.bool_], speed: NDArray[np.float32]) -> None:
         self._shape = shape_of(pages.lips)
         self._pose, self._opening = pages.pose, inner_opening(pages.lips)
-        self._side = np.log(pages.side_px)
-        self._never = np.where(usable, 0, np.inf).astype(np.float32)
+        self._side, self._speed = np.log(pages.side_px), speed
+        self._always = np.where(usable, BLURRED * pages.blur(), np.inf).astype(np.float32)
         apart = np.abs(self._shape[:, None] - self._shape[None]).mean(axis=2)
         apart += POSE_PER_DEG * np.abs(pages.pose[:, None] - pages.pose[None]).sum(axis=2)
         light = np.log1p(pages.skin[:, 0])
@@ -45,15 +49,18 @@ class UnitSelection:
         follows = np.flatnonzero(np.diff(pages.frame) == 1)
         self._step[follows, follows + 1] = 0
 
-    def costs(self, lips: NDArray[np.float32], pose: NDArray[np.float32], side_px: NDArray[np.float64]) -> NDArray[np.float32]:
-        """What each page costs at each of n frames, float32 (n, P): lips (n, 40, 2) wished for in unit crop, pose (n, 2) in degrees,
-        side_px (n,) of the unit crop in the frame."""
+    def costs(
+        self, lips: NDArray[np.float32], speed: NDArray[np.float32], pose: NDArray[np.float32], side_px: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
+        """What each page costs at each of n frames, float32 (n, P): lips (n, 40, 2) wished for in unit crop, their speed (n,),
+        pose (n, 2) in degrees, side_px (n,) of the unit crop in the frame."""
         found = np.empty((len(lips), len(self._shape)), np.float32)
         for row, (shape, turned) in enumerate(zip(shape_of(lips), pose, strict=True)):
             found[row] = np.abs(self._shape - shape).mean(axis=1) + POSE_PER_DEG * np.abs(self._pose - turned).sum(axis=1)
         found += SHORT * np.maximum(0, inner_opening(lips)[:, None] - self._opening)
+        found += SMEARED_S * np.maximum(0, self._speed - speed[:, None])
         coarser = np.log(side_px)[:, None] - self._side - np.log(COARSER)
-        return np.asarray(found + COARSE * np.maximum(coarser, 0) + self._never, np.float32)
+        return np.asarray(found + COARSE * np.maximum(coarser, 0) + self._always, np.float32)
 
     def cheapest(self, costs: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.int64]]:
         """The page of every frame of a shot, in pieces. costs: (n, P) each, in order."""
