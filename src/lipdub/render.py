@@ -294,7 +294,7 @@ def _warped(part: _Part, warp: Warp) -> Drawn:
     for points, wanted in zip(shown, part.wanted, strict=True):
         # Nothing of a page is seen that is painted over.
         inside = None if part.lip_features is None else warp.mouth(wanted)
-        flows.append(warp.flows(np.stack(points), wanted, [inside] * len(points)))
+        flows.append(warp.flows(np.stack(points), wanted, inside))
         for flow, of_page in zip(flows[-1], points, strict=True):
             flow[...] = warp.behind_lips(flow, of_page, wanted)
     drawn = warp.draw(pixels, _seen(part.references), np.stack([flow[0] for flow in flows]))

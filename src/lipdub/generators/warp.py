@@ -7,7 +7,7 @@ place of r^2 log r (Duchon 1977): what keeps its slope beyond the lips smears a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import cv2
@@ -31,6 +31,7 @@ COLOUR_REACH = 0.1
 """Sigma over which the colour between lips and skin is carried inwards, unit crop."""
 COARSE = 4
 """Crop px of a pixel of the picture in which it is carried."""
+_MEAN = np.full(3, 1 / 3, np.float32)
 OUTER_LIPS, _NOSE_BASE = 20, slice(59, 62)
 """Where the outer lips end among the points, and where the base of the nose stands."""
 STILL_FROM, SHUT = 0.008, 0.012
@@ -137,10 +138,10 @@ class Warp:
         coarse = cv2.resize(np.dstack([apart * ring[..., None], ring]), (width // COARSE, height // COARSE), interpolation=cv2.INTER_AREA)
         weighted = cv2.GaussianBlur(coarse, (0, 0), COLOUR_REACH * self._crop.size / COARSE)
         carried = cv2.resize(weighted[..., :3] / (weighted[..., 3:] + 1e-3), (width, height), interpolation=cv2.INTER_LINEAR)
-        grey, bright = (np.asarray(picture.mean(axis=2), np.float32) for picture in (carried, page))
+        grey, bright = (carried @ _MEAN)[..., None], page @ _MEAN
         level = float((ring * bright).sum() / (ring.sum() + 1e-3))
         tinted = np.minimum(1, bright / max(1.0, level))[..., None]
-        return np.asarray(page + tinted * carried + (1 - tinted) * grey[..., None], np.float32)
+        return np.asarray(page + grey + tinted * (carried - grey), np.float32)
 
     def blended(self, one: NDArray[np.uint8], other: NDArray[np.uint8], share: float, wanted: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The drawn crops `one`, uint8 (M, S, S, 3), brought nearer to `other` by `share`, but for fine detail, which two pictures laid on
@@ -156,12 +157,12 @@ class Warp:
         return blended
 
     def flows(
-        self, shown: NDArray[np.float32], wanted: NDArray[np.float32], unseen: Sequence[NDArray[np.bool_] | None] = ()
+        self, shown: NDArray[np.float32], wanted: NDArray[np.float32], unseen: NDArray[np.bool_] | None = None
     ) -> NDArray[np.float32]:
         """From where each cell of the drawn box is copied relative to its own place, (x, y) in crop sides: float32 (K, 2, h, w).
 
-        shown, wanted: float32 (K, P, 2) and (P, 2), unit crop: points of K pictures, and where each of them is to lie. unseen: of each
-        picture the cells (h, w) of which nothing is shown, and which may fold.
+        shown, wanted: float32 (K, P, 2) and (P, 2), unit crop: points of K pictures, and where each of them is to lie. unseen: cells (h, w)
+        of which nothing is shown, and which may fold.
         """
         return self._unfolded(shown, wanted, unseen, thin_plate)
 
@@ -169,10 +170,10 @@ class Warp:
         """Likewise from where the skin around the lips is copied, float32 (2, h, w). own, wanted: float32 (P, 2), where the points of the
         frame lie, and where they are to lie."""
         around = np.r_[:OUTER_LIPS, 2 * OUTER_LIPS : len(wanted)]
-        return self._unfolded(own[None, around], wanted[around], [self.lips(wanted)], conic)[0]
+        return self._unfolded(own[None, around], wanted[around], self.lips(wanted), conic)[0]
 
     def _unfolded(
-        self, shown: NDArray[np.float32], wanted: NDArray[np.float32], unseen: Sequence[NDArray[np.bool_] | None], kernel: _Kernel
+        self, shown: NDArray[np.float32], wanted: NDArray[np.float32], unseen: NDArray[np.bool_] | None, kernel: _Kernel
     ) -> NDArray[np.float32]:
         flows = np.empty((len(shown), 2, *self._cells), np.float32)
         left, smoothing = np.arange(len(shown)), SMOOTHING
@@ -181,7 +182,7 @@ class Warp:
             flows[left] = spline(wanted, values, self._grid, smoothing, kernel).T.reshape(len(left), 2, *self._cells)
             if smoothing >= STIFFEST:
                 break
-            left = left[[folds(flows[one], CELL_PX / self._crop.size, unseen[one] if unseen else None) for one in left]]
+            left = left[[folds(flows[one], CELL_PX / self._crop.size, unseen) for one in left]]
             smoothing *= STIFFER
         return flows
 

@@ -50,7 +50,9 @@ class Head:
     def free_id(self) -> int | None:
         """The least number that no SPS and no PPS has; None without room for one more SPS. Raises ``ValueError``: one is damaged."""
         taken = {_numbers(unit[4:], 1)[0] for unit in self.sps} | {_numbers(unit[1:], 1)[0] for unit in self.pps}
-        return next((one for one in range(_MOST_SETS + 1) if one not in taken and len(self.sps) < _MOST_SETS), None)
+        if len(self.sps) == _MOST_SETS:
+            return None
+        return next((one for one in range(_MOST_SETS + 1) if one not in taken), None)
 
     def joined(self, other: Head) -> Head:
         """The head of a stream in which pictures of both are. Their parameter sets have different numbers."""

@@ -108,7 +108,8 @@ def read_planes(
 ) -> Generator[YuvChunk, None, None]:
     """The pictures of `path` as `read_frames` gives them, in the planes that the encoder takes; bit for bit where they are stored so.
 
-    warn: told what had to be mended. entry: the first one wanted, in a file whose times need no mending; None for the first there is.
+    warn: told what had to be mended. entry: the first one wanted, in a file whose times need no mending; None for the first there is. Where
+    the entry cannot be sought all pictures are given.
 
     Raises as `read_frames`.
     """
@@ -135,8 +136,12 @@ def _read(
         size: tuple[int, int] | None = None
         # From an entry on nothing needs mending, and a clock that knows no steps before it takes a pause for a jump.
         for tick, frame in _timed(container, stream, warn if entry is None else lambda _: None):
-            if entry is not None and tick < entry.tick:
-                continue
+            if entry is not None and convert is None:
+                if tick < entry.tick:
+                    continue
+                if tick > entry.tick:  # an .mp4 is sought by times of decoding, and where key frames lie close together too far
+                    yield from _read(path, chunk_bytes, start, warn)
+                    return
             if size is not None and size != (frame.width, frame.height):
                 warn(_size_changes(size, frame, tick * time_base))
                 warn = lambda _: None  # noqa: E731 - once is enough

@@ -64,10 +64,6 @@ def _runs(timeline: Timeline, without: Sequence[Stretch]) -> Iterator[tuple[int,
 def _forward(video: Path, first: int, end: int, warn: Warn, entry: Entry | None) -> Generator[YuvChunk, None, None]:
     with closing(read_planes(video, warn=warn, entry=entry)) as chunks:
         for chunk in chunks:
-            if entry is not None and chunk.index == first and chunk.pts[0] != entry.tick:
-                # An .mp4 is sought by times of decoding, and where key frames lie close together too far.
-                yield from _forward(video, first, end, warn, None)
-                return
             low, high = max(first, chunk.index), min(end, chunk.index + len(chunk))
             if low < high:
                 yield chunk.part(low - chunk.index, high - chunk.index)
