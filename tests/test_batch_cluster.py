@@ -9,6 +9,7 @@ import pytest
 from batch_jobs import fake_work, make_job, manifest, run, scripted_rows, written
 
 from lipdub.batch import RowResult, State, Step, Task, check_manifest, make_plan
+from lipdub.batch.loop import Progress
 from lipdub.errors import ClusterFailed
 
 pytest.importorskip("ray")
@@ -98,6 +99,29 @@ def test_what_a_task_is_given(cluster, folder, monkeypatch):
     assert {result.row.options.threads for result in results} == {1}
     with pytest.raises(ClusterFailed, match="no GPU"):
         RayPool("auto", devices=["cuda"])
+
+
+def test_progress_that_is_told_late_is_told(cluster, monkeypatch):
+    """On a busy machine the answer takes longer than it is waited for."""
+    import ray
+
+    from lipdub.batch import cluster as pools
+
+    class Slow(pools._Board):
+        def take(self):
+            time.sleep(2.5)
+            return super().take()
+
+    monkeypatch.setattr(pools, "_Board", Slow)
+    pool = pools.RayPool("auto", work=fake_work)
+    try:
+        ray.get(pool._board.tell.remote(7, ("redrawing", 1, 2)))
+        told, until = [], time.monotonic() + 20
+        while not told and time.monotonic() < until:
+            told += pool.events(0.1)
+        assert told == [Progress(7, "redrawing", 1, 2)]
+    finally:
+        pool.stop()
 
 
 def test_an_interruption_cancels_the_tasks(cluster, folder):

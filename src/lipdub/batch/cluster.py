@@ -35,6 +35,7 @@ SYSTEM_RETRIES: Final = 3
 TASK_CPUS: Final = 2
 """Processors of a row that does not say how many threads it wants."""
 _LOOK_S: Final = 10.0
+_ANSWER_S: Final = 2.0
 _QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no report to Ray's makers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray asks for to stop warning about what it will do some day
@@ -64,6 +65,7 @@ class RayPool:
         self._work = work or dub_task
         self._task_of: dict[Any, int] = {}
         self._board: Any = None
+        self._asked: Any = None
         self._looked_s = 0.0
         self._look()
         if "cuda" in devices and not self._gpus:
@@ -100,8 +102,12 @@ class RayPool:
                 yield self._answer(reference)
         # Progress is for those who look on: where its actor is gone, nothing else is.
         with suppress(ray.exceptions.RayError):
-            for number, said in ray.get(self._board.take.remote(), timeout=2.0).items():
-                yield Progress(number, *said)
+            # An answer that is late is waited for the next time: what it tells is told once.
+            self._asked = self._asked or self._board.take.remote()
+            if ray.wait([self._asked], timeout=_ANSWER_S)[0]:
+                asked, self._asked = self._asked, None
+                for number, said in ray.get(asked).items():
+                    yield Progress(number, *said)
 
     def stop(self) -> None:
         """Cancel all tasks, politely first, and let go of the cluster."""
